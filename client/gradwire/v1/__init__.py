@@ -1,0 +1,1 @@
+"""The contract: stubs generated from proto/gradwire/v1 by scripts/generate."""

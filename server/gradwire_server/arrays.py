@@ -1,0 +1,201 @@
+"""The NumPy namespace that gates compute with: the Array API's names, and a few more.
+
+What an array library must offer to run gates is `__all__` of this module. Functions marked
+"vjp" in tests/test_gates.py's list are also offered by the symbolic namespace.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy import (
+    abs,
+    acos,
+    acosh,
+    add,
+    argmax,
+    asin,
+    asinh,
+    atan,
+    atanh,
+    broadcast_to,
+    ceil,
+    concat,
+    cos,
+    cosh,
+    divide,
+    equal,
+    exp,
+    expand_dims,
+    expm1,
+    floor,
+    fmod,
+    full_like,
+    greater,
+    greater_equal,
+    isinf,
+    isnan,
+    less,
+    less_equal,
+    log,
+    log1p,
+    logical_and,
+    logical_not,
+    logical_or,
+    logical_xor,
+    matmul,
+    maximum,
+    mean,
+    minimum,
+    multiply,
+    negative,
+    ones_like,
+    permute_dims,
+    pow,
+    prod,
+    remainder,
+    reshape,
+    round,
+    sign,
+    sin,
+    sinh,
+    sqrt,
+    squeeze,
+    subtract,
+    sum,
+    take,
+    take_along_axis,
+    tan,
+    tanh,
+    tile,
+    trunc,
+    where,
+    zeros_like,
+)
+
+from gradwire_server.specs import Shape, Tensor
+
+__all__ = [
+    "abs", "acos", "acosh", "add", "argmax", "asin", "asinh", "astype", "atan", "atanh",
+    "broadcast_to", "ceil", "concat", "constant", "cos", "cosh", "cumulative_sum", "divide",
+    "einsum", "equal", "erf", "exp", "expand_dims", "expm1", "floor", "fmod", "full", "full_like",
+    "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "maximum", "mean",
+    "min", "minimum", "multiply", "negative", "ones_like", "pad", "permute_dims", "pow", "prod",
+    "remainder", "reshape", "round", "scatter", "sign", "sin", "sinh", "slice", "split", "sqrt",
+    "squeeze", "subtract", "sum", "take", "take_along_axis", "tan", "tanh", "tile", "trunc",
+    "truncated_divide", "where", "zeros_like",
+]  # fmt: skip
+
+Array = Any
+
+
+def astype(x: Array, dtype: str) -> Array:
+    """Elements converted; a float becomes an integer towards zero."""
+    return np.asarray(x).astype(dtype)
+
+
+def full(shape: Shape, fill: float, dtype: str) -> Array:
+    """A tensor of one number."""
+    return np.full(shape, fill, dtype)
+
+
+def constant(tensor: Tensor) -> Array:
+    """A stored tensor as a read-only array."""
+    little_endian = np.dtype(tensor.dtype).newbyteorder("<")
+    return np.frombuffer(tensor.data, little_endian).reshape(tensor.shape)
+
+
+def erf(x: Array) -> Array:
+    """The error function."""
+    from scipy.special import erf as scipy_erf  # slow to import, and few graphs need it
+
+    return scipy_erf(x)
+
+
+def truncated_divide(x: Array, y: Array) -> Array:
+    """Quotient of integers, rounded towards zero; 0 where y is 0."""
+    nonzero = np.where(y == 0, np.ones_like(y), y)
+    quotient = np.floor_divide(x, nonzero)
+    down = (np.remainder(x, nonzero) != 0) & ((x < 0) != (nonzero < 0))
+    return np.where(y == 0, np.zeros_like(quotient), quotient + down.astype(quotient.dtype))
+
+
+def max(x: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
+    """Largest element along the axes; the lowest number of the type where there is none."""
+    return np.max(x, axis=axis, keepdims=keepdims, initial=_lowest(x.dtype))
+
+
+def min(x: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
+    """Smallest element along the axes; the highest number of the type where there is none."""
+    return np.min(x, axis=axis, keepdims=keepdims, initial=_highest(x.dtype))
+
+
+def einsum(equation: str, *operands: Array) -> Array:
+    """Einstein summation, ordered to need few operations."""
+    return np.einsum(equation, *operands, optimize=len(operands) > 2)
+
+
+def cumulative_sum(x: Array, axis: int, exclusive: bool = False, reverse: bool = False) -> Array:
+    """Running sum along an axis; exclusive leaves an element out of its own sum."""
+    along = np.moveaxis(np.flip(x, axis) if reverse else x, axis, 0)
+    total = np.zeros_like(along)
+    if exclusive:
+        np.cumsum(along[:-1], axis=0, dtype=x.dtype, out=total[1:])
+    else:
+        np.cumsum(along, axis=0, dtype=x.dtype, out=total)
+    total = np.moveaxis(total, 0, axis)
+    return np.flip(total, axis) if reverse else total
+
+
+def split(x: Array, sizes: tuple[int, ...], axis: int) -> tuple[Array, ...]:
+    """Consecutive pieces of the given sizes along an axis."""
+    return tuple(np.split(x, np.cumsum(sizes)[:-1], axis))
+
+
+def slice(
+    x: Array, starts: tuple[int, ...], stops: tuple[int | None, ...], steps: tuple[int, ...]
+) -> Array:
+    """x[starts[0]:stops[0]:steps[0], ...], one entry for each axis; a stop of None is the end."""
+    from builtins import slice as part
+
+    return x[tuple(map(part, starts, stops, steps))]
+
+
+def pad(x: Array, before: Shape, after: Shape, mode: str = "constant", fill: Any = 0) -> Array:
+    """`before` and `after` elements more an axis; mode "constant", "reflect", "edge", "wrap"."""
+    widths = tuple(zip(before, after, strict=True))
+    if mode == "constant":
+        return np.pad(x, widths, constant_values=fill)
+    return np.pad(x, widths, mode=mode)  # type: ignore[call-overload]
+
+
+def scatter(x: Array, indices: Array, updates: Array, axis: int, reduction: str = "none") -> Array:
+    """A copy of x where out[.., indices[i], ..] takes updates[i].
+
+    `indices` and `updates` have one shape, of x's rank; where indices repeat, "none" keeps the
+    last. `reduction` is "none", "add", "mul", "max" or "min".
+    """
+    out = np.array(x)
+    place: list[Array] = list(np.indices(indices.shape, sparse=True))
+    if place:
+        place[axis] = indices
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+    if reduction == "none":
+        out[tuple(place)] = updates
+    else:
+        combine[reduction].at(out, tuple(place), updates)
+    return out
+
+
+def _lowest(dtype: Any) -> Any:
+    if dtype.kind == "f":
+        return -np.inf
+    return False if dtype.kind == "b" else np.iinfo(dtype).min
+
+
+def _highest(dtype: Any) -> Any:
+    if dtype.kind == "f":
+        return np.inf
+    return True if dtype.kind == "b" else np.iinfo(dtype).max

@@ -1,0 +1,485 @@
+"""Between messages and what the server computes with: the only module that knows both.
+
+Nothing that arrives is trusted: sizes and counts are compared before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
+from gradwire_server.arrays import constant
+from gradwire_server.catalogue import GateDescription
+from gradwire_server.engine.evaluation import Binding, Evaluation, Selection, Slab
+from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported
+from gradwire_server.gates import OPERATOR_SETS
+from gradwire_server.gates.base import AttributeValue
+from gradwire_server.graph import Graph, Ids, Leaf, Output, Row, check_structure
+from gradwire_server.limits import Limit, Limits
+from gradwire_server.specs import ITEM_SIZES, Tensor
+
+FORMAT_VERSION = 1
+FEATURES: frozenset[str] = frozenset()
+
+#: Bytes of elements in one column: large enough to be cheap, small enough to flow.
+COLUMN_BYTES = 512 * 1024
+
+_MAX_RANK = 32
+_PREFIX = "DATA_TYPE_"
+_DTYPES = {
+    number: name.removeprefix(_PREFIX).lower()
+    for name, number in tensor_pb2.DataType.items()
+    if name.removeprefix(_PREFIX).lower() in ITEM_SIZES
+}
+_NUMBERS = {name: number for number, name in _DTYPES.items()}
+
+
+def decode_graph(data: bytes, limits: Limits) -> Graph:
+    """A serialized Graph, checked (the reasons of graph.check_structure, and those below)."""
+    message = graph_pb2.Graph()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise Invalid(
+            "GRAPH_INVALID",
+            f"the {len(data)} bytes are not a serialized gradwire.v1.Graph; send Graph itself, "
+            "not the GraphFile around it",
+        ) from None
+    _check_versions(message)
+    if not message.HasField("circuit"):
+        raise Invalid("GRAPH_INVALID", "the graph has no circuit")
+    circuit = message.circuit
+    if len(circuit.node_gates) > limits.max_nodes:
+        raise OverLimit.of(
+            "max-nodes", limits.max_nodes, len(circuit.node_gates), "number of nodes"
+        )
+    if len(circuit.named_ids) != len(circuit.names):
+        raise Invalid(
+            "NAME_INVALID",
+            f"there are {len(circuit.named_ids)} named ids but {len(circuit.names)} names",
+        )
+    named_ids = _ids(circuit.named_ids)
+    if (np.diff(named_ids) <= 0).any():
+        raise Invalid("NAME_INVALID", "named ids do not ascend")
+    graph = Graph(
+        rows=tuple(_decode_row(gate) for gate in message.gates),
+        leaves=tuple(
+            _decode_leaf(kind, leaf)
+            for kind, leaves in (
+                ("input", circuit.inputs),
+                ("parameter", circuit.parameters),
+                ("constant", circuit.constants),
+            )
+            for leaf in leaves
+        ),
+        node_rows=_ids(circuit.node_gates),
+        node_inputs=_ids(circuit.node_inputs),
+        outputs=tuple(Output(output.name, _ids(output.value_ids)) for output in circuit.outputs),
+        names=dict(zip(named_ids.tolist(), circuit.names, strict=True)),
+    )
+    check_structure(graph, limits)
+    return graph
+
+
+def encode_graph(graph: Graph, producer: str) -> bytes:
+    """The canonical bytes of a graph: ascending attributes, none at its default."""
+    message = graph_pb2.Graph(
+        format_version=FORMAT_VERSION,
+        operator_set_version=OPERATOR_SETS[1],
+        gates=[_encode_row(row) for row in graph.rows],
+        producer=producer,
+    )
+    circuit = message.circuit
+    columns = {
+        "input": circuit.inputs, "parameter": circuit.parameters, "constant": circuit.constants
+    }  # fmt: skip
+    for leaf in graph.leaves:
+        columns[leaf.kind].append(_encode_leaf(leaf))
+    circuit.node_gates.extend(graph.node_rows.tolist())
+    circuit.node_inputs.extend(graph.node_inputs.tolist())
+    circuit.outputs.extend(
+        graph_pb2.Output(name=output.name, value_ids=output.value_ids.tolist())
+        for output in graph.outputs
+    )
+    for value_id in sorted(graph.names):
+        circuit.named_ids.append(value_id)
+        circuit.names.append(graph.names[value_id])
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_source(source: service_pb2.GraphSource, limits: Limits) -> Graph:
+    """The graph of a request."""
+    if source.WhichOneof("source") != "graph":
+        raise Invalid("GRAPH_INVALID", "the request has no graph")
+    return decode_graph(source.graph, limits)
+
+
+def decode_evaluation(message: service_pb2.Evaluation) -> Evaluation:
+    """What a request asks for. Names and ids are compared with the graph later."""
+    return Evaluation(
+        bindings=decode_bindings(message.bindings),
+        batch_size=message.batch_size,
+        seeds=decode_seeds(message.seeds),
+        forward_only=message.forward_only,
+        with_respect_to=tuple(message.with_respect_to),
+        values=_decode_selection("values", message.values),
+        gradients=_decode_selection("gradients", message.gradients),
+    )
+
+
+def decode_bindings(messages: Iterable[service_pb2.Binding]) -> dict[str, Binding]:
+    """Bindings by the leaf's name (BINDING_INVALID where one repeats)."""
+    bindings: dict[str, Binding] = {}
+    for message in messages:
+        if message.leaf in bindings:
+            raise Invalid("BINDING_INVALID", f"leaf {message.leaf!r} is bound twice")
+        array = _decode_array(f"binding of leaf {message.leaf!r}", message)
+        bindings[message.leaf] = Binding(array, message.batched)
+    return bindings
+
+
+def decode_seeds(messages: Iterable[tensor_pb2.NamedTensor]) -> dict[str, Any]:
+    """Seeds by the output's name (SEED_INVALID where one repeats)."""
+    seeds: dict[str, Any] = {}
+    for message in messages:
+        if message.name in seeds:
+            raise Invalid("SEED_INVALID", f"output {message.name!r} has two seeds")
+        seeds[message.name] = _decode_array(f"seed of output {message.name!r}", message)
+    return seeds
+
+
+def encode_named(name: str, array: Any) -> tensor_pb2.NamedTensor:
+    """An array under a name."""
+    return tensor_pb2.NamedTensor(
+        name=name,
+        tensor=tensor_pb2.Tensor(
+            data_type=_NUMBERS[str(array.dtype)], shape=array.shape, data=_data(array)
+        ),
+    )
+
+
+def encode_columns(slabs: Iterable[Slab]) -> Iterator[service_pb2.Column]:
+    """Columns of at most about COLUMN_BYTES; larger tensors in pieces."""
+    for slab in slabs:
+        column = service_pb2.Column(data_type=_NUMBERS[slab.dtype], shape=slab.shape)
+        if slab.summary is not None:
+            _set_ids(column, slab.ids)
+            column.summary.CopyFrom(_encode_summary(slab.summary))
+            yield column
+        else:
+            yield from _encode_elements(column, slab)
+
+
+def encode_result(
+    outputs: Iterable[tuple[str, Any]],
+    gradients: Iterable[tuple[str, Any]],
+    node_values: Iterable[Slab] = (),
+    node_gradients: Iterable[Slab] = (),
+) -> service_pb2.Result:
+    """Outputs and leaf gradients by name, and what else was selected."""
+    return service_pb2.Result(
+        outputs=[encode_named(*each) for each in outputs],
+        gradients=[encode_named(*each) for each in gradients],
+        node_values=encode_columns(node_values),
+        node_gradients=encode_columns(node_gradients),
+    )
+
+
+def encode_error(refusal: Refusal, code: int) -> service_pb2.Error:
+    """A refusal as an answer inside a session."""
+    return service_pb2.Error(
+        code=code,
+        reason=refusal.reason,
+        message=refusal.message,
+        facts=[service_pb2.Fact(key=key, value=fact) for key, fact in refusal.facts.items()],
+    )
+
+
+def encode_description(
+    version: str, limits: Iterable[Limit], gates: Iterable[GateDescription]
+) -> service_pb2.DescribeServerResponse:
+    """What the server is."""
+    return service_pb2.DescribeServerResponse(
+        version=version,
+        format_version=FORMAT_VERSION,
+        min_operator_set_version=OPERATOR_SETS[0],
+        max_operator_set_version=OPERATOR_SETS[1],
+        features=sorted(FEATURES),
+        limits=[
+            service_pb2.Limit(name=limit.name, value=limit.value, unit=limit.unit)
+            for limit in limits
+        ],
+        gates=[_encode_gate_description(gate) for gate in gates],
+    )
+
+
+def _check_versions(message: graph_pb2.Graph) -> None:
+    unknown = sorted(set(message.required_features) - FEATURES)
+    if unknown:
+        raise Unsupported(
+            "FEATURE_UNSUPPORTED",
+            f"the graph requires the feature {unknown[0]!r}, which this server (format version "
+            f"{FORMAT_VERSION}) lacks; the graph has format version {message.format_version}",
+            feature=unknown[0],
+        )
+    if message.format_version == 0:
+        raise Invalid("GRAPH_INVALID", "the graph has no format_version; versions start at 1")
+    if message.format_version > FORMAT_VERSION:
+        raise Unsupported(
+            "FORMAT_VERSION_UNSUPPORTED",
+            f"the graph has format version {message.format_version} but this server reads "
+            f"up to {FORMAT_VERSION}; use a newer server",
+        )
+    oldest, newest = OPERATOR_SETS
+    if not oldest <= message.operator_set_version <= newest:
+        raise Unsupported(
+            "OPERATOR_SET_UNSUPPORTED",
+            f"the graph's operator_set_version is {message.operator_set_version} but this server "
+            f"knows {oldest} to {newest}",
+        )
+
+
+def _ids(column: Sequence[int]) -> Ids:
+    return np.fromiter(column, np.int64, len(column))
+
+
+def _decode_row(message: graph_pb2.Gate) -> Row:
+    if message.WhichOneof("target") != "operator":
+        raise Unsupported("OPERATOR_UNKNOWN", "a row of the gates table names no operator")
+    attributes: dict[str, AttributeValue] = {}
+    for attribute in message.attributes:
+        if attributes and attribute.name <= next(reversed(attributes)):
+            raise Invalid(
+                "ATTRIBUTE_INVALID",
+                f"gate {message.operator}: attribute {attribute.name!r} follows "
+                f"{next(reversed(attributes))!r}; names ascend and are unique",
+            )
+        attributes[attribute.name] = _decode_attribute(message.operator, attribute)
+    return Row(message.operator, attributes, message.input_count, message.output_count)
+
+
+def _decode_attribute(operator: str, message: graph_pb2.Attribute) -> AttributeValue:
+    kind = message.WhichOneof("value")
+    if kind is None:
+        raise Invalid(
+            "ATTRIBUTE_INVALID", f"gate {operator}: attribute {message.name!r} has no value"
+        )
+    if kind == "tensor":
+        return decode_tensor(f"gate {operator}, attribute {message.name!r}", message.tensor)
+    value = getattr(message, kind)
+    return tuple(value.values) if kind in ("ints", "floats", "strings") else value
+
+
+def _encode_row(row: Row) -> graph_pb2.Gate:
+    declared = {attribute.name: attribute for attribute in row.gate.attributes}
+    return graph_pb2.Gate(
+        operator=row.operator,
+        input_count=row.input_count,
+        output_count=row.output_count,
+        attributes=[
+            _encode_attribute(name, declared[name].kind, value)
+            for name, value in sorted(row.attributes.items())
+            if value is not None and value != declared[name].default
+        ],
+    )
+
+
+def _encode_attribute(name: str, kind: str, value: AttributeValue) -> graph_pb2.Attribute:
+    match kind:
+        case "int":
+            return graph_pb2.Attribute(name=name, int_value=value)
+        case "float":
+            return graph_pb2.Attribute(name=name, float_value=value)
+        case "string":
+            return graph_pb2.Attribute(name=name, string_value=value)
+        case "ints":
+            return graph_pb2.Attribute(name=name, ints=graph_pb2.Ints(values=value))
+        case "floats":
+            return graph_pb2.Attribute(name=name, floats=graph_pb2.Floats(values=value))
+        case "strings":
+            return graph_pb2.Attribute(name=name, strings=graph_pb2.Strings(values=value))
+        case _:
+            return graph_pb2.Attribute(name=name, tensor=_encode_tensor(value))
+
+
+def _decode_leaf(kind: str, message: graph_pb2.Leaf) -> Leaf:
+    place = f"{kind} {message.name!r}"
+    if not message.HasField("type"):
+        raise Invalid("LEAF_INVALID", f"{place}: has no type")
+    if len(message.type.axes) > _MAX_RANK:
+        raise Invalid(
+            "TENSOR_INVALID", f"{place}: has rank {len(message.type.axes)}, over {_MAX_RANK}"
+        )
+    if message.layout not in (
+        graph_pb2.Leaf.LAYOUT_UNSPECIFIED, graph_pb2.Leaf.LAYOUT_ELEMENTS
+    ):  # fmt: skip
+        raise Invalid("LEAF_INVALID", f"{place}: layout {message.layout} is not known")
+    stored = decode_tensor(place, message.value) if message.HasField("value") else None
+    return Leaf(
+        kind,
+        message.name,
+        _decode_dtype(place, message.type.data_type),
+        tuple(_decode_axis(place, axis) for axis in message.type.axes),
+        message.layout == graph_pb2.Leaf.LAYOUT_ELEMENTS,
+        stored,
+    )
+
+
+def _decode_axis(place: str, message: tensor_pb2.Axis) -> int | str:
+    extent = message.WhichOneof("extent")
+    if extent == "size":
+        return message.size
+    if extent is None or not message.symbol:
+        raise Invalid("TENSOR_INVALID", f"{place}: an axis has neither a size nor a symbol")
+    return message.symbol
+
+
+def _encode_leaf(leaf: Leaf) -> graph_pb2.Leaf:
+    layout = graph_pb2.Leaf.LAYOUT_ELEMENTS if leaf.elements else graph_pb2.Leaf.LAYOUT_UNSPECIFIED
+    return graph_pb2.Leaf(
+        name=leaf.name,
+        type=tensor_pb2.TensorType(
+            data_type=_NUMBERS[leaf.dtype],
+            axes=[
+                tensor_pb2.Axis(symbol=axis)
+                if isinstance(axis, str)
+                else tensor_pb2.Axis(size=axis)
+                for axis in leaf.axes
+            ],
+        ),
+        layout=layout,
+        value=None if leaf.value is None else _encode_tensor(leaf.value),
+    )
+
+
+def _encode_tensor(tensor: Tensor) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(data_type=_NUMBERS[tensor.dtype], shape=tensor.shape, data=tensor.data)
+
+
+def _decode_dtype(place: str, number: tensor_pb2.DataType.ValueType) -> str:
+    if number not in _DTYPES:
+        names = {value: name for name, value in tensor_pb2.DataType.items()}
+        raise Unsupported(
+            "DATA_TYPE_UNSUPPORTED",
+            f"{place}: data type {names.get(number, number)} is not one of " + ", ".join(_NUMBERS),
+        )
+    return _DTYPES[number]
+
+
+def decode_tensor(place: str, message: tensor_pb2.Tensor) -> Tensor:
+    """A tensor whose bytes fit its shape and type (TENSOR_INVALID, DATA_TYPE_UNSUPPORTED)."""
+    dtype = _decode_dtype(place, message.data_type)
+    shape = tuple(message.shape)
+    if len(shape) > _MAX_RANK:
+        raise Invalid("TENSOR_INVALID", f"{place}: has rank {len(shape)}, over {_MAX_RANK}")
+    needed = prod(shape) * ITEM_SIZES[dtype]
+    if len(message.data) != needed:
+        raise Invalid(
+            "TENSOR_INVALID",
+            f"{place}: {dtype} of shape {shape} needs {needed} bytes but has {len(message.data)}",
+        )
+    if needed == 0 and max(shape, default=0) > np.iinfo(np.int64).max >> 8:
+        raise Invalid("TENSOR_INVALID", f"{place}: shape {shape} is too large")
+    if dtype == "bool" and message.data.translate(None, b"\x00\x01"):
+        raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1")
+    return Tensor(dtype, shape, message.data)
+
+
+def _decode_array(place: str, message: Any) -> Any:
+    if not message.HasField("tensor"):
+        raise Invalid("TENSOR_INVALID", f"{place}: has no tensor")
+    return constant(decode_tensor(place, message.tensor))
+
+
+def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
+    if message.all and (message.names or message.value_ids):
+        raise Invalid(
+            "SELECTION_INVALID",
+            f"{place}: `all` is set, so names and ids must be empty",
+        )
+    if message.detail not in (service_pb2.DETAIL_UNSPECIFIED, service_pb2.DETAIL_SUMMARY):
+        raise Invalid("SELECTION_INVALID", f"{place}: detail {message.detail} is not known")
+    return Selection(
+        all=message.all,
+        names=tuple(message.names),
+        value_ids=tuple(message.value_ids),
+        summary=message.detail == service_pb2.DETAIL_SUMMARY,
+    )
+
+
+def _data(array: Any) -> bytes:
+    little_endian: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return little_endian
+
+
+def _set_ids(column: service_pb2.Column, ids: Ids) -> None:
+    column.count = len(ids)
+    if int(ids[-1]) - int(ids[0]) + 1 == len(ids):
+        column.first_value_id = int(ids[0])
+    else:
+        column.value_ids.extend(ids.tolist())
+
+
+def _encode_elements(header: service_pb2.Column, slab: Slab) -> Iterator[service_pb2.Column]:
+    width = ITEM_SIZES[slab.dtype]
+    size = prod(slab.shape)
+    if size * width > COLUMN_BYTES:
+        for value_id, array in zip(slab.ids, slab.arrays(), strict=True):
+            flat = array.reshape(-1)
+            for start in range(0, size, COLUMN_BYTES // width):
+                column = service_pb2.Column()
+                column.CopyFrom(header)
+                column.first_value_id, column.count = int(value_id), 1
+                column.first_element = start
+                column.data = _data(flat[start : start + COLUMN_BYTES // width])
+                yield column
+        return
+    step = max(1, COLUMN_BYTES // max(1, size * width))
+    for start in range(0, len(slab.ids), step):
+        column = service_pb2.Column()
+        column.CopyFrom(header)
+        _set_ids(column, slab.ids[start : start + step])
+        column.data = _data(slab.stacked(start, start + step))
+        yield column
+
+
+def _encode_summary(figures: Mapping[str, Sequence[float]]) -> service_pb2.Summary:
+    summary = service_pb2.Summary()
+    for name, figure in figures.items():
+        getattr(summary, name).extend(figure)
+    return summary
+
+
+def _encode_gate_description(gate: GateDescription) -> service_pb2.GateDescription:
+    return service_pb2.GateDescription(
+        operator=gate.operator,
+        summary=gate.summary,
+        formula=gate.formula,
+        gradient=gate.gradient,
+        subgradient=gate.subgradient,
+        shapes=gate.shapes,
+        inputs=[
+            service_pb2.InputDescription(
+                name=each.name, optional=each.optional, variadic=each.variadic, known=each.known
+            )
+            for each in gate.inputs
+        ],
+        min_outputs=gate.min_outputs,
+        max_outputs=gate.max_outputs,
+        attributes=[
+            service_pb2.AttributeDescription(
+                name=each.name,
+                kind=each.kind,
+                required=each.required,
+                default_value=None
+                if each.default is None
+                else _encode_attribute(each.name, each.kind, each.default),
+            )
+            for each in gate.attributes
+        ],
+    )

@@ -1,0 +1,1 @@
+"""Engines run plans: forward values from the leaves, gradients back to them."""

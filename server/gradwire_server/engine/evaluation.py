@@ -1,0 +1,580 @@
+"""One evaluation: what a request asks for, compared with the graph, run, and gathered.
+
+bind    leaves to arrays            -> Point
+plan    shapes at that point        -> Plan
+seed    gradients on the outputs    -> {id: array}
+choose  what is to be returned      -> Choice
+run     forward, backward           -> slabs of values and gradients, block by block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire_server import arrays
+from gradwire_server.engine import array
+from gradwire_server.errors import Invalid, Stopped, nearest
+from gradwire_server.gates.base import Array
+from gradwire_server.graph import Graph, Ids, Leaf, Output, axes_text, fits
+from gradwire_server.limits import Limits
+from gradwire_server.plan import (
+    Plan,
+    bind_symbols,
+    known_value,
+    make_plan,
+    reached,
+    require_memory,
+    static_leaves,
+)
+from gradwire_server.specs import FLOATS, Shape, TensorSpec
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A value for a leaf; batched: one for each row, along a leading axis."""
+
+    array: Array
+    batched: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which values, or gradients, are returned."""
+
+    all: bool = False
+    names: tuple[str, ...] = ()
+    value_ids: tuple[int, ...] = ()
+    summary: bool = False
+
+    def __bool__(self) -> bool:
+        return self.all or bool(self.names) or bool(self.value_ids)
+
+
+ALL = Selection(all=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a request asks for, decoded."""
+
+    bindings: Mapping[str, Binding] = field(default_factory=dict)
+    batch_size: int = 0
+    seeds: Mapping[str, Array] = field(default_factory=dict)
+    forward_only: bool = False
+    with_respect_to: tuple[str, ...] = ()
+    values: Selection = Selection()
+    gradients: Selection = Selection()
+
+    def __post_init__(self) -> None:
+        if self.forward_only and (self.seeds or self.with_respect_to or self.gradients):
+            raise Invalid(
+                "SELECTION_INVALID",
+                "forward_only is set, so seeds, with_respect_to and gradients must be empty",
+            )
+
+
+@dataclass(frozen=True)
+class Point:
+    """An array for every leaf."""
+
+    arrays: tuple[Array, ...]
+    specs: tuple[TensorSpec, ...]
+    batched: tuple[bool, ...]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is returned, by id."""
+
+    leaves: tuple[int, ...]  # positions of the leaves whose gradients are returned
+    value_ids: Ids
+    gradient_ids: Ids
+    values_as_summary: bool
+    gradients_as_summary: bool
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Values (or gradients) of ascending ids that have one data type and shape."""
+
+    ids: Ids
+    dtype: str
+    shape: Shape
+    found: tuple[Array | None, ...]
+    as_summary: bool = False
+
+    def arrays(self) -> Iterator[Array]:
+        """One array for each id; zeros for a gradient that nothing reached."""
+        for each in self.found:
+            yield np.zeros(self.shape, self.dtype) if each is None else np.asarray(each)
+
+    def stacked(self, start: int, stop: int) -> Array:
+        """[ids, *shape], of some of the ids."""
+        found = self.found[start:stop]
+        if not self.shape:
+            return np.array([0 if each is None else each for each in found], self.dtype)
+        out = np.zeros((len(found), *self.shape), self.dtype)
+        for place, each in zip(out, found, strict=True):
+            if each is not None:
+                place[...] = each
+        return out
+
+    @cached_property
+    def summary(self) -> dict[str, list[float]] | None:
+        """Figures in place of elements, where those were asked for."""
+        return _summary(self.stacked(0, len(self.ids))) if self.as_summary else None
+
+
+def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Point:
+    """An array for every leaf: the one given, or the one stored.
+
+    LEAF_UNKNOWN, BINDING_INVALID, INPUT_MISSING, DATA_TYPE_MISMATCH, SHAPE_MISMATCH.
+    """
+    _require_leaves(graph, bindings)
+    static = static_leaves(graph)
+    symbols: dict[str, tuple[int, str]] = {}
+    found = []
+    for position, leaf in enumerate(graph.leaves):
+        binding = None if leaf.kind == "constant" else bindings.get(leaf.name)
+        if binding is None:
+            if leaf.value is None:
+                raise Invalid(
+                    "INPUT_MISSING",
+                    f"{leaf.place}: has no value; bind a {leaf.dtype} tensor of shape "
+                    f"{axes_text(leaf.axes)}",
+                    leaf=leaf.name,
+                )
+            binding = Binding(arrays.constant(leaf.value))
+        shape = _row_shape(leaf, binding, batch_size)
+        bind_symbols(leaf, shape, symbols)
+        value = None
+        if position in static:
+            if binding.batched:
+                raise Invalid(
+                    "BINDING_INVALID",
+                    f"{leaf.place}: shapes depend on its elements, so it cannot be batched",
+                    leaf=leaf.name,
+                )
+            value = known_value(leaf.dtype, binding.array)
+        found.append((binding, TensorSpec(shape, leaf.dtype, value)))
+    return Point(
+        tuple(binding.array for binding, _ in found),
+        tuple(spec for _, spec in found),
+        tuple(binding.batched for binding, _ in found),
+        batch_size,
+    )
+
+
+def plan_at(graph: Graph, point: Point, evaluation: Evaluation, limits: Limits) -> Plan:
+    """The plan for the shapes of a point (any refusal of a gate; LIMIT_EXCEEDED)."""
+    plan = make_plan(graph, point.specs, point.batched, point.batch_size)
+    require_memory(plan, not evaluation.forward_only, limits)
+    return plan
+
+
+def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
+    """The gradient that each output's values begin with (SEED_MISSING, SEED_INVALID, ...)."""
+    graph = plan.graph
+    by_name = {output.name: output for output in graph.outputs}
+    _require_outputs(graph, seeds)
+    grads: dict[int, Array] = {}
+    for name, given in (seeds or _default_seeds(plan)).items():
+        output = by_name[name]
+        _check_seed(plan, output, given)
+        rows = (plan.batch_size,) if plan.batch_size else ()
+        for position, value_id in enumerate(output.value_ids.tolist()):
+            own = given if len(output.value_ids) == 1 else given[..., position]
+            if rows and not plan.is_batched(value_id):
+                own = own.sum(axis=0)
+            grads[value_id] = grads[value_id] + own if value_id in grads else own
+    return grads
+
+
+def choose(plan: Plan, evaluation: Evaluation) -> Choice:
+    """What is to be returned (LEAF_UNKNOWN, VALUE_UNKNOWN, NOT_DIFFERENTIABLE)."""
+    graph = plan.graph
+    return Choice(
+        leaves_to_differentiate(graph, evaluation.with_respect_to),
+        _chosen(plan.graph, evaluation.values),
+        _differentiable(plan, evaluation.gradients),
+        evaluation.values.summary,
+        evaluation.gradients.summary,
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation, checked whole and ready to run."""
+
+    plan: Plan
+    point: Point
+    seeds: Mapping[int, Array]
+    choice: Choice
+    forward_only: bool
+
+    def serves(self, point: Point, evaluation: Evaluation) -> bool:
+        """Whether the plan is right, and was found to fit in memory, at another point too."""
+        return (
+            (point.specs, point.batched, point.batch_size)
+            == (self.point.specs, self.point.batched, self.point.batch_size)
+        ) and (evaluation.forward_only or not self.forward_only)
+
+
+def require_known(graph: Graph, evaluation: Evaluation) -> None:
+    """Refuses names that the graph lacks, long before a point is complete."""
+    _require_leaves(graph, evaluation.bindings)
+    leaves_to_differentiate(graph, evaluation.with_respect_to)
+    _require_outputs(graph, evaluation.seeds)
+    for selection in (evaluation.values, evaluation.gradients):
+        _chosen(graph, selection)
+
+
+def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None) -> Job:
+    """Everything that can be refused, is refused here. A job for the same specs lends its plan."""
+    point = bind(graph, evaluation.bindings, evaluation.batch_size)
+    if before is not None and before.serves(point, evaluation):
+        plan = before.plan
+    else:
+        plan = plan_at(graph, point, evaluation, limits)
+    seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
+    return Job(plan, point, seeds, choose(plan, evaluation), evaluation.forward_only)
+
+
+#: Outputs, leaf gradients, chosen values, chosen gradients.
+Found = tuple[list[tuple[str, Array]], list[tuple[str, Array]], list[Slab], list[Slab]]
+
+
+def run(job: Job, stopped: Callable[[], bool]) -> Found:
+    """The whole evaluation at once (Stopped, within a block, where nobody waits any more)."""
+    return run_over(job, leaf_values(job.plan, job.point), stopped)
+
+
+def run_over(job: Job, values: list[Array], stopped: Callable[[], bool]) -> Found:
+    """The same, leaving the values of all nodes behind those of the leaves."""
+    slabs = _collect(run_forward(job.plan, job.choice, values), stopped)
+    named = list(outputs(job.plan, values))
+    if job.forward_only:
+        return named, [], slabs, []
+    return named, *pull(job, values, job.seeds, slabs, stopped)
+
+
+def pull(
+    job: Job,
+    values: list[Array],
+    seeds: Mapping[int, Array],
+    slabs: list[Slab],
+    stopped: Callable[[], bool],
+) -> tuple[list[tuple[str, Array]], list[Slab], list[Slab]]:
+    """The backward pass alone, over values that were computed before."""
+    grads = seeded(values, seeds)
+    pulled = _collect(run_backward(job.plan, job.choice, values, grads), stopped)
+    return list(leaf_gradients(job.plan, job.choice, grads)), slabs, pulled
+
+
+def everything(evaluation: Evaluation) -> Evaluation:
+    """The same, with all values and all gradients chosen."""
+    gradients = Selection() if evaluation.forward_only else ALL
+    return replace(evaluation, values=ALL, gradients=gradients)
+
+
+def _collect(blocks: Iterator[Iterator[Slab]], stopped: Callable[[], bool]) -> list[Slab]:
+    found: list[Slab] = []
+    for slabs in blocks:
+        if stopped():
+            raise Stopped
+        found.extend(slabs)
+    return found
+
+
+def leaf_values(plan: Plan, point: Point) -> list[Array]:
+    """The values of all leaves, by id, as `forward` wants them."""
+    values: list[Array] = [None]
+    for leaf, given, batched in zip(plan.graph.leaves, point.arrays, point.batched, strict=True):
+        if not leaf.elements:
+            values.append(given)
+        elif batched:
+            values.extend(np.ascontiguousarray(given.reshape(point.batch_size, -1).T))
+        else:
+            values.extend(given.reshape(-1))
+    return values
+
+
+def run_forward(plan: Plan, choice: Choice, values: list[Array]) -> Iterator[Iterator[Slab]]:
+    """Computes all values into `values`; after each block yields those chosen, ids ascending."""
+    start = 1
+    for stop in array.forward(arrays, plan, values):
+        low, high = np.searchsorted(choice.value_ids, (start, stop))
+        yield _slabs(plan, choice.value_ids[low:high], values, choice.values_as_summary)
+        start = stop
+
+
+def run_backward(
+    plan: Plan, choice: Choice, values: list[Array], grads: list[Array | None]
+) -> Iterator[Iterator[Slab]]:
+    """Computes the gradients into `grads`; after each block yields those chosen, last ids first."""
+    needed = _needed(plan, choice)
+    stop = len(values)
+    for start in array.backward(arrays, plan, values, grads, needed):
+        low, high = np.searchsorted(choice.gradient_ids, (start, stop))
+        ids = choice.gradient_ids[low:high]
+        yield reversed([*_slabs(plan, ids, grads, choice.gradients_as_summary)])
+        stop = start
+
+
+def seeded(values: list[Array], seeds: Mapping[int, Array]) -> list[Array | None]:
+    """The gradients before the backward pass, by id: the seeds."""
+    grads: list[Array | None] = [None] * len(values)
+    for value_id, given in seeds.items():
+        grads[value_id] = given
+    return grads
+
+
+def outputs(plan: Plan, values: list[Array]) -> Iterator[tuple[str, Array]]:
+    """Every output by name; with a batch, all have the leading axis."""
+    rows = (plan.batch_size,) if plan.batch_size else ()
+    for output in plan.graph.outputs:
+        ids = output.value_ids.tolist()
+        found = [np.broadcast_to(values[i], (*rows, *plan.spec(i).shape)) for i in ids]
+        yield output.name, found[0] if len(ids) == 1 else np.stack(found, axis=-1)
+
+
+def leaf_gradients(
+    plan: Plan, choice: Choice, grads: list[Array | None]
+) -> Iterator[tuple[str, Array]]:
+    """The gradients of the chosen leaves by name; zeros where no seeded output depends on one."""
+    for position in choice.leaves:
+        leaf = plan.graph.leaves[position]
+        first = plan.graph.leaf_first_ids[position]
+        shape = plan.shape(first) if leaf.id_count else ()
+        found = grads[first : first + leaf.id_count]
+        if not leaf.elements:
+            yield leaf.name, np.zeros(shape, leaf.dtype) if found[0] is None else found[0]
+            continue
+        whole = (*shape, *(axis for axis in leaf.axes if isinstance(axis, int)))
+        columns = [np.zeros(shape, leaf.dtype) if each is None else each for each in found]
+        stacked = np.stack(columns, axis=-1) if columns else np.zeros(whole, leaf.dtype)
+        yield leaf.name, stacked.reshape(whole)
+
+
+def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ...]:
+    """Positions of the named leaves, in the graph's order; all floating ones if none is named."""
+    wanted = set(names)
+    _require_leaves(graph, wanted)
+    found = []
+    for position, leaf in enumerate(graph.leaves):
+        if leaf.kind == "constant" or (wanted and leaf.name not in wanted):
+            continue
+        if leaf.dtype in FLOATS:
+            found.append(position)
+        elif wanted:
+            raise Invalid(
+                "NOT_DIFFERENTIABLE", f"{leaf.place}: is {leaf.dtype} and has no gradient"
+            )
+    return tuple(found)
+
+
+def _require_leaves(graph: Graph, names: Iterable[str]) -> None:
+    known = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
+    for name in names:
+        if name not in known:
+            raise Invalid(
+                "LEAF_UNKNOWN",
+                f"there is no input or parameter {name!r}{nearest(name, known)}",
+                leaf=name,
+            )
+
+
+def _require_outputs(graph: Graph, names: Iterable[str]) -> None:
+    known = {output.name for output in graph.outputs}
+    for name in names:
+        if name not in known:
+            raise Invalid(
+                "OUTPUT_UNKNOWN",
+                f"there is no output {name!r} to seed{nearest(name, known)}",
+                output=name,
+            )
+
+
+def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
+    """The shape of one row of a binding, which must be as declared."""
+    given: Shape = binding.array.shape
+    if str(binding.array.dtype) != leaf.dtype:
+        raise Invalid(
+            "DATA_TYPE_MISMATCH",
+            f"{leaf.place}: declared as {leaf.dtype} but bound to {binding.array.dtype}; "
+            "convert the array",
+            leaf=leaf.name,
+        )
+    if binding.batched:
+        if not batch_size:
+            raise Invalid(
+                "BINDING_INVALID",
+                f"{leaf.place}: is batched but batch_size is 0; set it to the number of rows",
+                leaf=leaf.name,
+            )
+        if given[:1] != (batch_size,):
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"{leaf.place}: is batched, so its first axis must be batch_size ({batch_size}), "
+                f"but its shape is {given}",
+                leaf=leaf.name,
+            )
+        given = given[1:]
+    if not fits(leaf.axes, given):
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"{leaf.place}: declared with shape {axes_text(leaf.axes)} but bound to shape {given}"
+            + (" a row" if binding.batched else ""),
+            leaf=leaf.name,
+        )
+    return given
+
+
+def _output_shape(plan: Plan, output: Output) -> Shape:
+    rows = (plan.batch_size,) if plan.batch_size else ()
+    if len(output.value_ids) > 1:
+        return (*rows, len(output.value_ids))
+    return (*rows, *plan.spec(output.value_ids[0]).shape)
+
+
+def _default_seeds(plan: Plan) -> dict[str, Array]:
+    """1 on the only output, if it has one element (a row)."""
+    names = ", ".join(repr(output.name) for output in plan.graph.outputs)
+    if len(plan.graph.outputs) > 1:
+        raise Invalid(
+            "SEED_MISSING", f"there are several outputs ({names}); give a seed for at least one"
+        )
+    (output,) = plan.graph.outputs
+    spec = plan.spec(output.value_ids[0])
+    if not spec.is_floating:
+        raise Invalid(
+            "SEED_MISSING",
+            f"{output.place}: is {spec.dtype} and has no gradient; set forward_only",
+        )
+    elements = spec.size * len(output.value_ids)
+    shape = _output_shape(plan, output)
+    if elements != 1:
+        raise Invalid(
+            "SEED_MISSING",
+            f"{output.place}: has {elements} elements; give a seed of shape {shape}",
+            output=output.name,
+        )
+    return {output.name: np.ones(shape, spec.dtype)}
+
+
+def _check_seed(plan: Plan, output: Output, given: Array) -> None:
+    spec = plan.spec(output.value_ids[0])
+    if not spec.is_floating:
+        raise Invalid(
+            "SEED_INVALID", f"{output.place}: is {spec.dtype} and has no gradient to seed"
+        )
+    shape = _output_shape(plan, output)
+    if given.shape != shape or str(given.dtype) != spec.dtype:
+        raise Invalid(
+            "SEED_INVALID",
+            f"{output.place}: is {spec.dtype} of shape {shape} but its seed is {given.dtype} of "
+            f"shape {given.shape}",
+            output=output.name,
+        )
+
+
+def _chosen(graph: Graph, selection: Selection) -> Ids:
+    if selection.all:
+        return np.flatnonzero(_not_constant(graph))
+    found = list(selection.value_ids)
+    for value_id in found:
+        if not 1 <= value_id <= graph.value_count:
+            raise Invalid(
+                "VALUE_UNKNOWN",
+                f"there is no value {value_id}; ids are from 1 to {graph.value_count}",
+            )
+    for name in selection.names:
+        if name not in graph.ids_by_name:
+            raise Invalid(
+                "VALUE_UNKNOWN",
+                f"there is no value {name!r}{nearest(name, graph.ids_by_name)}",
+            )
+        first, count = graph.ids_by_name[name]
+        found.extend(range(first, first + count))
+    return np.unique(np.array(found, np.int64))
+
+
+def _differentiable(plan: Plan, selection: Selection) -> Ids:
+    ids = _chosen(plan.graph, selection)
+    if selection.all:
+        return ids[plan.floating[ids]]
+    fit = plan.floating[ids] & _not_constant(plan.graph)[ids]
+    if not fit.all():
+        value_id = int(ids[~fit][0])
+        what = "constant" if plan.floating[value_id] else plan.spec(value_id).dtype
+        raise Invalid(
+            "NOT_DIFFERENTIABLE",
+            f"{plan.graph.place_of_value(value_id)}: is {what} and has no gradient",
+        )
+    return ids
+
+
+def _not_constant(graph: Graph) -> npt.NDArray[np.bool_]:
+    marks = np.ones(graph.value_count + 1, bool)
+    marks[0] = False
+    firsts = graph.leaf_first_ids
+    for leaf, first, end in zip(graph.leaves, firsts, firsts[1:], strict=False):
+        marks[first:end] = leaf.kind != "constant"
+    return marks
+
+
+def _needed(plan: Plan, choice: Choice) -> list[bool]:
+    """By id: whether the gradient leads to anything that is returned."""
+    graph = plan.graph
+    possible = plan.floating & _not_constant(graph)
+    everything = leaves_to_differentiate(graph, ())
+    if choice.leaves != everything and len(choice.gradient_ids) < np.count_nonzero(possible):
+        wanted = np.zeros(graph.value_count + 1, bool)
+        wanted[choice.gradient_ids] = True
+        leaves = [position in choice.leaves for position in range(len(graph.leaves))]
+        possible &= reached(graph, leaves, wanted)
+    flags: list[bool] = possible.tolist()
+    return flags
+
+
+def _slabs(plan: Plan, ids: Ids, found: list[Array], as_summary: bool) -> Iterator[Slab]:
+    """Splits ascending ids where the spec changes."""
+    kinds = plan.spec_ids[ids]
+    if plan.batch_size:
+        kinds = kinds * 2 + plan.batched[ids]
+    for part in np.split(ids, np.flatnonzero(np.diff(kinds)) + 1):
+        if part.size:
+            first = int(part[0])
+            pieces = tuple(found[i] for i in part.tolist())
+            yield Slab(part, plan.spec(first).dtype, plan.shape(first), pieces, as_summary)
+
+
+def _summary(stacked: Array) -> dict[str, list[float]]:
+    flat = stacked.reshape(len(stacked), -1).astype(np.float64)
+    missing = np.isnan(flat)
+    count = flat.shape[1] - missing.sum(axis=1)
+    some = count > 0
+    with np.errstate(all="ignore"):
+        numbers = np.where(missing, 0.0, flat)
+        largest = np.abs(numbers).max(axis=1, initial=0.0)
+        scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        norm = scale * np.sqrt(((numbers / scale[:, None]) ** 2).sum(axis=1))
+        figures = {
+            "minimum": np.where(
+                some, np.where(missing, np.inf, flat).min(1, initial=np.inf), np.nan
+            ),
+            "maximum": np.where(
+                some, np.where(missing, -np.inf, flat).max(1, initial=-np.inf), np.nan
+            ),
+            "mean": np.where(some, numbers.sum(axis=1) / count, np.nan),
+            "norm": norm,
+            "nan_count": missing.sum(axis=1),
+            "infinity_count": np.isinf(flat).sum(axis=1),
+        }
+    return {name: figure.tolist() for name, figure in figures.items()}

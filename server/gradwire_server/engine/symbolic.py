@@ -1,0 +1,558 @@
+"""The backward pass of a graph as a graph: every gate's own `vjp`, run on handles that record.
+
+`Recorder` is the namespace `xp` that gates are given here. It offers the functions that a vjp may
+use, each as one gate or a few; so the set of gates is closed under differentiation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gradwire_server import arrays
+from gradwire_server.engine.array import sum_to_shape
+from gradwire_server.engine.evaluation import leaves_to_differentiate
+from gradwire_server.errors import Invalid, OverLimit
+from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
+from gradwire_server.limits import Limits
+from gradwire_server.plan import bind_symbols, known_value, make_plan, reached, static_leaves
+from gradwire_server.specs import Shape, Tensor, TensorSpec
+
+_FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
+
+
+class Handle:
+    """A value that will be computed when the recorded graph is evaluated."""
+
+    __array_ufunc__ = None
+    __hash__ = object.__hash__
+
+    def __init__(self, recorder: Recorder, key: tuple[Any, ...], spec: TensorSpec) -> None:
+        self.recorder = recorder
+        self.key = key
+        self.spec = spec
+        self.shape = spec.shape
+        self.dtype = spec.dtype
+
+    def __bool__(self) -> bool:
+        raise TypeError("a gate may not branch on a value; use xp.where")
+
+    def __neg__(self) -> Handle:
+        return self.recorder.negative(self)
+
+    def __add__(self, other: Any) -> Handle:
+        return self.recorder.add(self, other)
+
+    def __radd__(self, other: Any) -> Handle:
+        return self.recorder.add(other, self)
+
+    def __sub__(self, other: Any) -> Handle:
+        return self.recorder.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Handle:
+        return self.recorder.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Handle:
+        return self.recorder.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Handle:
+        return self.recorder.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Handle:
+        return self.recorder.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Handle:
+        return self.recorder.divide(other, self)
+
+    def __pow__(self, other: Any) -> Handle:
+        return self.recorder.pow(self, other)
+
+    def __matmul__(self, other: Any) -> Handle:
+        return self.recorder.matmul(self, other)
+
+
+def _elementwise(operator: str) -> Callable[..., Handle]:
+    def record(self: Recorder, *operands: Any) -> Handle:
+        found: Handle = self.apply(operator, *self.lift(operands))
+        return found
+
+    return record
+
+
+def _reduction(operator: str) -> Callable[..., Handle]:
+    def record(self: Recorder, x: Handle, axis: tuple[int, ...], keepdims: bool = False) -> Handle:
+        axes = self.integers(axis)
+        found: Handle = self.apply(
+            operator, x, axes, keepdims=int(keepdims), noop_with_empty_axes=1
+        )
+        return found
+
+    return record
+
+
+class Recorder:
+    """An array namespace that records gates."""
+
+    abs = _elementwise("Abs")
+    acos = _elementwise("Acos")
+    acosh = _elementwise("Acosh")
+    add = _elementwise("Add")
+    asin = _elementwise("Asin")
+    asinh = _elementwise("Asinh")
+    atan = _elementwise("Atan")
+    atanh = _elementwise("Atanh")
+    ceil = _elementwise("Ceil")
+    cos = _elementwise("Cos")
+    cosh = _elementwise("Cosh")
+    divide = _elementwise("Div")
+    equal = _elementwise("Equal")
+    erf = _elementwise("Erf")
+    exp = _elementwise("Exp")
+    floor = _elementwise("Floor")
+    greater = _elementwise("Greater")
+    greater_equal = _elementwise("GreaterOrEqual")
+    isinf = _elementwise("IsInf")
+    isnan = _elementwise("IsNaN")
+    less = _elementwise("Less")
+    less_equal = _elementwise("LessOrEqual")
+    log = _elementwise("Log")
+    logical_and = _elementwise("And")
+    logical_not = _elementwise("Not")
+    logical_or = _elementwise("Or")
+    logical_xor = _elementwise("Xor")
+    matmul = _elementwise("MatMul")
+    maximum = _elementwise("Max")
+    minimum = _elementwise("Min")
+    multiply = _elementwise("Mul")
+    negative = _elementwise("Neg")
+    pow = _elementwise("Pow")
+    remainder = _elementwise("Mod")
+    round = _elementwise("Round")
+    sign = _elementwise("Sign")
+    sin = _elementwise("Sin")
+    sinh = _elementwise("Sinh")
+    sqrt = _elementwise("Sqrt")
+    subtract = _elementwise("Sub")
+    tan = _elementwise("Tan")
+    tanh = _elementwise("Tanh")
+
+    max = _reduction("ReduceMax")
+    mean = _reduction("ReduceMean")
+    min = _reduction("ReduceMin")
+    prod = _reduction("ReduceProd")
+    sum = _reduction("ReduceSum")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.nodes: list[tuple[int, tuple[tuple[Any, ...] | None, ...]]] = []
+        self.rows: dict[tuple[Any, ...], int] = {}
+        self.row_list: list[Row] = []
+        self.constants: dict[tuple[str, Shape, bytes], tuple[Handle, Tensor]] = {}
+
+    def apply(
+        self, operator: str, *inputs: Handle | None, outputs: int = 1, **attributes: Any
+    ) -> Any:
+        """Records a node; its output, or a tuple of them where there are several."""
+        given = {name: value for name, value in attributes.items() if value is not None}
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        row = Row(operator, given, len(inputs), outputs)
+        specs = row.gate.check(tuple(None if each is None else each.spec for each in inputs), given)
+        key = (operator, tuple(sorted(given.items())), len(inputs), outputs)
+        number = self.rows.setdefault(key, len(self.rows))
+        if number == len(self.row_list):
+            self.row_list.append(row)
+        if len(self.nodes) >= self._limits.max_nodes:
+            raise OverLimit.of(
+                "max-nodes", self._limits.max_nodes, len(self.nodes) + 1, "number of nodes"
+            )
+        self.nodes.append((number, tuple(None if each is None else each.key for each in inputs)))
+        node = len(self.nodes) - 1
+        found = tuple(
+            Handle(self, ("node", node, slot), spec) for slot, spec in enumerate(specs[:outputs])
+        )
+        return found if outputs > 1 else found[0]
+
+    def constant(self, tensor: Tensor) -> Handle:
+        """A stored tensor; equal ones are stored once."""
+        key = (tensor.dtype, tensor.shape, tensor.data)
+        if key not in self.constants:
+            value = known_value(tensor.dtype, arrays.constant(tensor))
+            spec = TensorSpec(tensor.shape, tensor.dtype, value)
+            name = ("constant", len(self.constants))
+            self.constants[key] = Handle(self, name, spec), tensor
+        return self.constants[key][0]
+
+    def number(self, value: float, dtype: str) -> Handle:
+        """A scalar constant."""
+        return self.constant(_tensor(np.array(value, dtype)))
+
+    def integers(self, values: Sequence[int]) -> Handle:
+        """A vector of int64, such as axes."""
+        return self.constant(_tensor(np.array(values, np.int64)))
+
+    def lift(self, operands: Sequence[Any]) -> list[Handle]:
+        """Python scalars as constants of the handles' data type."""
+        dtype = next(each.dtype for each in operands if isinstance(each, Handle))
+        return [each if isinstance(each, Handle) else self.number(each, dtype) for each in operands]
+
+    def where(self, condition: Handle, x: Any, y: Any) -> Handle:
+        found: Handle = self.apply("Where", condition, *self.lift((x, y)))
+        return found
+
+    def astype(self, x: Handle, dtype: str) -> Handle:
+        found: Handle = self.apply("Cast", x, to=_ONNX_NUMBERS[str(dtype)])
+        return found
+
+    def full(self, shape: Shape, fill: float, dtype: str) -> Handle:
+        if prod(shape) <= _FULL_SIZE:
+            return self.constant(_tensor(np.full(shape, fill, dtype)))
+        return self.broadcast_to(self.number(fill, dtype), shape)
+
+    def full_like(self, x: Handle, fill: float) -> Handle:
+        return self.full(x.shape, fill, x.dtype)
+
+    def zeros_like(self, x: Handle) -> Handle:
+        return self.full(x.shape, 0, x.dtype)
+
+    def ones_like(self, x: Handle) -> Handle:
+        return self.full(x.shape, 1, x.dtype)
+
+    def reshape(self, x: Handle, shape: Shape) -> Handle:
+        if x.shape == tuple(shape):
+            return x
+        found: Handle = self.apply("Reshape", x, self.integers(shape), allowzero=1)
+        return found
+
+    def broadcast_to(self, x: Handle, shape: Shape) -> Handle:
+        found: Handle = self.apply("Expand", x, self.integers(shape))
+        return found
+
+    def permute_dims(self, x: Handle, axes: Sequence[int]) -> Handle:
+        found: Handle = self.apply("Transpose", x, perm=tuple(axes))
+        return found
+
+    def expand_dims(self, x: Handle, axis: int | tuple[int, ...]) -> Handle:
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        found: Handle = self.apply("Unsqueeze", x, self.integers(axes))
+        return found
+
+    def squeeze(self, x: Handle, axis: int | tuple[int, ...]) -> Handle:
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        if not axes:
+            return x
+        found: Handle = self.apply("Squeeze", x, self.integers(axes))
+        return found
+
+    def concat(self, parts: Sequence[Handle], axis: int = 0) -> Handle:
+        found: Handle = self.apply("Concat", *parts, axis=axis)
+        return found
+
+    def split(self, x: Handle, sizes: tuple[int, ...], axis: int) -> tuple[Handle, ...]:
+        found = self.apply("Split", x, self.integers(sizes), outputs=len(sizes), axis=axis)
+        return found if isinstance(found, tuple) else (found,)
+
+    def slice(
+        self,
+        x: Handle,
+        starts: tuple[int, ...],
+        stops: tuple[int | None, ...],
+        steps: tuple[int, ...],
+    ) -> Handle:
+        far = np.iinfo(np.int64).max
+        ends = tuple(
+            (far if step > 0 else -far) if stop is None else stop
+            for stop, step in zip(stops, steps, strict=True)
+        )
+        axes = tuple(range(len(starts)))
+        found: Handle = self.apply("Slice", x, *map(self.integers, (starts, ends, axes, steps)))
+        return found
+
+    def pad(
+        self, x: Handle, before: Shape, after: Shape, mode: str = "constant", fill: Any = 0
+    ) -> Handle:
+        value = fill if isinstance(fill, Handle) else None
+        if value is None and fill:
+            value = self.number(fill, x.dtype)
+        found: Handle = self.apply("Pad", x, self.integers((*before, *after)), value, mode=mode)
+        return found
+
+    def tile(self, x: Handle, repeats: Sequence[int]) -> Handle:
+        found: Handle = self.apply("Tile", x, self.integers(repeats))
+        return found
+
+    def take(self, x: Handle, indices: Handle, axis: int = 0) -> Handle:
+        found: Handle = self.apply("Gather", x, indices, axis=axis)
+        return found
+
+    def take_along_axis(self, x: Handle, indices: Handle, axis: int) -> Handle:
+        found: Handle = self.apply("GatherElements", x, indices, axis=axis)
+        return found
+
+    def scatter(
+        self, x: Handle, indices: Handle, updates: Handle, axis: int, reduction: str = "none"
+    ) -> Handle:
+        found: Handle = self.apply(
+            "ScatterElements", x, indices, updates, axis=axis, reduction=reduction
+        )
+        return found
+
+    def cumulative_sum(
+        self, x: Handle, axis: int, exclusive: bool = False, reverse: bool = False
+    ) -> Handle:
+        along = self.number(axis, "int64")
+        found: Handle = self.apply(
+            "CumSum", x, along, exclusive=int(exclusive), reverse=int(reverse)
+        )
+        return found
+
+    def einsum(self, equation: str, *operands: Handle) -> Handle:
+        found: Handle = self.apply("Einsum", *operands, equation=equation)
+        return found
+
+
+def gradient_graph(
+    graph: Graph, names: Sequence[str], sizes: Mapping[str, int], limits: Limits
+) -> Graph:
+    """The backward pass of a graph: its leaves, and a seed for each floating output; its outputs,
+    and a gradient for each leaf differentiated.
+
+    New names begin with "grad/", or "grad2/", "grad3/"...: the first that no name has yet. Raises
+    LEAF_UNKNOWN, NOT_DIFFERENTIABLE, SYMBOL_UNBOUND, and any refusal of a gate.
+    """
+    differentiated = leaves_to_differentiate(graph, names)
+    plan = make_plan(graph, _leaf_specs(graph, sizes))
+    recorder = Recorder(limits)
+    firsts = graph.leaf_first_ids
+    values: list[Handle | None] = [None]
+    for position, (leaf, first) in enumerate(zip(graph.leaves, firsts, strict=False)):
+        values.extend(
+            Handle(recorder, ("leaf", position, element), plan.spec(first + element))
+            for element in range(leaf.id_count)
+        )
+    _record_forward(recorder, graph, values)
+    prefix = _fresh_prefix(graph)
+    seeds = _seed_leaves(graph, plan.spec, prefix)
+    grads = _seed_grads(recorder, seeds, len(values))
+    marks = [position in differentiated for position in range(len(graph.leaves))]
+    _record_backward(recorder, graph, values, grads, _needed(graph, plan.floating, marks))
+    outputs = [
+        (
+            f"{prefix}/{graph.leaves[position].name}",
+            _leaf_gradient(recorder, graph, position, values, grads),
+        )
+        for position in differentiated
+    ]
+    found = _assemble(graph, recorder, [leaf for leaf, _ in seeds], values, outputs, plan.shape)
+    check_structure(found, limits)
+    return found
+
+
+def _leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
+    symbols = {symbol: (size, "symbol_sizes") for symbol, size in sizes.items()}
+    for leaf in graph.leaves:
+        if leaf.value is not None:
+            bind_symbols(leaf, leaf.value.shape, symbols)
+    static = static_leaves(graph)
+    specs = []
+    for position, leaf in enumerate(graph.leaves):
+        for axis in leaf.axes:
+            if isinstance(axis, str) and axis not in symbols:
+                raise Invalid(
+                    "SYMBOL_UNBOUND",
+                    f"{leaf.place}: the size of {axis!r} is not known; give it in symbol_sizes",
+                    symbol=axis,
+                )
+        shape = tuple(axis if isinstance(axis, int) else symbols[axis][0] for axis in leaf.axes)
+        known = leaf.value is not None and position in static
+        value = (
+            known_value(leaf.dtype, arrays.constant(leaf.value)) if known and leaf.value else None
+        )
+        specs.append(TensorSpec(shape, leaf.dtype, value))
+    return specs
+
+
+def _record_forward(recorder: Recorder, graph: Graph, values: list[Handle | None]) -> None:
+    inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
+    for node, number in enumerate(graph.node_rows.tolist()):
+        row = graph.rows[number]
+        given = [values[i] for i in inputs[starts[node] : starts[node + 1]]]
+        try:
+            found = recorder.apply(row.operator, *given, outputs=row.output_count, **row.attributes)
+        except Invalid as refusal:
+            raise refusal.at(graph.place_of(node), node_index=node) from None
+        values.extend(found if isinstance(found, tuple) else (found,))
+
+
+def _record_backward(
+    recorder: Recorder,
+    graph: Graph,
+    values: list[Any],
+    grads: list[Any],
+    needed: Sequence[bool],
+) -> None:
+    inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
+    first_ids = graph.first_ids.tolist()
+    # consumers first, so every gradient is complete when its node is reached
+    for node in range(graph.node_count - 1, -1, -1):
+        row = graph.rows[int(graph.node_rows[node])]
+        ids = inputs[starts[node] : starts[node + 1]]
+        own = slice(first_ids[node], first_ids[node + 1])
+        if all(grad is None for grad in grads[own]) or not any(needed[i] for i in ids):
+            continue
+        out: Any = tuple(values[own])
+        grad: Any = tuple(grads[own])
+        if row.gate.outputs == (1, 1):
+            (out,), (grad,) = out, grad
+        declared = row.gate.declared_inputs(len(ids))
+        given = [
+            values[i].spec.value if each.known and i else values[i]
+            for each, i in zip(declared, ids, strict=True)
+        ]
+        entries = row.gate.vjp(recorder, grad, out, *given, **row.gate.complete(row.attributes))
+        for i, entry in zip(ids, entries, strict=True):
+            if needed[i] and entry is not None:
+                to_input = entry() if callable(entry) else entry
+                summed = sum_to_shape(recorder, to_input, values[i].shape)
+                grads[i] = summed if grads[i] is None else grads[i] + summed
+
+
+def _needed(graph: Graph, floating: Any, marks: list[bool]) -> list[bool]:
+    flags: list[bool] = (floating & reached(graph, marks)).tolist()
+    return flags
+
+
+def _fresh_prefix(graph: Graph) -> str:
+    taken = {leaf.name for leaf in graph.leaves}
+    taken |= {output.name for output in graph.outputs} | set(graph.names.values())
+    for number in count(1):
+        prefix = "grad" if number == 1 else f"grad{number}"
+        if not any(name.startswith(f"{prefix}/") for name in taken):
+            return prefix
+    raise AssertionError("counting ends nowhere")
+
+
+def _seed_leaves(
+    graph: Graph, spec_of: Callable[[int], TensorSpec], prefix: str
+) -> list[tuple[Leaf, Output]]:
+    """An input for the seed of each floating output, 1 where the output has one element."""
+    seeds = []
+    for output in graph.outputs:
+        spec = spec_of(int(output.value_ids[0]))
+        if spec.is_floating:
+            stacked = len(output.value_ids) > 1
+            shape = (len(output.value_ids),) if stacked else spec.shape
+            one = _tensor(np.ones(shape, spec.dtype)) if prod(shape) == 1 else None
+            seeds.append(
+                (Leaf("input", f"{prefix}/{output.name}", spec.dtype, shape, False, one), output)
+            )
+    return seeds
+
+
+def _seed_grads(
+    recorder: Recorder, seeds: list[tuple[Leaf, Output]], size: int
+) -> list[Handle | None]:
+    grads: list[Handle | None] = [None] * size
+    for number, (leaf, output) in enumerate(seeds):
+        shape = tuple(axis for axis in leaf.axes if isinstance(axis, int))
+        seed = Handle(recorder, ("seed", number), TensorSpec(shape, leaf.dtype))
+        ids = output.value_ids.tolist()
+        for position, value_id in enumerate(ids):
+            own = seed
+            if len(ids) > 1:
+                own = recorder.take(seed, recorder.number(position, "int64"))
+            before = grads[value_id]
+            grads[value_id] = own if before is None else before + own
+    return grads
+
+
+def _leaf_gradient(
+    recorder: Recorder, graph: Graph, position: int, values: list[Any], grads: list[Handle | None]
+) -> list[Handle]:
+    """The values of the output that holds a leaf's gradient: one, or scalars to be stacked."""
+    leaf, first = graph.leaves[position], graph.leaf_first_ids[position]
+    ids = range(first, first + leaf.id_count)
+    found = [_or_zeros(recorder, grads[i], values[i]) for i in ids]
+    shape = tuple(axis for axis in leaf.axes if isinstance(axis, int))
+    if not leaf.elements or (len(shape) == 1 and len(found) > 1) or not shape:
+        return found
+    if not found:
+        return [recorder.full(shape, 0, leaf.dtype)]
+    rows = [recorder.reshape(each, (1,)) for each in found]
+    whole = recorder.concat(rows, axis=0) if len(rows) > 1 else rows[0]
+    return [recorder.reshape(whole, shape)]
+
+
+def _or_zeros(recorder: Recorder, grad: Handle | None, value: Handle) -> Handle:
+    return recorder.zeros_like(value) if grad is None else grad
+
+
+def _assemble(
+    graph: Graph,
+    recorder: Recorder,
+    seeds: list[Leaf],
+    values: list[Any],
+    gradients: list[tuple[str, list[Handle]]],
+    shape_of: Callable[[int], Shape],
+) -> Graph:
+    """Gives every handle its id: leaves come before nodes, and new ones were found on the way."""
+    kinds = ("input", "parameter", "constant")
+    placed: list[tuple[tuple[Any, ...], Leaf]] = []
+    for kind in kinds:
+        for position, leaf in enumerate(graph.leaves):
+            if leaf.kind == kind:
+                fixed = (
+                    leaf
+                    if leaf.elements
+                    else replace(leaf, axes=shape_of(graph.leaf_first_ids[position]))
+                )
+                placed.append((("leaf", position), fixed))
+        if kind == "input":
+            placed.extend((("seed", number), leaf) for number, leaf in enumerate(seeds))
+    for handle, tensor in recorder.constants.values():
+        placed.append((handle.key, Leaf("constant", "", tensor.dtype, tensor.shape, False, tensor)))
+    ids: dict[tuple[Any, ...], int] = {}
+    next_id = 1
+    for key, leaf in placed:
+        for element in range(leaf.id_count):
+            ids[(*key, element) if key[0] == "leaf" else key] = next_id
+            next_id += 1
+    for node, (number, _) in enumerate(recorder.nodes):
+        for slot in range(recorder.row_list[number].output_count):
+            ids[("node", node, slot)] = next_id
+            next_id += 1
+    kept = [
+        Output(output.name, np.array([ids[values[i].key] for i in output.value_ids.tolist()]))
+        for output in graph.outputs
+    ]
+    made = [
+        Output(name, np.array([ids[handle.key] for handle in found], np.int64))
+        for name, found in gradients
+    ]
+    return Graph(
+        tuple(recorder.row_list),
+        tuple(leaf for _, leaf in placed),
+        np.array([number for number, _ in recorder.nodes], np.int64),
+        np.array(
+            [ids[key] if key else 0 for _, inputs in recorder.nodes for key in inputs], np.int64
+        ),
+        (*kept, *made),
+        {ids[values[i].key]: name for i, name in graph.names.items()},
+    )
+
+
+def _tensor(array: Any) -> Tensor:
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return Tensor(str(array.dtype), array.shape, little_endian.tobytes())
+
+
+#: ONNX's numbers of the data types, for Cast.
+_ONNX_NUMBERS = {
+    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
+    "bool": 9, "float64": 11, "uint32": 12, "uint64": 13,
+}  # fmt: skip

@@ -1,0 +1,186 @@
+"""Starts and stops servers: the process behind `gradwire serve`, and one inside a program."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gradwire.v1 import service_pb2, service_pb2_grpc
+from gradwire_server.limits import Limits
+from gradwire_server.service import GradientService
+
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GradientService"].full_name
+
+
+class AddressError(Exception):
+    """The address cannot be listened on."""
+
+
+class Server:
+    """A gRPC server on the running event loop."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._service = GradientService(limits)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_options(limits))
+        service_pb2_grpc.add_GradientServiceServicer_to_server(self._service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+
+    async def start(self, address: str) -> str:
+        """Listens, and returns the address with its port (AddressError)."""
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise AddressError(
+                f"cannot listen on {address}: it is in use, not of this machine, or not an "
+                "address; give HOST:PORT with another port (0 for any free one) or unix:PATH"
+            ) from None
+        await self._server.start()
+        for name in ("", _SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Refuses new calls, lets running ones end within the grace, then cancels them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+        self._service.close()
+
+
+class EmbeddedServer:
+    """A server in this process, on a unix socket that only this user can reach."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._folder = tempfile.mkdtemp(prefix="gradwire-")
+        self.address = f"unix:{self._folder}/socket"
+        self._limits = limits or Limits()
+        self._ready = Event()
+        self._failure: BaseException | None = None
+        self._thread = Thread(target=self._run, name="gradwire-server", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Cancels what still runs, and removes the socket."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._closing = asyncio.Event()
+        server = Server(self._limits)
+        await server.start(self.address)
+        self._ready.set()
+        await self._closing.wait()
+        await server.stop(grace_seconds=0)
+
+
+def serve(
+    address: str,
+    limits: Limits,
+    *,
+    drain_seconds: float = 30.0,
+    log_level: str = "WARNING",
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains (AddressError)."""
+    _log_as_json(log_level)
+    asyncio.run(_serve_until_told(address, limits, drain_seconds, announce))
+
+
+async def _serve_until_told(
+    address: str, limits: Limits, drain_seconds: float, announce: Callable[[str], None]
+) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, told.set)
+    _remove_dead_socket(address)
+    server = Server(limits)
+    announce(f"gradwire listens on {await server.start(address)}")
+    sys.stdout.flush()
+    await told.wait()
+    await server.stop(drain_seconds)
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 3),
+    ]
+
+
+def _remove_dead_socket(address: str) -> None:
+    """A socket file that nobody listens on, left by a server that was killed."""
+    path = Path(address.removeprefix("unix:"))
+    if not address.startswith("unix:") or not path.is_socket():
+        return
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        else:
+            raise AddressError(f"cannot listen on {address}: another server does")
+
+
+def _log_as_json(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter())
+    logger = logging.getLogger("gradwire")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    _FIELDS = ("request_id", "method", "outcome", "peer", "milliseconds")
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        entry |= {name: getattr(record, name) for name in self._FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)

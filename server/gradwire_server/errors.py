@@ -1,0 +1,106 @@
+"""Every error a caller can see.
+
+Refusal         the request cannot be done; carries `reason`, the message and its facts
+├── Invalid     the request is wrong: change it                       INVALID_ARGUMENT
+├── Unsupported this server lacks what is asked: ask another          UNIMPLEMENTED
+└── OverLimit   a limit is passed: send less, or raise the flag       RESOURCE_EXHAUSTED
+
+Form of a message: where: what, with both actual values; what to do if we know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Self
+
+#: What clients dispatch on. Reasons are never renamed; new ones may come.
+REASONS = {
+    "FORMAT_VERSION_UNSUPPORTED": "The graph was written by newer rules than this server reads.",
+    "FEATURE_UNSUPPORTED": "The graph requires a feature this server lacks.",
+    "OPERATOR_SET_UNSUPPORTED": "The graph's operator set is outside what this server knows.",
+    "OPERATOR_UNKNOWN": "No gate has that operator name.",
+    "GRAPH_INVALID": "The graph cannot be decoded, or lacks a part.",
+    "NODE_INVALID": "A node's gate or input ids point nowhere.",
+    "NAME_INVALID": "A name is empty, or used twice.",
+    "LEAF_INVALID": "A leaf's declaration contradicts itself.",
+    "LEAF_UNKNOWN": "No input or parameter has that name.",
+    "OUTPUT_INVALID": "An output's values do not exist, or cannot be stacked.",
+    "OUTPUT_UNKNOWN": "No output has that name.",
+    "VALUE_UNKNOWN": "No value has that name or id.",
+    "INPUT_COUNT_INVALID": "A gate is given too few or too many inputs.",
+    "OUTPUT_COUNT_INVALID": "A gate is asked for too few or too many outputs.",
+    "ATTRIBUTE_INVALID": "An attribute is unknown, missing, or has a value the gate refuses.",
+    "INPUT_NOT_KNOWN": "A gate needs an input's elements before evaluation, and they are computed.",
+    "TENSOR_INVALID": "A tensor's bytes do not fit its shape and type.",
+    "DATA_TYPE_UNSUPPORTED": "This server does not compute with that data type here.",
+    "DATA_TYPE_MISMATCH": "Two data types differ that must be equal.",
+    "SHAPE_MISMATCH": "Shapes cannot be combined.",
+    "INDEX_OUT_OF_RANGE": "An index points outside the axis it selects from.",
+    "BINDING_INVALID": "A leaf is bound twice, or batched without a batch.",
+    "INPUT_MISSING": "An input has neither a binding nor a stored value.",
+    "SEED_MISSING": "An output needs a seed.",
+    "SEED_INVALID": "A seed is given twice or for an output that has no gradient.",
+    "SELECTION_INVALID": "A selection contradicts itself.",
+    "NOT_DIFFERENTIABLE": "A value of that data type has no gradient.",
+    "SYMBOL_UNBOUND": "A symbolic size is needed and not given.",
+    "REQUEST_INVALID": "The request cannot be decoded, or comes out of turn.",
+    "FILE_INVALID": "The bytes are not a whole graph file.",
+    "LIMIT_EXCEEDED": "A limit of this server is passed.",
+}
+
+
+class Refusal(Exception):  # noqa: N818 -- the word this project uses
+    """The request cannot be done; nothing was changed."""
+
+    status: str
+
+    def __init__(self, reason: str, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.facts = {key: str(fact) for key, fact in facts.items()}
+
+    def at(self, place: str, **facts: object) -> Self:
+        """The same refusal, saying where: a gate states the fact, the plan adds the node."""
+        return type(self)(self.reason, f"{place}: {self.message}", **(self.facts | facts))
+
+
+class Invalid(Refusal):
+    """The request is wrong."""
+
+    status = "INVALID_ARGUMENT"
+
+
+class Unsupported(Refusal):
+    """This server lacks what is asked."""
+
+    status = "UNIMPLEMENTED"
+
+
+class OverLimit(Refusal):
+    """A limit is passed."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+    @classmethod
+    def of(cls, limit: str, value: int, actual: int, what: str) -> Self:
+        """A limit's own refusal; `limit` is the name of its flag without dashes."""
+        message = (
+            f"{what}: {actual} is over the limit of {value}; "
+            f"send less, or start the server with a larger --{limit}"
+        )
+        return cls(
+            "LIMIT_EXCEEDED", message, limit=limit, value=value, actual=actual, flag=f"--{limit}"
+        )
+
+
+class Stopped(Exception):  # noqa: N818 -- not an error: nobody asks any more
+    """The caller went away or its deadline passed; nobody reads an answer."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to end a sentence with, or nothing: "; did you mean 'Sigmoid'?"."""
+    lowered = {other.lower(): other for other in known}
+    close = get_close_matches(name.lower(), lowered, n=1)
+    return f"; did you mean {lowered[close[0]]!r}?" if close else ""

@@ -1,0 +1,262 @@
+"""What a gate is. Array libraries are met only through the `xp` argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from gradwire_server.errors import Invalid, nearest
+from gradwire_server.specs import ANY, FLOATS, Shape, Tensor, TensorSpec, broadcast_shapes
+
+#: A NumPy array, an array of another library, or a symbolic handle: whatever `xp` computes with.
+Array = Any
+#: A namespace with the Array API's function names and a few more (gradwire_server/arrays.py).
+Namespace = Any
+#: int, float, str, a tuple of one of them, or a Tensor.
+AttributeValue = Any
+
+_KINDS: dict[str, tuple[type, type | None]] = {
+    "int": (int, None),
+    "float": (float, None),
+    "string": (str, None),
+    "ints": (tuple, int),
+    "floats": (tuple, float),
+    "strings": (tuple, str),
+    "tensor": (Tensor, None),
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One declared input of a gate.
+
+    Inputs of one `group` have one data type. A `known` input's elements are needed to plan: the
+    gate gets them as a flat tuple (None where the input is omitted) instead of an array.
+    """
+
+    name: str
+    dtypes: tuple[str, ...] = FLOATS
+    group: str = "T"
+    optional: bool = False
+    variadic: bool = False
+    known: bool = False
+    #: Where tests draw from; the gate is smooth inside, or its kinks have measure zero.
+    domain: tuple[float, float] = (-2.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One declared attribute. A default of None means: leaving it out has a meaning of its own."""
+
+    name: str
+    kind: str
+    default: AttributeValue = None
+    required: bool = False
+    choices: tuple[AttributeValue, ...] = ()
+    doc: str = ""
+
+    def check(self, value: AttributeValue) -> AttributeValue:
+        """The value as the gate takes it, or a refusal (ATTRIBUTE_INVALID)."""
+        outer, inner = _KINDS[self.kind]
+        if outer is float and isinstance(value, int):
+            value = float(value)
+        fits = isinstance(value, outer) and not isinstance(value, bool)
+        if not fits or (inner and not all(isinstance(item, inner) for item in value)):
+            raise Invalid(
+                "ATTRIBUTE_INVALID",
+                f"attribute {self.name!r} is {value!r} but must be of kind {self.kind}",
+                attribute=self.name,
+            )
+        if self.choices and value not in self.choices:
+            raise Invalid(
+                "ATTRIBUTE_INVALID",
+                f"attribute {self.name!r} is {value!r} but must be one of "
+                + ", ".join(map(repr, self.choices)),
+                attribute=self.name,
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Example:
+    """One worked case: shown in the docs and run as a test.
+
+    Elements are nested lists or numbers; Python's float means float64, int int64, bool bool.
+    Gradients are those of the first output with a seed of ones; None for an input without one.
+    `at_kink` marks a point where finite differences do not apply.
+    """
+
+    inputs: tuple[Any, ...]
+    output: Any
+    gradients: tuple[Any, ...] | None = None
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    at_kink: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A case that tests draw elements for, besides the examples.
+
+    An input with a `value` is used as it is, the others are drawn from their input's domain. None
+    is an omitted input.
+    """
+
+    inputs: tuple[TensorSpec | None, ...]
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One call the gate must refuse, with a reason and words its message contains."""
+
+    inputs: tuple[TensorSpec | None, ...]
+    message: str
+    reason: str = "SHAPE_MISMATCH"
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+class Gate:
+    """An operator: shapes, forward, local gradient. It knows nothing of the rest of the circuit.
+
+    The docstring of a gate has one sentence and then the lines `Formula:`, `Gradient:`,
+    `Shapes:` and, where a subgradient is chosen, `Kinks:`; the catalogue is made from them.
+    """
+
+    operator: ClassVar[str]
+    inputs: ClassVar[tuple[Input, ...]] = (Input("X"),)
+    attributes: ClassVar[tuple[Attribute, ...]] = ()
+    #: Fewest and most outputs; most = 0 means as many as `infer` yields, exactly.
+    outputs: ClassVar[tuple[int, int]] = (1, 1)
+    examples: ClassVar[tuple[Example, ...]] = ()
+    samples: ClassVar[tuple[Sample, ...]] = ()
+    rejections: ClassVar[tuple[Rejection, ...]] = ()
+
+    def infer(self, *specs: Any, **attributes: Any) -> TensorSpec | tuple[TensorSpec, ...]:
+        """Shape and data type of each output: the truth that every engine is tested against."""
+        raise NotImplementedError
+
+    def forward(self, xp: Namespace, *inputs: Any, **attributes: Any) -> Any:
+        """The output; a tuple of them where the gate may have several."""
+        raise NotImplementedError
+
+    def vjp(
+        self, xp: Namespace, grad: Any, out: Any, *inputs: Any, **attributes: Any
+    ) -> tuple[Any, ...]:
+        """One entry for each input: its gradient, or a callable that computes it, or None.
+
+        An entry may have a shape that the input's broadcasts to; the engine sums it. With several
+        outputs `grad` and `out` are tuples.
+        """
+        raise NotImplementedError
+
+    def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...] | None:
+        """Shapes of the inputs that a leading batch axis can be put before, or None.
+
+        None means the engine runs the rows one by one.
+        """
+        return None
+
+    def check(
+        self, specs: tuple[TensorSpec | None, ...], attributes: Mapping[str, AttributeValue]
+    ) -> tuple[TensorSpec, ...]:
+        """The outputs' specs, after every rule that all gates share was kept.
+
+        Raises Invalid: INPUT_COUNT_INVALID, DATA_TYPE_MISMATCH, DATA_TYPE_UNSUPPORTED,
+        INPUT_NOT_KNOWN, ATTRIBUTE_INVALID, SHAPE_MISMATCH.
+        """
+        groups: dict[str, tuple[str, str]] = {}
+        for declared, spec in zip(self.declared_inputs(len(specs)), specs, strict=True):
+            if spec is None:
+                if not declared.optional:
+                    raise Invalid("INPUT_COUNT_INVALID", f"input {declared.name!r} is absent")
+                continue
+            if spec.dtype not in declared.dtypes:
+                raise Invalid(
+                    "DATA_TYPE_UNSUPPORTED",
+                    f"{declared.name} is {spec.dtype} but must be one of "
+                    + ", ".join(declared.dtypes),
+                )
+            name, dtype = groups.setdefault(declared.group, (declared.name, spec.dtype))
+            if dtype != spec.dtype:
+                raise Invalid(
+                    "DATA_TYPE_MISMATCH",
+                    f"{name} is {dtype} but {declared.name} is {spec.dtype}; Cast one of them",
+                )
+            if declared.known and spec.value is None:
+                raise Invalid(
+                    "INPUT_NOT_KNOWN",
+                    f"the elements of {declared.name} must be known before evaluation, but they "
+                    "are computed from floating values or are too many; give a constant",
+                )
+        found = self.infer(*specs, **self.complete(attributes))
+        return found if isinstance(found, tuple) else (found,)
+
+    def declared_inputs(self, count: int) -> tuple[Input, ...]:
+        """The declaration of each of `count` inputs (INPUT_COUNT_INVALID)."""
+        least = sum(not declared.optional for declared in self.inputs)
+        variadic = bool(self.inputs) and self.inputs[-1].variadic
+        if count < least or (count > len(self.inputs) and not variadic):
+            most = "or more" if variadic else f"to {len(self.inputs)}"
+            takes = f"{least}" if least == len(self.inputs) and not variadic else f"{least} {most}"
+            names = ", ".join(declared.name for declared in self.inputs)
+            raise Invalid(
+                "INPUT_COUNT_INVALID", f"takes {takes} inputs ({names}) but is given {count}"
+            )
+        return (*self.inputs, *self.inputs[-1:] * (count - len(self.inputs)))[:count]
+
+    def complete(self, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+        """All attributes, checked, with defaults where left out (ATTRIBUTE_INVALID)."""
+        declared = {attribute.name: attribute for attribute in self.attributes}
+        for name in attributes:
+            if name not in declared:
+                raise Invalid(
+                    "ATTRIBUTE_INVALID",
+                    f"there is no attribute {name!r}{nearest(name, declared)}",
+                    attribute=name,
+                )
+        for attribute in self.attributes:
+            if attribute.required and attribute.name not in attributes:
+                raise Invalid(
+                    "ATTRIBUTE_INVALID",
+                    f"attribute {attribute.name!r} must be given",
+                    attribute=attribute.name,
+                )
+        return {
+            name: attribute.check(attributes[name]) if name in attributes else attribute.default
+            for name, attribute in declared.items()
+        }
+
+
+class ElementwiseGate(Gate):
+    """Inputs broadcast together; the engine sums gradients back to each input's shape."""
+
+    #: Data type of the output where it is not that of the first input.
+    output_dtype: ClassVar[str | None] = None
+
+    def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
+        present = [spec for spec in specs if spec is not None]
+        shape = broadcast_shapes(*(spec.shape for spec in present))
+        return TensorSpec(shape, self.output_dtype or present[0].dtype)
+
+    def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...]:
+        rank = max(spec.rank for spec in specs if spec is not None)
+        return tuple(
+            () if spec is None else (1,) * (rank - spec.rank) + spec.shape for spec in specs
+        )
+
+
+def guarded(xp: Namespace, grad: Array, derivative: Array) -> Array:
+    """grad * derivative, with zero where an infinite derivative meets a zero gradient.
+
+    At the edge of a domain (the square root at 0) nothing that the output does not matter for
+    gets a NaN.
+    """
+    unused = xp.logical_and(xp.isinf(derivative), xp.equal(grad, 0.0))
+    return grad * xp.where(unused, 0.0, derivative)
+
+
+__all__ = [
+    "ANY", "Array", "Attribute", "AttributeValue", "ElementwiseGate", "Example", "Gate", "Input",
+    "Namespace", "Rejection", "Sample", "guarded",
+]  # fmt: skip

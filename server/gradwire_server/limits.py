@@ -1,0 +1,49 @@
+"""What one request may use. Each field is a flag of `gradwire serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+_MIB = 1 << 20
+
+
+def _limit(default: int, unit: str, meaning: str) -> int:
+    found: int = field(default=default, metadata={"unit": unit, "meaning": meaning})
+    return found
+
+
+class Limit(NamedTuple):
+    """One limit, described."""
+
+    name: str
+    value: int
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All limits of a server."""
+
+    max_message_bytes: int = _limit(64 * _MIB, "bytes", "Largest request message.")
+    max_nodes: int = _limit(4_000_000, "nodes", "Most nodes in a graph.")
+    max_values: int = _limit(16_000_000, "values", "Most values (leaves and node outputs).")
+    max_memory_bytes: int = _limit(
+        4096 * _MIB, "bytes", "Most memory for the values and gradients of one evaluation."
+    )
+    max_evaluations: int = _limit(8, "evaluations", "Evaluations that compute at the same time.")
+    max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")
+    max_sessions: int = _limit(256, "sessions", "Sessions open at the same time.")
+    session_idle_seconds: int = _limit(600, "seconds", "A session silent for longer is closed.")
+
+    def describe(self) -> Iterator[Limit]:
+        """Every limit under its flag's name, without the dashes."""
+        for each in fields(self):
+            yield Limit(
+                each.name.replace("_", "-"),
+                getattr(self, each.name),
+                each.metadata["unit"],
+                each.metadata["meaning"],
+            )

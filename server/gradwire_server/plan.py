@@ -1,0 +1,379 @@
+"""From a graph to a plan: every shape and data type, checked before anything is computed.
+
+Shapes of a million nodes are inferred without a loop over nodes. Nodes of one gate row whose
+inputs have equal specs have equal outputs, so it is enough to ask the gate once for each distinct
+signature. The specs of all values are guessed, then corrected row by row with NumPy until nothing
+changes: a circuit has no cycle, so what does not change is right, by induction over the nodes.
+Deep graphs of many shapes, where corrections would wander node by node, are walked in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire_server import arrays
+from gradwire_server.errors import Invalid, OverLimit, Refusal
+from gradwire_server.graph import Graph, Ids, Leaf, Row
+from gradwire_server.limits import Limits
+from gradwire_server.specs import Shape, TensorSpec
+
+#: Most elements of a value that are followed while planning (axes, shapes, indices).
+KNOWN_SIZE = 1024
+
+_MAX_RANK = 32
+_ROUNDS = 4
+_KEYS = 1 << 20
+_ZERO = np.zeros(1, np.int64)
+_ABSENT, _FAILED = 0, 1  # the first two spec ids
+_BYTES_OF_ONE = 48  # what Python needs to hold one value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated graph made ready to run at leaves of given specs."""
+
+    graph: Graph
+    specs: Sequence[TensorSpec]  # a table; the first two entries stand for absent and failed
+    spec_ids: Ids  # spec of each value, by value id
+    batch_size: int = 0
+    batched: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # by id
+
+    def spec(self, value_id: int) -> TensorSpec:
+        """Spec of one value, of one row of a batch."""
+        return self.specs[int(self.spec_ids[value_id])]
+
+    def shape(self, value_id: int) -> Shape:
+        """Shape of one value, the batch axis included where it has one."""
+        shape = self.spec(value_id).shape
+        return (self.batch_size, *shape) if self.is_batched(value_id) else shape
+
+    def is_batched(self, value_id: int) -> bool:
+        """Whether the value has a leading batch axis."""
+        return bool(self.batch_size) and bool(self.batched[value_id])
+
+    @cached_property
+    def floating(self) -> npt.NDArray[np.bool_]:
+        """By value id: whether it is a floating value, which alone has a gradient."""
+        table = np.array([spec.is_floating for spec in self.specs])
+        table[[_ABSENT, _FAILED]] = False
+        found: npt.NDArray[np.bool_] = table[self.spec_ids]
+        return found
+
+    def nbytes(self, gradients: bool) -> int:
+        """Memory for every value, and every gradient, held at once; in bytes."""
+        total = 0
+        for output in self.graph.outputs if self.batch_size else ():
+            row = sum(self.spec(value_id).nbytes for value_id in output.value_ids)
+            total += self.batch_size * row
+        for rows, ids in (
+            (1, self.spec_ids[~self.batched] if self.batch_size else self.spec_ids),
+            (self.batch_size, self.spec_ids[self.batched] if self.batch_size else ()),
+        ):
+            uses = np.bincount(np.asarray(ids, np.int64), minlength=len(self.specs)).tolist()
+            for spec, use in zip(self.specs, uses, strict=True):
+                copies = 2 if gradients and spec.is_floating else 1
+                total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
+        return total
+
+
+def make_plan(
+    graph: Graph,
+    leaf_specs: Sequence[TensorSpec],
+    batched_leaves: Sequence[bool] = (),
+    batch_size: int = 0,
+) -> Plan:
+    """Infers every spec (any refusal of a gate, with the node put before it).
+
+    `leaf_specs` are those of one row. Elements of integer leaves that shapes depend on are in
+    their specs (see `static_leaves`).
+    """
+    table = _SpecTable()
+    spec_ids = np.full(graph.value_count + 1, _FAILED, np.int64)
+    spec_ids[0] = _ABSENT
+    firsts = graph.leaf_first_ids
+    for leaf, spec, first, end in zip(graph.leaves, leaf_specs, firsts, firsts[1:], strict=False):
+        spec_ids[first:end] = table.id_of(TensorSpec((), spec.dtype) if leaf.elements else spec)
+    _infer(graph, table, spec_ids)
+    plan = Plan(graph, table.specs, spec_ids)
+    if batch_size:
+        batched = reached(graph, batched_leaves)
+        plan = Plan(graph, table.specs, spec_ids, batch_size, batched)
+    _check_outputs(plan)
+    return plan
+
+
+def require_memory(plan: Plan, gradients: bool, limits: Limits) -> None:
+    """Refuses what would not fit, before anything runs (LIMIT_EXCEEDED)."""
+    needed = plan.nbytes(gradients)
+    if needed > limits.max_memory_bytes:
+        what = "bytes of values and gradients" if gradients else "bytes of values"
+        raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what)
+
+
+def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:
+    """Gives the leaf's symbols their sizes; equal symbols are equal sizes (SHAPE_MISMATCH)."""
+    for axis, (extent, size) in enumerate(zip(leaf.axes, shape, strict=True)):
+        if isinstance(extent, str):
+            bound, by = symbols.setdefault(extent, (size, leaf.place))
+            if bound != size:
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"{leaf.place}: axis {axis} ({extent!r}) has size {size} but {by} gives "
+                    f"{extent!r} the size {bound}",
+                )
+
+
+def static_leaves(graph: Graph) -> frozenset[int]:
+    """Positions of the leaves whose elements the shapes depend on.
+
+    Only what reaches an input that a gate must know is followed, so this is cheap.
+    """
+    wanted: list[int] = []
+    for number, row in enumerate(graph.rows):
+        declared = row.gate.declared_inputs(row.input_count)
+        slots = [slot for slot, each in enumerate(declared) if each.known]
+        if slots:
+            starts = graph.input_starts[np.flatnonzero(graph.node_rows == number)]
+            wanted.extend(np.unique(graph.node_inputs[starts[:, None] + slots]).tolist())
+    seen = set(wanted) | {0}
+    leaves: set[int] = set()
+    while wanted:
+        value_id = wanted.pop()
+        if value_id < graph.leaf_first_ids[-1]:
+            if value_id:
+                leaves.add(int(np.searchsorted(graph.leaf_first_ids, value_id, "right")) - 1)
+            continue
+        node = graph.node_of(value_id)
+        sources = graph.node_inputs[graph.input_starts[node] : graph.input_starts[node + 1]]
+        fresh = set(sources.tolist()) - seen
+        seen |= fresh
+        wanted.extend(fresh)
+    return frozenset(leaves)
+
+
+def known_value(dtype: str, array: arrays.Array) -> tuple[float, ...] | None:
+    """The elements as a spec holds them: only integers and booleans, and only a few."""
+    if dtype in ("float32", "float64") or array.size > KNOWN_SIZE:
+        return None
+    return tuple(array.reshape(-1).tolist())
+
+
+class _SpecTable:
+    """Numbers for specs, so that columns can hold them."""
+
+    def __init__(self) -> None:
+        absent = TensorSpec((0,), "bool")
+        self.specs = [absent, absent]
+        self._ids: dict[TensorSpec, int] = {}
+
+    def id_of(self, spec: TensorSpec) -> int:
+        if spec not in self._ids:
+            if spec.rank > _MAX_RANK:
+                raise Invalid("SHAPE_MISMATCH", f"rank {spec.rank} is over {_MAX_RANK}")
+            self._ids[spec] = len(self.specs)
+            self.specs.append(spec)
+        return self._ids[spec]
+
+
+class _Signatures:
+    """What a gate row yields for given input specs, asked once each."""
+
+    def __init__(self, graph: Graph, table: _SpecTable) -> None:
+        self._graph = graph
+        self._table = table
+        self._found: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
+        self._refusals: dict[tuple[int, tuple[int, ...]], Refusal] = {}
+
+    def outputs(self, row: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        """Spec ids of the outputs; all `failed` where an input is, or where the gate refuses."""
+        key = row, inputs
+        if key not in self._found:
+            try:
+                self._found[key] = self._ask(row, inputs)
+            except Refusal as refusal:
+                self._refusals[key] = refusal
+                self._found[key] = (_FAILED,) * self._graph.rows[row].output_count
+        return self._found[key]
+
+    def refusal(self, row: int, inputs: tuple[int, ...]) -> Refusal | None:
+        """Why the gate refused these inputs, if it did."""
+        return self._refusals.get((row, inputs))
+
+    def _ask(self, number: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        row = self._graph.rows[number]
+        if _FAILED in inputs:
+            return (_FAILED,) * row.output_count
+        specs = tuple(None if i == _ABSENT else self._table.specs[i] for i in inputs)
+        found = row.gate.check(specs, row.attributes)
+        if len(found) < row.output_count or (
+            not row.gate.outputs[1] and len(found) != row.output_count
+        ):
+            raise Invalid(
+                "OUTPUT_COUNT_INVALID",
+                f"yields {len(found)} outputs here but {row.output_count} are declared",
+            )
+        folded = fold(row, specs, found)
+        return tuple(map(self._table.id_of, folded[: row.output_count]))
+
+
+def fold(
+    row: Row, inputs: Sequence[TensorSpec | None], found: tuple[TensorSpec, ...]
+) -> tuple[TensorSpec, ...]:
+    """The outputs with their elements, where those of all inputs are known and few."""
+    if any(spec is not None and spec.value is None for spec in inputs) or any(
+        spec.is_floating or spec.size > KNOWN_SIZE or spec.value is not None for spec in found
+    ):
+        return found
+    declared = row.gate.declared_inputs(row.input_count)
+    given = [
+        None
+        if spec is None
+        else spec.value
+        if each.known
+        else np.array(spec.value, spec.dtype).reshape(spec.shape)
+        for each, spec in zip(declared, inputs, strict=True)
+    ]
+    with np.errstate(all="ignore"):
+        out = row.gate.forward(arrays, *given, **row.gate.complete(row.attributes))
+    outs = out if isinstance(out, tuple) else (out,)
+    return tuple(
+        replace(spec, value=tuple(np.reshape(array, -1).tolist()))
+        for spec, array in zip(found, outs, strict=True)
+    )
+
+
+def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:
+    """Fills in the specs of all node values."""
+    if not graph.node_count:
+        return
+    signatures = _Signatures(graph, table)
+    groups = _group_by_row(graph)
+    first = graph.leaf_first_ids[-1]
+    spec_ids[first:] = _commonest_float(table, spec_ids[1:first])
+    for _ in range(_ROUNDS):
+        if not _correct(graph, signatures, groups, spec_ids):
+            break
+    else:
+        _walk(graph, signatures, spec_ids)
+    failed = np.flatnonzero(spec_ids == _FAILED)
+    if failed.size:
+        node = graph.node_of(int(failed[0]))
+        row = int(graph.node_rows[node])
+        start, end = graph.input_starts[node : node + 2]
+        inputs = tuple(spec_ids[graph.node_inputs[start:end]].tolist())
+        refusal = signatures.refusal(row, inputs)
+        assert refusal is not None, "the first failed node has only good inputs"
+        operator = graph.rows[row].operator
+        value_id = int(graph.first_ids[node])
+        raise refusal.at(
+            graph.place_of(node), node_index=node, value_id=value_id, operator=operator
+        )
+
+
+class _Group(NamedTuple):
+    """All nodes of one gate row."""
+
+    row: int
+    inputs: Ids  # [nodes, inputs of each]: value ids
+    first_ids: Ids
+
+
+def _group_by_row(graph: Graph) -> list[_Group]:
+    order = np.argsort(graph.node_rows, kind="stable")
+    ends = np.cumsum(np.bincount(graph.node_rows, minlength=len(graph.rows)))
+    groups = []
+    for number, nodes in enumerate(np.split(order, ends[:-1])):
+        if nodes.size:
+            slots = np.arange(graph.rows[number].input_count)
+            inputs = graph.node_inputs[graph.input_starts[nodes][:, None] + slots]
+            groups.append(_Group(number, inputs, graph.first_ids[nodes]))
+    return groups
+
+
+def _commonest_float(table: _SpecTable, leaf_specs: Ids) -> int:
+    """A good first guess for what nodes yield."""
+    uses = np.bincount(leaf_specs, minlength=len(table.specs))
+    uses = np.where([spec.is_floating for spec in table.specs], uses, 0)
+    return int(uses.argmax()) if uses.any() else table.id_of(TensorSpec(()))
+
+
+def _correct(graph: Graph, signatures: _Signatures, groups: list[_Group], spec_ids: Ids) -> bool:
+    """Puts the outputs of every node where its inputs' specs lead; whether any changed."""
+    changed = False
+    for row, inputs, first_ids in groups:
+        distinct, which = _distinct_rows(spec_ids[inputs])
+        outputs = np.array(
+            [signatures.outputs(row, tuple(each)) for each in distinct.tolist()], np.int64
+        )
+        for slot in range(graph.rows[row].output_count):
+            places = first_ids + slot
+            found = outputs[which, slot]
+            changed = changed or not np.array_equal(spec_ids[places], found)
+            spec_ids[places] = found
+    return changed
+
+
+def _distinct_rows(columns: Ids) -> tuple[Ids, Ids]:
+    """The distinct rows, and for each row which of them it is."""
+    count, width = columns.shape
+    base = int(columns.max(initial=0)) + 1
+    if count == 1 or base**width > _KEYS:
+        return np.unique(columns, axis=0, return_inverse=True) if count > 1 else (columns, _ZERO)
+    keys = columns @ (base ** np.arange(width))
+    present = np.zeros(base**width, bool)
+    present[keys] = True
+    distinct = np.flatnonzero(present)
+    rank = np.cumsum(present) - 1
+    return distinct[:, None] // base ** np.arange(width) % base, rank[keys]
+
+
+def _walk(graph: Graph, signatures: _Signatures, spec_ids: Ids) -> None:
+    """The same, node after node."""
+    found = spec_ids.tolist()
+    inputs = graph.node_inputs.tolist()
+    starts = graph.input_starts.tolist()
+    for node, row in enumerate(graph.node_rows.tolist()):
+        given = tuple(found[i] for i in inputs[starts[node] : starts[node + 1]])
+        first = int(graph.first_ids[node])
+        found[first : first + graph.rows[row].output_count] = signatures.outputs(row, given)
+    spec_ids[:] = found
+
+
+def reached(
+    graph: Graph, leaves: Sequence[bool], values: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.bool_]:
+    """By value id: whether it is, or depends on, one of the marked leaves and values."""
+    marks = [False] * (graph.value_count + 1) if values is None else values.tolist()
+    firsts = graph.leaf_first_ids
+    for marked, first, end in zip(leaves, firsts, firsts[1:], strict=False):
+        if marked:
+            marks[first:end] = [True] * (end - first)
+    inputs = graph.node_inputs.tolist()
+    starts = graph.input_starts.tolist()
+    first_ids = graph.first_ids.tolist()
+    for node in range(graph.node_count):
+        if any(marks[i] for i in inputs[starts[node] : starts[node + 1]]):
+            first, end = first_ids[node], first_ids[node + 1]
+            marks[first:end] = [True] * (end - first)
+    return np.array(marks)
+
+
+def _check_outputs(plan: Plan) -> None:
+    """Stacked outputs are scalars of one data type (OUTPUT_INVALID)."""
+    for output in plan.graph.outputs:
+        kinds = np.unique(plan.spec_ids[output.value_ids])
+        specs = [plan.specs[kind] for kind in kinds]
+        if len(output.value_ids) > 1:
+            for spec in specs:
+                if spec.shape or spec.dtype != specs[0].dtype:
+                    raise Invalid(
+                        "OUTPUT_INVALID",
+                        f"{output.place}: stacks values that are not scalars of one data type: "
+                        f"{specs[0]} and {spec}",
+                    )

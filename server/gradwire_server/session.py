@@ -1,0 +1,53 @@
+"""A session: one graph, its plan and its last good point, kept between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine.evaluation import Binding, Evaluation, Found, Job, Selection
+from gradwire_server.errors import Invalid
+from gradwire_server.gates.base import Array
+from gradwire_server.graph import Graph
+from gradwire_server.limits import Limits
+
+
+class Session:
+    """Steps take effect whole or not at all: a refused step leaves the last good point."""
+
+    def __init__(self, graph: Graph, evaluation: Evaluation, limits: Limits) -> None:
+        evaluate.require_known(graph, evaluation)
+        self.graph = graph
+        self._evaluation = evaluation
+        self._limits = limits
+        self._job: Job | None = None
+        self._values: list[Array] = []
+
+    def step(
+        self, bindings: Mapping[str, Binding], forward_only: bool, stopped: Callable[[], bool]
+    ) -> Found:
+        """Forward, and backward unless told otherwise, with these leaves changed."""
+        kept = replace(self._evaluation, bindings={**self._evaluation.bindings, **bindings})
+        asked = kept
+        if forward_only and not kept.forward_only:
+            asked = replace(
+                kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
+            )
+        job = evaluate.prepare(self.graph, asked, self._limits, self._job)
+        values = evaluate.leaf_values(job.plan, job.point)
+        found = evaluate.run_over(job, values, stopped)
+        self._evaluation, self._job, self._values = kept, job, values
+        return found
+
+    def backward(self, seeds: Mapping[str, Array], stopped: Callable[[], bool]) -> Found:
+        """Backward again at the last good point, with other seeds."""
+        if self._job is None:
+            raise Invalid("REQUEST_INVALID", "backward comes after a step, and there was none")
+        if self._evaluation.forward_only:
+            raise Invalid("REQUEST_INVALID", "the session was opened with forward_only")
+        plan = self._job.plan
+        job = replace(self._job, choice=evaluate.choose(plan, self._evaluation))
+        given = evaluate.seed(plan, seeds)
+        gradients, _, pulled = evaluate.pull(job, self._values, given, [], stopped)
+        return [], gradients, [], pulled

@@ -1,0 +1,94 @@
+"""What is known of a tensor before it is computed, and the rules that shapes follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from gradwire_server.errors import Invalid
+
+Shape = tuple[int, ...]
+
+#: Width of an element in bytes, by the data type's name (NumPy's and ONNX's are the same words).
+ITEM_SIZES = {
+    "float32": 4, "float64": 8, "bool": 1,
+    "int8": 1, "int16": 2, "int32": 4, "int64": 8,
+    "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
+}  # fmt: skip
+FLOATS = ("float32", "float64")
+INDICES = ("int32", "int64")
+SIGNED = (*FLOATS, "int8", "int16", "int32", "int64")
+NUMBERS = (*SIGNED, "uint8", "uint16", "uint32", "uint64")
+BOOLS = ("bool",)
+ANY = (*NUMBERS, *BOOLS)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and data type of a value; and its elements, row-major, where they are known."""
+
+    shape: Shape
+    dtype: str = "float64"
+    value: tuple[float, ...] | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * ITEM_SIZES[self.dtype]
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype in FLOATS
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Elements as little-endian row-major bytes: a stored value or an attribute."""
+
+    dtype: str
+    shape: Shape
+    data: bytes
+
+
+def broadcast_shapes(*shapes: Shape) -> Shape:
+    """The shape that all broadcast to, by ONNX's (NumPy's) rule (SHAPE_MISMATCH)."""
+    rank = max(map(len, shapes), default=0)
+    merged = [1] * rank
+    for shape in shapes:
+        for axis, size in enumerate(shape, rank - len(shape)):
+            if size != 1 and merged[axis] not in (1, size):
+                text = " and ".join(map(str, shapes))
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"shapes {text} do not broadcast: axis "
+                    f"{axis - rank} is {merged[axis]} in one and {size} in another",
+                )
+            if size != 1:
+                merged[axis] = size
+    return tuple(merged)
+
+
+def normalize_axis(axis: int, rank: int) -> int:
+    """The axis counted from the front (ATTRIBUTE_INVALID outside [-rank, rank))."""
+    if not -rank <= axis < rank:
+        raise Invalid("ATTRIBUTE_INVALID", f"axis {axis} is outside a tensor of rank {rank}")
+    return axis % rank
+
+
+def normalize_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """All axes counted from the front, in the order given (ATTRIBUTE_INVALID where one repeats)."""
+    normal = tuple(normalize_axis(axis, rank) for axis in axes)
+    if len(set(normal)) < len(normal):
+        raise Invalid("ATTRIBUTE_INVALID", f"axes {axes} name one axis twice")
+    return normal

@@ -1,0 +1,269 @@
+"""The server through the wire, with nothing but the generated stub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import exp
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
+from gradwire_server.entry import EmbeddedServer
+from gradwire_server.errors import REASONS
+from gradwire_server.limits import Limits
+
+F64 = tensor_pb2.DATA_TYPE_FLOAT64
+LEAVES = {"w0": 2.0, "w1": -3.0, "w2": -3.0, "x0": -1.0, "x1": -2.0}
+SMALL = Limits(max_nodes=100, max_values=200, max_memory_bytes=1 << 20, max_message_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[service_pb2_grpc.GradientServiceStub]:
+    server = EmbeddedServer(SMALL)
+    with grpc.insecure_channel(server.address) as channel:
+        yield service_pb2_grpc.GradientServiceStub(channel)
+    server.close()
+
+
+def scalar(value: float) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(data_type=F64, data=np.float64(value).tobytes())
+
+
+def leaf(name: str, value: float | None = None, *axes: int | str) -> graph_pb2.Leaf:
+    declared = [
+        tensor_pb2.Axis(symbol=axis) if isinstance(axis, str) else tensor_pb2.Axis(size=axis)
+        for axis in axes
+    ]
+    stored = None if value is None else scalar(value)
+    kind = tensor_pb2.TensorType(data_type=F64, axes=declared)
+    return graph_pb2.Leaf(name=name, type=kind, value=stored)
+
+
+def gate(operator: str, inputs: int) -> graph_pb2.Gate:
+    return graph_pb2.Gate(operator=operator, input_count=inputs, output_count=1)
+
+
+def neuron() -> graph_pb2.Graph:
+    """1 / (1 + exp(-(w0*x0 + w1*x1 + w2))), values as in the course notes it comes from."""
+    graph = graph_pb2.Graph(
+        format_version=1,
+        operator_set_version=28,
+        gates=[
+            gate("Mul", 2),
+            gate("Add", 2),
+            gate("Neg", 1),
+            gate("Exp", 1),
+            gate("Reciprocal", 1),
+        ],
+    )
+    graph.circuit.inputs.extend(leaf(name, value) for name, value in LEAVES.items())
+    graph.circuit.constants.append(leaf("", 1.0))
+    graph.circuit.node_gates.extend([0, 0, 1, 1, 2, 3, 1, 4])
+    graph.circuit.node_inputs.extend([1, 4, 2, 5, 7, 8, 9, 3, 10, 11, 6, 12, 13])
+    graph.circuit.outputs.append(graph_pb2.Output(name="f", value_ids=[14]))
+    return graph
+
+
+def source(graph: graph_pb2.Graph) -> service_pb2.GraphSource:
+    return service_pb2.GraphSource(graph=graph.SerializeToString())
+
+
+def numbers(tensors: list[tensor_pb2.NamedTensor]) -> dict[str, float]:
+    return {each.name: float(np.frombuffer(each.tensor.data)[0]) for each in tensors}
+
+
+def expected_gradients() -> dict[str, float]:
+    w0, w1, w2, x0, x1 = LEAVES.values()
+    s = 1 / (1 + exp(-(w0 * x0 + w1 * x1 + w2)))
+    slope = (1 - s) * s
+    return {
+        "w0": slope * x0,
+        "w1": slope * x1,
+        "w2": slope,
+        "x0": slope * w0,
+        "x1": slope * w1,
+    }
+
+
+def refused(call: grpc.RpcError) -> error_details_pb2.ErrorInfo:
+    status = rpc_status.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    assert status is not None
+    assert status.details[0].Unpack(info)
+    assert info.domain == "gradwire"
+    assert info.reason in REASONS
+    return info
+
+
+def test_neuron_has_the_gradients_of_its_formula(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    result = stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron()))).result
+    assert numbers(list(result.outputs))["f"] == pytest.approx(1 / (1 + exp(-1.0)), rel=1e-12)
+    assert numbers(list(result.gradients)) == pytest.approx(expected_gradients(), rel=1e-12)
+
+
+def test_stream_sends_values_then_gradients_then_finished(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    events = list(stub.EvaluateStream(service_pb2.EvaluateStreamRequest(graph=source(neuron()))))
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    assert kinds.index("node_values") < kinds.index("node_gradients")
+    finished = events[-1].finished
+    assert numbers(list(finished.result.gradients)) == pytest.approx(
+        expected_gradients(), rel=1e-12
+    )
+    assert finished.values_sent == finished.gradients_sent == 13  # 14 ids, one a constant
+
+
+def test_session_answers_in_order_and_survives_a_bad_step(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    def requests() -> Iterator[service_pb2.SessionRequest]:
+        yield service_pb2.SessionRequest(
+            request_id=1, open=service_pb2.Open(graph=source(neuron()))
+        )
+        for number, name in enumerate(["w2", "nowhere", "w2"], 2):
+            binding = service_pb2.Binding(leaf=name, tensor=scalar(-3.0))
+            step = service_pb2.Step(bindings=[binding])
+            yield service_pb2.SessionRequest(request_id=number, step=step)
+        seed = tensor_pb2.NamedTensor(name="f", tensor=scalar(2.0))
+        backward = service_pb2.Backward(seeds=[seed])
+        yield service_pb2.SessionRequest(request_id=5, backward=backward)
+
+    answers = list(stub.Session(requests()))
+    assert [answer.request_id for answer in answers] == [1, 2, 3, 4, 5]
+    assert answers[2].error.reason == "LEAF_UNKNOWN"
+    assert answers[1].result == answers[3].result
+    doubled = {name: 2 * grad for name, grad in expected_gradients().items()}
+    assert numbers(list(answers[4].result.gradients)) == pytest.approx(doubled, rel=1e-12)
+
+
+def test_gradient_graph_evaluates_to_the_gradients(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    made = stub.DifferentiateGraph(service_pb2.DifferentiateGraphRequest(graph=source(neuron())))
+    found = stub.Evaluate(
+        service_pb2.EvaluateRequest(
+            graph=service_pb2.GraphSource(graph=made.graph),
+            evaluation=service_pb2.Evaluation(forward_only=True),
+        )
+    ).result
+    outputs = numbers(list(found.outputs))
+    gradients = {f"grad/{name}": grad for name, grad in expected_gradients().items()}
+    assert outputs == pytest.approx({"f": 1 / (1 + exp(-1.0)), **gradients}, rel=1e-12)
+
+
+def _broken() -> Iterator[tuple[str, graph_pb2.Graph]]:
+    graph = neuron()
+    graph.required_features.append("quantum")
+    yield "FEATURE_UNSUPPORTED", graph
+    graph = neuron()
+    graph.format_version = 2
+    yield "FORMAT_VERSION_UNSUPPORTED", graph
+    graph = neuron()
+    graph.operator_set_version = 1
+    yield "OPERATOR_SET_UNSUPPORTED", graph
+    graph = neuron()
+    graph.gates[0].operator = "Mull"
+    yield "OPERATOR_UNKNOWN", graph
+    graph = neuron()
+    graph.ClearField("circuit")
+    yield "GRAPH_INVALID", graph
+    graph = neuron()
+    graph.circuit.node_inputs[0] = 14
+    yield "NODE_INVALID", graph
+    graph = neuron()
+    graph.circuit.node_gates[0] = 9
+    yield "NODE_INVALID", graph
+    graph = neuron()
+    graph.circuit.inputs[1].name = "w0"
+    yield "NAME_INVALID", graph
+    graph = neuron()
+    graph.circuit.inputs[0].ClearField("type")
+    yield "LEAF_INVALID", graph
+    graph = neuron()
+    graph.circuit.inputs[0].value.data = b"short"
+    yield "TENSOR_INVALID", graph
+    graph = neuron()
+    graph.circuit.inputs[0].type.data_type = tensor_pb2.DATA_TYPE_BFLOAT16
+    yield "DATA_TYPE_UNSUPPORTED", graph
+    graph = neuron()
+    graph.circuit.outputs[0].value_ids[0] = 15
+    yield "OUTPUT_INVALID", graph
+    graph = neuron()
+    graph.gates[0].input_count = 3
+    yield "INPUT_COUNT_INVALID", graph
+    graph = neuron()
+    graph.gates[0].output_count = 2
+    yield "OUTPUT_COUNT_INVALID", graph
+    graph = neuron()
+    graph.gates[0].attributes.add(name="alpha", float_value=1.0)
+    yield "ATTRIBUTE_INVALID", graph
+    graph = neuron()
+    graph.circuit.inputs[0].CopyFrom(leaf("w0"))
+    yield "INPUT_MISSING", graph
+    graph = neuron()
+    graph.circuit.outputs.add(name="g", value_ids=[13])
+    yield "SEED_MISSING", graph
+    graph = neuron()
+    graph.circuit.node_gates.extend([2] * 100)
+    graph.circuit.node_inputs.extend([1] * 100)
+    yield "LIMIT_EXCEEDED", graph
+
+
+@pytest.mark.parametrize(("reason", "graph"), list(_broken()), ids=lambda each: str(each)[:30])
+def test_bad_graph_is_refused_with_its_reason(
+    reason: str, graph: graph_pb2.Graph, stub: service_pb2_grpc.GradientServiceStub
+) -> None:
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(graph)))
+    assert refused(failed.value).reason == reason
+
+
+def _bad_evaluations() -> Iterator[tuple[str, service_pb2.Evaluation]]:
+    binding = service_pb2.Binding(leaf="w0", tensor=scalar(1.0))
+    one = tensor_pb2.NamedTensor(name="f", tensor=scalar(1.0))
+    vector = tensor_pb2.Tensor(data_type=F64, shape=[2], data=bytes(16))
+    single = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, data=bytes(4))
+    ask = service_pb2.Evaluation
+    yield "BINDING_INVALID", ask(bindings=[binding, binding])
+    yield "LEAF_UNKNOWN", ask(bindings=[service_pb2.Binding(leaf="w", tensor=scalar(1.0))])
+    yield "TENSOR_INVALID", ask(bindings=[service_pb2.Binding(leaf="w0")])
+    yield "SHAPE_MISMATCH", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=vector)])
+    yield "DATA_TYPE_MISMATCH", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=single)])
+    batched = service_pb2.Binding(leaf="w0", tensor=vector, batched=True)
+    yield "BINDING_INVALID", ask(bindings=[batched])
+    yield "SHAPE_MISMATCH", ask(bindings=[batched], batch_size=3)
+    yield "SEED_INVALID", ask(seeds=[one, one])
+    yield "SEED_INVALID", ask(seeds=[tensor_pb2.NamedTensor(name="f", tensor=vector)])
+    unknown = tensor_pb2.NamedTensor(name="g", tensor=scalar(1.0))
+    yield "OUTPUT_UNKNOWN", ask(seeds=[unknown])
+    yield "SELECTION_INVALID", ask(forward_only=True, seeds=[one])
+    every = service_pb2.Selection(all=True, names=["w0"])
+    yield "SELECTION_INVALID", ask(values=every)
+    yield "VALUE_UNKNOWN", ask(values=service_pb2.Selection(value_ids=[99]))
+    yield "VALUE_UNKNOWN", ask(gradients=service_pb2.Selection(names=["w"]))
+    yield "NOT_DIFFERENTIABLE", ask(gradients=service_pb2.Selection(value_ids=[6]))
+    yield "LEAF_UNKNOWN", ask(with_respect_to=["w"])
+    yield "LIMIT_EXCEEDED", ask(batch_size=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("reason", "evaluation"), list(_bad_evaluations()), ids=lambda each: str(each)[:30]
+)
+def test_bad_evaluation_is_refused_with_its_reason(
+    reason: str,
+    evaluation: service_pb2.Evaluation,
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    request = service_pb2.EvaluateRequest(graph=source(neuron()), evaluation=evaluation)
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(request)
+    assert refused(failed.value).reason == reason
