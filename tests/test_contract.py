@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from wire import F64, LEAVES, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import REASONS
 from gradwire_server.limits import Limits
 
-F64 = tensor_pb2.DATA_TYPE_FLOAT64
-LEAVES = {"w0": 2.0, "w1": -3.0, "w2": -3.0, "x0": -1.0, "x1": -2.0}
 SMALL = Limits(max_nodes=100, max_values=200, max_memory_bytes=1 << 20, max_message_bytes=1 << 20)
 
 
@@ -27,49 +26,6 @@ def stub() -> Iterator[service_pb2_grpc.GradientServiceStub]:
     with grpc.insecure_channel(server.address) as channel:
         yield service_pb2_grpc.GradientServiceStub(channel)
     server.close()
-
-
-def scalar(value: float) -> tensor_pb2.Tensor:
-    return tensor_pb2.Tensor(data_type=F64, data=np.float64(value).tobytes())
-
-
-def leaf(name: str, value: float | None = None, *axes: int | str) -> graph_pb2.Leaf:
-    declared = [
-        tensor_pb2.Axis(symbol=axis) if isinstance(axis, str) else tensor_pb2.Axis(size=axis)
-        for axis in axes
-    ]
-    stored = None if value is None else scalar(value)
-    kind = tensor_pb2.TensorType(data_type=F64, axes=declared)
-    return graph_pb2.Leaf(name=name, type=kind, value=stored)
-
-
-def gate(operator: str, inputs: int) -> graph_pb2.Gate:
-    return graph_pb2.Gate(operator=operator, input_count=inputs, output_count=1)
-
-
-def neuron() -> graph_pb2.Graph:
-    """1 / (1 + exp(-(w0*x0 + w1*x1 + w2))), values as in the course notes it comes from."""
-    graph = graph_pb2.Graph(
-        format_version=1,
-        operator_set_version=28,
-        gates=[
-            gate("Mul", 2),
-            gate("Add", 2),
-            gate("Neg", 1),
-            gate("Exp", 1),
-            gate("Reciprocal", 1),
-        ],
-    )
-    graph.circuit.inputs.extend(leaf(name, value) for name, value in LEAVES.items())
-    graph.circuit.constants.append(leaf("", 1.0))
-    graph.circuit.node_gates.extend([0, 0, 1, 1, 2, 3, 1, 4])
-    graph.circuit.node_inputs.extend([1, 4, 2, 5, 7, 8, 9, 3, 10, 11, 6, 12, 13])
-    graph.circuit.outputs.append(graph_pb2.Output(name="f", value_ids=[14]))
-    return graph
-
-
-def source(graph: graph_pb2.Graph) -> service_pb2.GraphSource:
-    return service_pb2.GraphSource(graph=graph.SerializeToString())
 
 
 def numbers(tensors: list[tensor_pb2.NamedTensor]) -> dict[str, float]:

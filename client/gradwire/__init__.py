@@ -1,0 +1,146 @@
+"""Gradwire: send a gate graph, get every node's value and gradient.
+
+    import gradwire as gw
+
+    graph = gw.Graph()
+    w, x = graph.input("w"), graph.input("x")
+    graph.output("f", gw.sigmoid(w * x))
+    with gw.local() as server:
+        server.evaluate(graph, {"w": 2.0, "x": 0.5})["w"].gradient
+
+Every gate is a function here: `gw.exp`, `gw.mat_mul`, `gw.reduce_sum`, ...; all are in
+`gradwire.operators`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from gradwire.version import __version__
+
+if TYPE_CHECKING:
+    from gradwire.builder import Graph, Handle
+    from gradwire.connection import AsyncConnection, AsyncSession, Connection, Session
+    from gradwire.errors import (
+        CancelledError,
+        DeadlineError,
+        FileError,
+        GradwireError,
+        InvalidRequestError,
+        LimitError,
+        ServerError,
+        UnavailableError,
+        UnsupportedError,
+    )
+    from gradwire.local import local
+    from gradwire.operators import *  # noqa: F403
+    from gradwire.results import Event, Result, Summary
+
+# NumPy and gRPC are loaded on first use: `gradwire --help` must not wait for them.
+_HOMES = {
+    "builder": ("Graph", "Handle"),
+    "connection": ("AsyncConnection", "AsyncSession", "Connection", "Session"),
+    "errors": (
+        "CancelledError",
+        "DeadlineError",
+        "FileError",
+        "GradwireError",
+        "InvalidRequestError",
+        "LimitError",
+        "ServerError",
+        "UnavailableError",
+        "UnsupportedError",
+    ),
+    "local": ("local",),
+    "results": ("Event", "Result", "Summary"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AsyncConnection",
+    "AsyncSession",
+    "CancelledError",
+    "Connection",
+    "DeadlineError",
+    "Event",
+    "FileError",
+    "GradwireError",
+    "Graph",
+    "Handle",
+    "InvalidRequestError",
+    "LimitError",
+    "Result",
+    "ServerError",
+    "Session",
+    "Summary",
+    "UnavailableError",
+    "UnsupportedError",
+    "__version__",
+    "connect",
+    "connect_async",
+    "gradient_graph",
+    "load",
+    "local",
+    "save",
+]
+
+
+def connect(target: str, *, timeout: float | None = None) -> Connection:
+    """A connection to the server at "host:port" or "unix:path"; `timeout` in seconds a call."""
+    from gradwire.connection import Connection
+
+    return Connection(target, timeout=timeout)
+
+
+def connect_async(target: str, *, timeout: float | None = None) -> AsyncConnection:
+    """The same for asyncio."""
+    from gradwire.connection import AsyncConnection
+
+    return AsyncConnection(target, timeout=timeout)
+
+
+def gradient_graph(
+    graph: Graph,
+    wrt: Sequence[str] = (),
+    *,
+    sizes: Mapping[str, int] | None = None,
+    server: Connection | None = None,
+) -> Graph:
+    """The backward pass of a graph as a graph, made by `server` or by an embedded one."""
+    if server is not None:
+        return server.gradient_graph(graph, wrt, sizes)
+    from gradwire.local import local
+
+    with local() as embedded:
+        return embedded.gradient_graph(graph, wrt, sizes)
+
+
+def save(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Writes a `.gate` file."""
+    graph.save(path)
+
+
+def load(path: str | os.PathLike[str]) -> Graph:
+    """Reads a `.gate` file (FileError)."""
+    from gradwire.builder import Graph
+
+    return Graph.load(path)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name in _HOME_OF:
+        found = getattr(import_module(f"gradwire.{_HOME_OF[name]}"), name)
+        globals()[name] = found  # so that the module `local` does not hide the function
+        return found
+    if find_spec(f"gradwire.{name}") is not None:
+        raise AttributeError(f"module 'gradwire' has not loaded {name!r}")  # import does, then
+    operators = import_module("gradwire.operators")
+    if name in operators.__all__:
+        return getattr(operators, name)
+    raise AttributeError(f"module 'gradwire' has no attribute {name!r}")

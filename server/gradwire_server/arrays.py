@@ -1,7 +1,7 @@
 """The NumPy namespace that gates compute with: the Array API's names, and a few more.
 
-What an array library must offer to run gates is `__all__` of this module. Functions marked
-"vjp" in tests/test_gates.py's list are also offered by the symbolic namespace.
+What an array library must offer to run gates is `__all__` of this module; the recorder of
+gradient graphs (engine/symbolic.py) offers the part that gradients need.
 """
 
 from __future__ import annotations
@@ -74,18 +74,20 @@ from numpy import (
     zeros_like,
 )
 
+from gradwire_server.errors import Invalid
 from gradwire_server.specs import Shape, Tensor
 
 __all__ = [
     "abs", "acos", "acosh", "add", "argmax", "asin", "asinh", "astype", "atan", "atanh",
     "broadcast_to", "ceil", "concat", "constant", "cos", "cosh", "cumulative_sum", "divide",
-    "einsum", "equal", "erf", "exp", "expand_dims", "expm1", "floor", "fmod", "full", "full_like",
-    "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "maximum", "mean",
-    "min", "minimum", "multiply", "negative", "ones_like", "pad", "permute_dims", "pow", "prod",
-    "remainder", "reshape", "round", "scatter", "sign", "sin", "sinh", "slice", "split", "sqrt",
-    "squeeze", "subtract", "sum", "take", "take_along_axis", "tan", "tanh", "tile", "trunc",
-    "truncated_divide", "where", "zeros_like",
+    "einsum", "equal", "erf", "exp", "expand_dims", "expm1", "floor", "fmod", "full",
+    "full_like", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log",
+    "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
+    "maximum", "mean", "min", "minimum", "multiply", "negative", "ones_like", "pad",
+    "permute_dims", "pow", "prod", "remainder", "require_indices", "reshape", "round",
+    "scatter", "sign", "sin", "sinh", "slice", "split", "sqrt", "squeeze", "subtract", "sum",
+    "take", "take_along_axis", "tan", "tanh", "tile", "trunc", "truncated_divide", "where",
+    "zeros_like",
 ]  # fmt: skip
 
 Array = Any
@@ -134,7 +136,11 @@ def min(x: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
 
 def einsum(equation: str, *operands: Array) -> Array:
     """Einstein summation, ordered to need few operations."""
-    return np.einsum(equation, *operands, optimize=len(operands) > 2)
+    # planning takes longer than a small product
+    worthwhile = len(operands) > 2 or any(operand.size > 1000 for operand in operands)
+    # the order of summation must not depend on strides
+    rows_first = (np.asarray(operand, order="C") for operand in operands)
+    return np.einsum(equation, *rows_first, optimize=worthwhile)
 
 
 def cumulative_sum(x: Array, axis: int, exclusive: bool = False, reverse: bool = False) -> Array:
@@ -187,6 +193,18 @@ def scatter(x: Array, indices: Array, updates: Array, axis: int, reduction: str 
     else:
         combine[reduction].at(out, tuple(place), updates)
     return out
+
+
+def require_indices(indices: Array, size: int, what: str) -> None:
+    """Refuses an index outside [-size, size), which is the axis it selects from."""
+    wrong = (indices < -size) | (indices >= size)
+    if np.any(wrong):
+        first = np.asarray(indices)[wrong].reshape(-1)[0]
+        raise Invalid(
+            "INDEX_OUT_OF_RANGE",
+            f"{what} has the index {first}, but the axis has size {size}: indices are from "
+            f"{-size} to {size - 1}",
+        )
 
 
 def _lowest(dtype: Any) -> Any:

@@ -220,6 +220,7 @@ class GradientService(service_pb2_grpc.GradientServiceServicer):
         """Turns what happens to a call into its status, and into one line of the log."""
         request_id = uuid4().hex
         began = monotonic()
+        peer = context.peer()  # now: grpcio crashes where it is asked after the client has gone
         outcome = "CANCELLED"
         stop = Event()
         try:
@@ -245,7 +246,7 @@ class GradientService(service_pb2_grpc.GradientServiceServicer):
                     "request_id": request_id,
                     "method": method,
                     "outcome": outcome,
-                    "peer": context.peer(),
+                    "peer": peer,
                     "milliseconds": round(1000 * (monotonic() - began), 2),
                 },
             )

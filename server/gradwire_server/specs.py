@@ -15,6 +15,11 @@ ITEM_SIZES = {
     "int8": 1, "int16": 2, "int32": 4, "int64": 8,
     "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
 }  # fmt: skip
+#: ONNX's numbers of the data types, as Cast takes them.
+ONNX_NUMBERS = {
+    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
+    "bool": 9, "float64": 11, "uint32": 12, "uint64": 13,
+}  # fmt: skip
 FLOATS = ("float32", "float64")
 INDICES = ("int32", "int64")
 SIGNED = (*FLOATS, "int8", "int16", "int32", "int64")

@@ -21,7 +21,7 @@ from gradwire_server.errors import Invalid, OverLimit
 from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limits
 from gradwire_server.plan import bind_symbols, known_value, make_plan, reached, static_leaves
-from gradwire_server.specs import Shape, Tensor, TensorSpec
+from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
 
@@ -206,7 +206,7 @@ class Recorder:
         return found
 
     def astype(self, x: Handle, dtype: str) -> Handle:
-        found: Handle = self.apply("Cast", x, to=_ONNX_NUMBERS[str(dtype)])
+        found: Handle = self.apply("Cast", x, to=ONNX_NUMBERS[str(dtype)])
         return found
 
     def full(self, shape: Shape, fill: float, dtype: str) -> Handle:
@@ -549,10 +549,3 @@ def _assemble(
 def _tensor(array: Any) -> Tensor:
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return Tensor(str(array.dtype), array.shape, little_endian.tobytes())
-
-
-#: ONNX's numbers of the data types, for Cast.
-_ONNX_NUMBERS = {
-    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
-    "bool": 9, "float64": 11, "uint32": 12, "uint64": 13,
-}  # fmt: skip

@@ -1,6 +1,15 @@
 """Every gate, by operator: the table of contents."""
 
-from gradwire_server.gates import arithmetic, logic, reductions, transcendental
+from gradwire_server.gates import (
+    activations,
+    arithmetic,
+    linear_algebra,
+    logic,
+    losses,
+    reductions,
+    shapes,
+    transcendental,
+)
 from gradwire_server.gates.base import Gate
 
 #: ONNX operator-set versions whose meaning these gates have.
@@ -44,6 +53,22 @@ GATES: dict[str, Gate] = {
         transcendental.Acosh,
         transcendental.Atanh,
         transcendental.Erf,
+        # Activations
+        activations.Sigmoid,
+        activations.Relu,
+        activations.LeakyRelu,
+        activations.PRelu,
+        activations.Elu,
+        activations.Selu,
+        activations.Celu,
+        activations.Gelu,
+        activations.Softplus,
+        activations.Softsign,
+        activations.HardSigmoid,
+        activations.HardSwish,
+        activations.Mish,
+        activations.ThresholdedRelu,
+        activations.Clip,
         # Comparison and choice
         logic.Equal,
         logic.Greater,
@@ -70,6 +95,33 @@ GATES: dict[str, Gate] = {
         reductions.ReduceSumSquare,
         reductions.CumSum,
         reductions.ArgMax,
+        # Shapes
+        shapes.Identity,
+        shapes.Cast,
+        shapes.Reshape,
+        shapes.Transpose,
+        shapes.Expand,
+        shapes.Squeeze,
+        shapes.Unsqueeze,
+        shapes.Flatten,
+        shapes.Concat,
+        shapes.Split,
+        shapes.Slice,
+        shapes.Gather,
+        shapes.GatherElements,
+        shapes.ScatterElements,
+        shapes.Pad,
+        shapes.Tile,
+        shapes.Shape_,
+        shapes.Constant,
+        # Linear algebra
+        linear_algebra.MatMul,
+        linear_algebra.Gemm,
+        linear_algebra.Einsum,
+        # Softmax and losses
+        losses.Softmax,
+        losses.LogSoftmax,
+        losses.SoftmaxCrossEntropyLoss,
     )
 }
 

@@ -1,0 +1,278 @@
+"""The command line. Everything heavy is imported where it is used: --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from gradwire.version import __version__
+
+if TYPE_CHECKING:
+    from gradwire.builder import Graph
+    from gradwire.connection import Connection
+
+_ROWS_SHOWN = 200
+
+
+class _Commands(click.Group):
+    """Turns every error of ours into one sentence on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(1)
+        except Exception as failure:
+            from gradwire.errors import GradwireError
+
+            if not isinstance(failure, GradwireError):
+                raise
+            _fail(failure.message)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gradwire")
+def main() -> None:
+    """Gradients over the wire: evaluate gate graphs forward and backward."""
+
+
+@main.command("eval")
+@click.argument("file", type=click.Path())
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE",
+    help="Value of a leaf: a number, a JSON list, or @file.npy. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: bool) -> None:
+    """Evaluate a .gate FILE: every node's value and gradient.
+
+    The JSON object has `outputs` {name: value}, `gradients` {leaf: value} and `nodes` [{id, name,
+    operator, value, gradient}]. A gradient of null was not computed, which is not 0. NaN and
+    infinities are the strings "NaN", "Infinity" and "-Infinity".
+    """
+    from gradwire.builder import Graph
+
+    graph = Graph.load(file)
+    inputs = dict(map(_setting, settings))
+    with _connected(server) as connection:
+        result = connection.evaluate(graph, inputs, values=True, gradients=True)
+    rows = [
+        {"id": value_id, "name": name, "operator": operator, **_found(result, value_id)}
+        for value_id, name, operator in graph.value_labels()
+    ]
+    if as_json:
+        found = {
+            "outputs": {name: _plain(array) for name, array in result.outputs.items()},
+            "gradients": {name: _plain(array) for name, array in result.gradients.items()},
+            "nodes": rows,
+        }
+        click.echo(json.dumps(found, allow_nan=False))
+    else:
+        _print_table(rows, graph, result.outputs)
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+def show(file: str) -> None:
+    """Show what is in a .gate FILE."""
+    from gradwire.builder import Graph
+
+    graph = Graph.load(file)
+    click.echo(f"{file}: {graph.node_count} nodes, digest {graph.digest}")
+    click.echo(str(graph))
+
+
+@main.command()
+@click.argument("operator", required=False)
+@click.option(
+    "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def gates(operator: str | None, server: str | None, as_json: bool) -> None:
+    """The catalogue of gates; or one OPERATOR, with its formula and gradient."""
+    from google.protobuf.json_format import MessageToDict
+
+    from gradwire.errors import nearest
+
+    with _connected(server) as connection:
+        catalogue = connection.describe().gates
+    by_name = {gate.operator: gate for gate in catalogue}
+    if operator is not None and operator not in by_name:
+        _fail(f"there is no gate {operator!r}{nearest(operator, by_name)}")
+    chosen = [by_name[operator]] if operator else list(catalogue)
+    if as_json:
+        plain = [MessageToDict(gate, preserving_proto_field_name=True) for gate in chosen]
+        click.echo(json.dumps({"gates": plain}))
+    elif operator:
+        _print_gate(chosen[0])
+    else:
+        for gate in chosen:
+            click.echo(f"{gate.operator:24}{gate.summary}")
+
+
+class _Serve(click.Command):
+    """Learns the limits' flags from the server only when it is asked for them."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from gradwire.local import LIMITS
+
+        known = super().get_params(ctx)
+        flags: list[click.Parameter] = [
+            click.Option(
+                [f"--{limit.name}"],
+                type=click.IntRange(min=1),
+                default=limit.value,
+                show_default=True,
+                metavar=limit.unit.upper(),
+                help=limit.meaning,
+            )
+            for limit in LIMITS
+        ]
+        return [*known[:-1], *flags, known[-1]]
+
+
+@main.command(cls=_Serve)
+@click.option(
+    "--listen", default="127.0.0.1:50051", show_default=True, metavar="ADDRESS",
+    help="HOST:PORT (port 0: any free one) or unix:PATH.",
+)  # fmt: skip
+@click.option(
+    "--log-level", default="warning", show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]), help="Of the JSON log on stderr.",
+)  # fmt: skip
+@click.option(
+    "--drain-seconds", default=30.0, show_default=True,
+    help="How long running calls may go on after SIGTERM.",
+)  # fmt: skip
+def serve(listen: str, log_level: str, drain_seconds: float, **limits: int) -> None:
+    """Serve gradients over gRPC until told to stop."""
+    from gradwire.local import serve as serve_until_told
+
+    serve_until_told(listen, log_level=log_level, drain_seconds=drain_seconds, **limits)
+
+
+def _connected(server: str | None) -> Connection:
+    if server is not None:
+        from gradwire.connection import Connection
+
+        return Connection(server)
+    from gradwire.local import local
+
+    return local()
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as a number, a list, or the array in a file."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--set {text}: write NAME=VALUE, such as --set x=1.5")
+    if value.startswith("@"):
+        import numpy as np
+
+        try:
+            return name, np.load(value[1:], allow_pickle=False)
+        except (OSError, ValueError) as failure:
+            _fail(f"--set {name}: {value[1:]} cannot be read as .npy: {failure}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        raise click.UsageError(
+            f"--set {name}: {value!r} is not a number, a JSON list, or @file.npy"
+        ) from None
+
+
+def _found(result: Any, value_id: int) -> dict[str, Any]:
+    found = result[value_id]
+    return {"value": _plain(found.value), "gradient": _plain(found.gradient)}
+
+
+def _plain(array: Any) -> Any:
+    """Numbers and lists that JSON can hold; None for what was not computed."""
+    if array is None:
+        return None
+    if hasattr(array, "tolist"):
+        array = array.tolist()
+    if isinstance(array, list):
+        return [_plain(each) for each in array]
+    if isinstance(array, float) and array - array != 0:
+        return "NaN" if array != array else "Infinity" if array > 0 else "-Infinity"
+    return array
+
+
+def _print_table(rows: list[dict[str, Any]], graph: Graph, outputs: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("node", "operator", "value", "gradient", box=None, pad_edge=False)
+    names = _output_names(graph)
+    shown = rows if len(rows) <= _ROWS_SHOWN else rows[: _ROWS_SHOWN // 2]
+    rest = [] if shown is rows else rows[-_ROWS_SHOWN // 2 :]
+    for row in shown:
+        table.add_row(*_cells(row, names))
+    if rest:
+        table.add_row("...", f"{len(rows) - _ROWS_SHOWN} more", "--json has all", "")
+    for row in rest:
+        table.add_row(*_cells(row, names))
+    console = Console()
+    console.print(table)
+    for name, array in outputs.items():
+        console.print(f"output {name} = [green]{_short(_plain(array))}[/green]", highlight=False)
+
+
+def _output_names(graph: Graph) -> dict[int, str]:
+    return {ids[0]: name for name, ids in graph.output_ids().items() if len(ids) == 1}
+
+
+def _cells(row: dict[str, Any], outputs: dict[int, str]) -> tuple[str, str, str, str]:
+    from rich.markup import escape
+
+    gradient = "[dim]not computed[/dim]"
+    if row["gradient"] is not None:
+        gradient = f"[red]{escape(_short(row['gradient']))}[/red]"
+    name = row["name"] or outputs.get(row["id"]) or f"%{row['id']}"
+    return escape(name), row["operator"], f"[green]{escape(_short(row['value']))}[/green]", gradient
+
+
+def _short(plain: Any) -> str:
+    if isinstance(plain, float):
+        return f"{plain:.6g}"
+    if isinstance(plain, list):
+        text = "[" + ", ".join(map(_short, plain[:6])) + (", ..." if len(plain) > 6 else "") + "]"
+        return text if len(text) <= 60 else text[:57] + "..."
+    return str(plain)
+
+
+def _print_gate(gate: Any) -> None:
+    click.echo(f"{gate.operator}: {gate.summary}\n")
+    lines = [("formula", gate.formula), ("gradient", gate.gradient)]
+    lines += [("kinks", gate.subgradient), ("shapes", gate.shapes)]
+    for each in gate.inputs:
+        marks = [m for m in ("optional", "variadic", "known") if getattr(each, m)]
+        lines.append(("input", each.name + (f" ({', '.join(marks)})" if marks else "")))
+    for each in gate.attributes:
+        field = each.default_value.WhichOneof("value")
+        default = getattr(each.default_value, field) if field else None
+        given = "required" if each.required else f"default {default}" if field else "optional"
+        lines.append(("attribute", f"{each.name}: {each.kind}, {given}"))
+    for label, text in lines:
+        if text:
+            click.echo(f"{label:10}{text}")
+
+
+def _fail(message: str) -> NoReturn:
+    """One sentence on stderr, exit code 1."""
+    click.echo(f"gradwire: {message}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,433 @@
+"""Connections to a gradient server, synchronous and asynchronous.
+
+with gw.connect("localhost:50051") as server:
+    result = server.evaluate(graph, {"x": 1.0})
+    result["f"].value, result["x"].gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, Self
+
+import grpc
+import numpy as np
+
+from gradwire import requests
+from gradwire.builder import Graph
+from gradwire.errors import InvalidRequestError, ServerError
+from gradwire.results import Columns, Event, Result, decode_result, scalar
+from gradwire.tensors import Array
+from gradwire.v1 import service_pb2, service_pb2_grpc
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 60_000),
+]
+
+
+class Connection:
+    """A synchronous connection; safe to share between threads."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.target = target
+        self._timeout = timeout
+        self._on_close = on_close
+        self._channel = grpc.insecure_channel(target, _OPTIONS)
+        self._stub = service_pb2_grpc.GradientServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls that still run are cancelled."""
+        self._channel.close()
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+
+    def evaluate(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Result:
+        """Outputs and gradients of the leaves at one point.
+
+        Options: `seeds` {output: gradient}; `with_respect_to` leaf names; `values` and `gradients`
+        to return besides (True, or names, ids, handles), as `summary` or in full; `batched` names
+        of inputs with a leading axis of rows; `forward_only`.
+        """
+        request = service_pb2.EvaluateRequest(
+            graph=requests.source(graph),
+            evaluation=requests.evaluation(graph, inputs, **options),
+        )
+        with self._explained(graph):
+            response = self._stub.Evaluate(request, timeout=timeout or self._timeout)
+        return decode_result(response.result, graph)
+
+    def stream(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Iterator[Event | Result]:
+        """Every value as the forward pass makes it, every gradient as the backward pass does.
+
+        The last item is the Result. Options as for `evaluate`; all values and gradients are
+        streamed unless some are chosen.
+        """
+        call = self._stub.EvaluateStream(
+            _stream_request(graph, inputs, options), timeout=timeout or self._timeout
+        )
+        reader = _StreamReader(graph)
+        with self._explained(graph):
+            for message in call:
+                yield from reader.read(message)
+        reader.require_finished()
+
+    def session(
+        self, graph: Graph, inputs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Session:
+        """Many evaluations of one graph, which the server plans once. Options as for `evaluate`."""
+        return Session(self, graph, requests.evaluation(graph, inputs, **options))
+
+    def gradient_graph(
+        self,
+        graph: Graph,
+        wrt: Sequence[str] = (),
+        sizes: Mapping[str, int] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Graph:
+        """The backward pass as a graph: inputs "grad/{output}", outputs "grad/{leaf}".
+
+        `sizes` are those of the graph's symbols (SYMBOL_UNBOUND).
+        """
+        request = _gradient_request(graph, wrt, sizes or {})
+        with self._explained(graph):
+            response = self._stub.DifferentiateGraph(request, timeout=timeout or self._timeout)
+        return Graph.from_bytes(response.graph)
+
+    def describe(self) -> service_pb2.DescribeServerResponse:
+        """Version, limits, features, and the catalogue of gates."""
+        with self._explained(None):
+            found: service_pb2.DescribeServerResponse = self._stub.DescribeServer(
+                service_pb2.DescribeServerRequest(), timeout=self._timeout
+            )
+        return found
+
+    @contextmanager
+    def _explained(self, graph: Graph | None) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as failure:
+            raise requests.error_from(failure, graph, self.target) from None
+
+
+class Session:
+    """One open stream; a failed step leaves the last good point, and the session, as they were."""
+
+    def __init__(
+        self, connection: Connection, graph: Graph, evaluation: service_pb2.Evaluation
+    ) -> None:
+        self._connection = connection
+        self.graph = graph
+        self._requests: SimpleQueue[service_pb2.SessionRequest | None] = SimpleQueue()
+        self._answers = connection._stub.Session(iter(self._requests.get, None))
+        self._next_id = 0
+        action = service_pb2.Open(graph=requests.source(graph), evaluation=evaluation)
+        self._ask(service_pb2.SessionRequest(open=action))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the session."""
+        self._requests.put(None)
+        self._answers.cancel()
+
+    def step(
+        self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
+    ) -> Result:
+        """Forward and backward with these leaves changed; they stay changed."""
+        step = service_pb2.Step(
+            bindings=requests.bindings(self.graph, inputs or {}), forward_only=forward_only
+        )
+        return self._result(service_pb2.SessionRequest(step=step))
+
+    def backward(self, seeds: Mapping[str, Any]) -> Result:
+        """Backward again at the last point, with other seeds."""
+        backward = service_pb2.Backward(seeds=requests.seed_messages(self.graph, seeds))
+        return self._result(service_pb2.SessionRequest(backward=backward))
+
+    def value_and_gradient(self, x: Any) -> tuple[float, Any]:
+        """The only output, and its gradient, at x: as `scipy.optimize.minimize(jac=True)` wants.
+
+        x is {leaf: array}, and then so is the gradient; or one flat vector of all floating leaves
+        that have a gradient, in the graph's order, and then so is the gradient.
+        """
+        if isinstance(x, Mapping):
+            result = self.step(x)
+            gradient: Any = result.gradients
+        else:
+            flat = np.asarray(x)
+            result = self.step(self._unpacked(flat))
+            gradient = np.concatenate(
+                [result.gradients[name].reshape(-1) for name, _, _ in self._layout()]
+            ).astype(flat.dtype, copy=False)
+        (name,) = self.graph.outputs
+        return scalar(result.outputs[name], f"output {name!r}"), gradient
+
+    def _layout(self) -> list[tuple[str, tuple[int, ...], str]]:
+        found = []
+        for leaf in self.graph.leaves:
+            if leaf.kind != "constant" and leaf.dtype in ("float32", "float64"):
+                if any(isinstance(axis, str) for axis in leaf.axes):
+                    raise InvalidRequestError(
+                        "SYMBOL_UNBOUND",
+                        f"{leaf.kind} {leaf.name!r} has a symbolic size; give x as {{leaf: array}}",
+                    )
+                sizes = tuple(axis for axis in leaf.axes if isinstance(axis, int))
+                found.append((leaf.name, sizes, leaf.dtype))
+        return found
+
+    def _unpacked(self, flat: Array) -> dict[str, Array]:
+        layout = self._layout()
+        total = sum(int(np.prod(shape)) for _, shape, _ in layout)
+        if flat.shape != (total,):
+            raise InvalidRequestError(
+                "SHAPE_MISMATCH",
+                f"x has shape {flat.shape} but the floating leaves have {total} elements in all",
+            )
+        found, start = {}, 0
+        for name, shape, dtype in layout:
+            size = int(np.prod(shape))
+            found[name] = flat[start : start + size].reshape(shape).astype(dtype, copy=False)
+            start += size
+        return found
+
+    def _result(self, request: service_pb2.SessionRequest) -> Result:
+        return decode_result(self._ask(request).result, self.graph)
+
+    def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
+        self._next_id += 1
+        request.request_id = self._next_id
+        self._requests.put(request)
+        with self._connection._explained(self.graph):
+            answer: service_pb2.SessionResponse | None = next(self._answers, None)
+        if answer is None:
+            raise ServerError("INTERNAL", "the server ended the session")
+        if answer.HasField("error"):
+            raise requests.step_error(answer.error, self.graph)
+        return answer
+
+
+class AsyncConnection:
+    """The same for asyncio."""
+
+    def __init__(self, target: str, *, timeout: float | None = None) -> None:
+        self.target = target
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
+        self._stub: Any = service_pb2_grpc.GradientServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._channel.close()
+
+    async def evaluate(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Result:
+        """As Connection.evaluate."""
+        request = service_pb2.EvaluateRequest(
+            graph=requests.source(graph),
+            evaluation=requests.evaluation(graph, inputs, **options),
+        )
+        try:
+            response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
+        except grpc.aio.AioRpcError as failure:
+            raise requests.error_from(failure, graph, self.target) from None
+        return decode_result(response.result, graph)
+
+    async def stream(
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Event | Result]:
+        """As Connection.stream."""
+        call = self._stub.EvaluateStream(
+            _stream_request(graph, inputs, options), timeout=timeout or self._timeout
+        )
+        reader = _StreamReader(graph)
+        try:
+            async for message in call:
+                for item in reader.read(message):
+                    yield item
+        except grpc.aio.AioRpcError as failure:
+            raise requests.error_from(failure, graph, self.target) from None
+        reader.require_finished()
+
+    async def session(
+        self, graph: Graph, inputs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncSession:
+        """As Connection.session."""
+        session = AsyncSession(self, graph)
+        evaluation = requests.evaluation(graph, inputs, **options)
+        action = service_pb2.Open(graph=requests.source(graph), evaluation=evaluation)
+        await session._ask(service_pb2.SessionRequest(open=action))
+        return session
+
+    async def gradient_graph(
+        self, graph: Graph, wrt: Sequence[str] = (), sizes: Mapping[str, int] | None = None
+    ) -> Graph:
+        """As Connection.gradient_graph."""
+        try:
+            response = await self._stub.DifferentiateGraph(
+                _gradient_request(graph, wrt, sizes or {}), timeout=self._timeout
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise requests.error_from(failure, graph, self.target) from None
+        return Graph.from_bytes(response.graph)
+
+
+class AsyncSession:
+    """As Session, for asyncio; steps of one session are awaited one after another."""
+
+    def __init__(self, connection: AsyncConnection, graph: Graph) -> None:
+        self.graph = graph
+        self._target = connection.target
+        self._call = connection._stub.Session()
+        self._next_id = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the session."""
+        await self._call.done_writing()
+
+    async def step(
+        self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
+    ) -> Result:
+        """As Session.step."""
+        step = service_pb2.Step(
+            bindings=requests.bindings(self.graph, inputs or {}), forward_only=forward_only
+        )
+        answer = await self._ask(service_pb2.SessionRequest(step=step))
+        return decode_result(answer.result, self.graph)
+
+    async def backward(self, seeds: Mapping[str, Any]) -> Result:
+        """As Session.backward."""
+        backward = service_pb2.Backward(seeds=requests.seed_messages(self.graph, seeds))
+        answer = await self._ask(service_pb2.SessionRequest(backward=backward))
+        return decode_result(answer.result, self.graph)
+
+    async def value_and_gradient(self, x: Mapping[str, Any]) -> tuple[float, dict[str, Array]]:
+        """The only output, and its gradient, at x {leaf: array}."""
+        result = await self.step(x)
+        (name,) = self.graph.outputs
+        return scalar(result.outputs[name], f"output {name!r}"), result.gradients
+
+    async def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
+        self._next_id += 1
+        request.request_id = self._next_id
+        try:
+            await self._call.write(request)
+            answer = await self._call.read()
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failure:
+            call = failure if isinstance(failure, grpc.aio.AioRpcError) else self._call
+            raise requests.error_from(call, self.graph, self._target) from None
+        if answer is grpc.aio.EOF:
+            raise ServerError("INTERNAL", "the server ended the session")
+        if answer.HasField("error"):
+            raise requests.step_error(answer.error, self.graph)
+        found: service_pb2.SessionResponse = answer
+        return found
+
+
+class _StreamReader:
+    """Events from messages; knows whether the stream was whole."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._names = {ids[0]: name for name, ids in graph.ids_by_name().items() if len(ids) == 1}
+        self._columns = {"value": Columns(), "gradient": Columns()}
+        self._finished = False
+
+    def read(self, message: service_pb2.EvaluateStreamResponse) -> Iterator[Event | Result]:
+        match message.WhichOneof("event"):
+            case "node_values":
+                yield from self._events("value", message.node_values)
+            case "node_gradients":
+                yield from self._events("gradient", message.node_gradients)
+            case "finished":
+                self._finished = True
+                yield decode_result(message.finished.result, self._graph)
+
+    def require_finished(self) -> None:
+        if not self._finished:
+            raise ServerError("INTERNAL", "the stream was cut: it has no end")
+
+    def _events(self, kind: str, column: service_pb2.Column) -> Iterator[Event]:
+        for value_id, content in self._columns[kind].read(column):
+            yield Event(kind, value_id, self._names.get(value_id, ""), content)
+
+
+def _stream_request(
+    graph: Graph, inputs: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> service_pb2.EvaluateStreamRequest:
+    message = requests.evaluation(graph, inputs, **options)
+    if not options.get("values"):
+        message.ClearField("values")
+    if not options.get("gradients"):
+        message.ClearField("gradients")
+    return service_pb2.EvaluateStreamRequest(graph=requests.source(graph), evaluation=message)
+
+
+def _gradient_request(
+    graph: Graph, wrt: Sequence[str], sizes: Mapping[str, int]
+) -> service_pb2.DifferentiateGraphRequest:
+    return service_pb2.DifferentiateGraphRequest(
+        graph=requests.source(graph),
+        with_respect_to=[wrt] if isinstance(wrt, str) else wrt,
+        symbol_sizes=[
+            service_pb2.SymbolSize(symbol=symbol, size=size) for symbol, size in sizes.items()
+        ],
+    )

@@ -1,0 +1,97 @@
+"""Everything that can go wrong, as one tree.
+
+GradwireError                 .reason (stable, to dispatch on), .message, .facts
+├── InvalidRequestError       what was asked is wrong: change it         INVALID_ARGUMENT
+│   └── FileError             the file is not a whole graph file
+├── UnsupportedError          this server lacks what is asked            UNIMPLEMENTED
+├── LimitError                a limit is passed; says which flag         RESOURCE_EXHAUSTED
+├── UnavailableError          no server answers at the address           UNAVAILABLE
+├── DeadlineError             the timeout passed first                   DEADLINE_EXCEEDED
+├── CancelledError            the call was cancelled                     CANCELLED
+└── ServerError               the server failed; its log says why        INTERNAL and others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+__all__ = [
+    "CancelledError",
+    "DeadlineError",
+    "FileError",
+    "GradwireError",
+    "InvalidRequestError",
+    "LimitError",
+    "ServerError",
+    "UnavailableError",
+    "UnsupportedError",
+    "error_for",
+    "nearest",
+]
+
+
+class GradwireError(Exception):
+    """Anything that goes wrong in Gradwire."""
+
+    def __init__(self, reason: str, message: str, facts: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.facts = dict(facts or {})
+
+
+class InvalidRequestError(GradwireError):
+    """What was asked is wrong."""
+
+
+class FileError(InvalidRequestError):
+    """The file is not a whole graph file."""
+
+
+class UnsupportedError(GradwireError):
+    """This server lacks what is asked."""
+
+
+class LimitError(GradwireError):
+    """A limit of the server is passed."""
+
+
+class UnavailableError(GradwireError):
+    """No server answers at the address."""
+
+
+class DeadlineError(GradwireError):
+    """The timeout passed before the answer came."""
+
+
+class CancelledError(GradwireError):
+    """The call was cancelled."""
+
+
+class ServerError(GradwireError):
+    """The server failed."""
+
+
+_BY_STATUS: dict[str, type[GradwireError]] = {
+    "INVALID_ARGUMENT": InvalidRequestError,
+    "UNIMPLEMENTED": UnsupportedError,
+    "RESOURCE_EXHAUSTED": LimitError,
+    "UNAVAILABLE": UnavailableError,
+    "DEADLINE_EXCEEDED": DeadlineError,
+    "CANCELLED": CancelledError,
+}
+
+
+def error_for(
+    status: str, reason: str, message: str, facts: Mapping[str, str] | None = None
+) -> GradwireError:
+    """The error for a gRPC status, by its name."""
+    return _BY_STATUS.get(status, ServerError)(reason or status, message, facts)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to end a sentence with, or nothing."""
+    lowered = {other.lower(): other for other in known}
+    close = get_close_matches(name.lower(), lowered, n=1)
+    return f"; did you mean {lowered[close[0]]!r}?" if close else ""

@@ -1,0 +1,32 @@
+"""An embedded server: the one place where the client knows the server's package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradwire.connection import Connection
+from gradwire.errors import GradwireError, UnavailableError
+from gradwire_server.entry import AddressError, EmbeddedServer
+from gradwire_server.entry import serve as serve_forever
+from gradwire_server.limits import Limit, Limits
+
+#: Every limit of a server, with its default.
+LIMITS: tuple[Limit, ...] = tuple(Limits().describe())
+
+
+def local(*, timeout: float | None = None, **limits: int) -> Connection:
+    """A connection to a server inside this process, over a unix socket; nothing to start.
+
+    Limits are those of `gradwire serve`, such as max_nodes=10_000_000.
+    """
+    server = EmbeddedServer(Limits(**limits))
+    return Connection(server.address, timeout=timeout, on_close=server.close)
+
+
+def serve(address: str, *, log_level: str, drain_seconds: float, **limits: Any) -> None:
+    """Serves until told to stop (UnavailableError where the address cannot be listened on)."""
+    try:
+        serve_forever(address, Limits(**limits), drain_seconds=drain_seconds, log_level=log_level)
+    except AddressError as failure:
+        error: GradwireError = UnavailableError("UNAVAILABLE", str(failure))
+        raise error from None

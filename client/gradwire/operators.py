@@ -1,0 +1,1482 @@
+"""One function for each operator, generated from the gates' table by scripts/generate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwire.builder import Handle, Operand, apply, apply_several, apply_split
+
+__all__ = [
+    "abs",
+    "acos",
+    "acosh",
+    "add",
+    "and_",
+    "arg_max",
+    "asin",
+    "asinh",
+    "atan",
+    "atanh",
+    "cast",
+    "ceil",
+    "celu",
+    "clip",
+    "concat",
+    "cos",
+    "cosh",
+    "cum_sum",
+    "div",
+    "einsum",
+    "elu",
+    "equal",
+    "erf",
+    "exp",
+    "expand",
+    "flatten",
+    "floor",
+    "gather",
+    "gather_elements",
+    "gelu",
+    "gemm",
+    "greater",
+    "greater_or_equal",
+    "hard_sigmoid",
+    "hard_swish",
+    "identity",
+    "is_inf",
+    "is_nan",
+    "leaky_relu",
+    "less",
+    "less_or_equal",
+    "log",
+    "log_softmax",
+    "mat_mul",
+    "max",
+    "mean",
+    "min",
+    "mish",
+    "mod",
+    "mul",
+    "neg",
+    "not_",
+    "or_",
+    "pad",
+    "pow",
+    "prelu",
+    "reciprocal",
+    "reduce_l1",
+    "reduce_l2",
+    "reduce_log_sum",
+    "reduce_log_sum_exp",
+    "reduce_max",
+    "reduce_mean",
+    "reduce_min",
+    "reduce_prod",
+    "reduce_sum",
+    "reduce_sum_square",
+    "relu",
+    "reshape",
+    "round",
+    "scatter_elements",
+    "selu",
+    "shape",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinh",
+    "slice",
+    "softmax",
+    "softmax_cross_entropy_loss",
+    "softplus",
+    "softsign",
+    "split",
+    "sqrt",
+    "squeeze",
+    "sub",
+    "sum",
+    "tan",
+    "tanh",
+    "thresholded_relu",
+    "tile",
+    "transpose",
+    "unsqueeze",
+    "where",
+    "xor",
+]
+
+
+def add(a: Operand, b: Operand) -> Handle:
+    """Sum of two numbers.
+
+    Formula:   out = A + B
+    Gradient:  d out/dA = 1,  d out/dB = 1
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Add",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def sub(a: Operand, b: Operand) -> Handle:
+    """Difference of two numbers.
+
+    Formula:   out = A - B
+    Gradient:  d out/dA = 1,  d out/dB = -1
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Sub",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def mul(a: Operand, b: Operand) -> Handle:
+    """Product of two numbers.
+
+    Formula:   out = A * B
+    Gradient:  d out/dA = B,  d out/dB = A
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Mul",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def div(a: Operand, b: Operand) -> Handle:
+    """Quotient of two numbers; of integers, rounded towards zero, and 0 where B is 0.
+
+    Formula:   out = A / B
+    Gradient:  d out/dA = 1 / B,  d out/dB = -out / B
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Div",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def pow(x: Operand, y: Operand) -> Handle:
+    """Power of a number; the result has the type of the base.
+
+    Formula:   out = X ** Y
+    Gradient:  d out/dX = Y * X ** (Y - 1),  d out/dY = out * log(X)
+    Kinks:     d out/dX is 0 where Y is 0; d out/dY is 0 where X is not above 0.
+    Shapes:    X and Y broadcast.
+    """
+    return apply(
+        "Pow",
+        (
+            x,
+            y,
+        ),
+        {},
+    )
+
+
+def neg(x: Operand) -> Handle:
+    """Number with its sign changed.
+
+    Formula:   out = -X
+    Gradient:  d out/dX = -1
+    Shapes:    As X.
+    """
+    return apply("Neg", (x,), {})
+
+
+def abs(x: Operand) -> Handle:
+    """Distance from zero.
+
+    Formula:   out = |X|
+    Gradient:  d out/dX = sign(X)
+    Kinks:     At 0 the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("Abs", (x,), {})
+
+
+def reciprocal(x: Operand) -> Handle:
+    """One divided by a number.
+
+    Formula:   out = 1 / X
+    Gradient:  d out/dX = -out ** 2
+    Shapes:    As X.
+    """
+    return apply("Reciprocal", (x,), {})
+
+
+def sqrt(x: Operand) -> Handle:
+    """Square root; NaN below zero.
+
+    Formula:   out = sqrt(X)
+    Gradient:  d out/dX = 1 / (2 * out)
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
+    Shapes:    As X.
+    """
+    return apply("Sqrt", (x,), {})
+
+
+def sign(x: Operand) -> Handle:
+    """-1, 0 or 1 by the sign.
+
+    Formula:   out = [X > 0] - [X < 0]
+    Gradient:  d out/dX = 0
+    Kinks:     At 0 the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("Sign", (x,), {})
+
+
+def mod(a: Operand, b: Operand, *, fmod: int = 0) -> Handle:
+    """Remainder of a division; with fmod=1 it has the sign of A, else of B (integers only).
+
+    Formula:   out = A - B * q, where q is A / B rounded: towards zero (fmod=1), or down (fmod=0)
+    Gradient:  d out/dA = 1,  d out/dB = -q
+    Kinks:     Where A / B is a whole number the gradient is that of the piece above.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Mod",
+        (
+            a,
+            b,
+        ),
+        {"fmod": fmod},
+    )
+
+
+def floor(x: Operand) -> Handle:
+    """Largest whole number that is not above.
+
+    Formula:   out = floor(X)
+    Gradient:  d out/dX = 0
+    Kinks:     At whole numbers the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("Floor", (x,), {})
+
+
+def ceil(x: Operand) -> Handle:
+    """Smallest whole number that is not below.
+
+    Formula:   out = ceil(X)
+    Gradient:  d out/dX = 0
+    Kinks:     At whole numbers the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("Ceil", (x,), {})
+
+
+def round(x: Operand) -> Handle:
+    """Nearest whole number; halves go to the even one.
+
+    Formula:   out = round(X)
+    Gradient:  d out/dX = 0
+    Kinks:     At halves the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("Round", (x,), {})
+
+
+def sum(*data: Operand) -> Handle:
+    """Sum of any number of tensors.
+
+    Formula:   out = data_0 + data_1 + ...
+    Gradient:  d out/d data_i = 1
+    Shapes:    All inputs broadcast.
+    """
+    return apply("Sum", (*data,), {})
+
+
+def mean(*data: Operand) -> Handle:
+    """Mean of any number of tensors.
+
+    Formula:   out = (data_0 + data_1 + ...) / n
+    Gradient:  d out/d data_i = 1 / n
+    Shapes:    All inputs broadcast.
+    """
+    return apply("Mean", (*data,), {})
+
+
+def max(*data: Operand) -> Handle:
+    """Largest of any number of tensors, element by element.
+
+    Formula:   out = max(data_0, data_1, ...)
+    Gradient:  d out/d data_i = [data_i = out]
+    Kinks:     Inputs that tie share the gradient equally.
+    Shapes:    All inputs broadcast.
+    """
+    return apply("Max", (*data,), {})
+
+
+def min(*data: Operand) -> Handle:
+    """Smallest of any number of tensors, element by element.
+
+    Formula:   out = min(data_0, data_1, ...)
+    Gradient:  d out/d data_i = [data_i = out]
+    Kinks:     Inputs that tie share the gradient equally.
+    Shapes:    All inputs broadcast.
+    """
+    return apply("Min", (*data,), {})
+
+
+def exp(x: Operand) -> Handle:
+    """Exponential.
+
+    Formula:   out = exp(X)
+    Gradient:  d out/dX = out
+    Shapes:    As X.
+    """
+    return apply("Exp", (x,), {})
+
+
+def log(x: Operand) -> Handle:
+    """Natural logarithm; NaN below zero.
+
+    Formula:   out = log(X)
+    Gradient:  d out/dX = 1 / X
+    Shapes:    As X.
+    """
+    return apply("Log", (x,), {})
+
+
+def sin(x: Operand) -> Handle:
+    """Sine of an angle in radians.
+
+    Formula:   out = sin(X)
+    Gradient:  d out/dX = cos(X)
+    Shapes:    As X.
+    """
+    return apply("Sin", (x,), {})
+
+
+def cos(x: Operand) -> Handle:
+    """Cosine of an angle in radians.
+
+    Formula:   out = cos(X)
+    Gradient:  d out/dX = -sin(X)
+    Shapes:    As X.
+    """
+    return apply("Cos", (x,), {})
+
+
+def tan(x: Operand) -> Handle:
+    """Tangent of an angle in radians.
+
+    Formula:   out = tan(X)
+    Gradient:  d out/dX = 1 + out ** 2
+    Shapes:    As X.
+    """
+    return apply("Tan", (x,), {})
+
+
+def asin(x: Operand) -> Handle:
+    """Angle in radians whose sine is given; NaN outside [-1, 1].
+
+    Formula:   out = asin(X)
+    Gradient:  d out/dX = 1 / sqrt(1 - X ** 2)
+    Kinks:     At -1 and 1 the gradient is infinite, and 0 where nothing depends on it.
+    Shapes:    As X.
+    """
+    return apply("Asin", (x,), {})
+
+
+def acos(x: Operand) -> Handle:
+    """Angle in radians whose cosine is given; NaN outside [-1, 1].
+
+    Formula:   out = acos(X)
+    Gradient:  d out/dX = -1 / sqrt(1 - X ** 2)
+    Kinks:     At -1 and 1 the gradient is infinite, and 0 where nothing depends on it.
+    Shapes:    As X.
+    """
+    return apply("Acos", (x,), {})
+
+
+def atan(x: Operand) -> Handle:
+    """Angle in radians whose tangent is given.
+
+    Formula:   out = atan(X)
+    Gradient:  d out/dX = 1 / (1 + X ** 2)
+    Shapes:    As X.
+    """
+    return apply("Atan", (x,), {})
+
+
+def sinh(x: Operand) -> Handle:
+    """Hyperbolic sine.
+
+    Formula:   out = sinh(X)
+    Gradient:  d out/dX = cosh(X)
+    Shapes:    As X.
+    """
+    return apply("Sinh", (x,), {})
+
+
+def cosh(x: Operand) -> Handle:
+    """Hyperbolic cosine.
+
+    Formula:   out = cosh(X)
+    Gradient:  d out/dX = sinh(X)
+    Shapes:    As X.
+    """
+    return apply("Cosh", (x,), {})
+
+
+def tanh(x: Operand) -> Handle:
+    """Hyperbolic tangent.
+
+    Formula:   out = tanh(X)
+    Gradient:  d out/dX = 1 - out ** 2
+    Shapes:    As X.
+    """
+    return apply("Tanh", (x,), {})
+
+
+def asinh(x: Operand) -> Handle:
+    """Number whose hyperbolic sine is given.
+
+    Formula:   out = asinh(X)
+    Gradient:  d out/dX = 1 / sqrt(X ** 2 + 1)
+    Shapes:    As X.
+    """
+    return apply("Asinh", (x,), {})
+
+
+def acosh(x: Operand) -> Handle:
+    """Number whose hyperbolic cosine is given; NaN below 1.
+
+    Formula:   out = acosh(X)
+    Gradient:  d out/dX = 1 / sqrt(X ** 2 - 1)
+    Kinks:     At 1 the gradient is infinite, and 0 where nothing depends on it.
+    Shapes:    As X.
+    """
+    return apply("Acosh", (x,), {})
+
+
+def atanh(x: Operand) -> Handle:
+    """Number whose hyperbolic tangent is given; NaN outside [-1, 1].
+
+    Formula:   out = atanh(X)
+    Gradient:  d out/dX = 1 / (1 - X ** 2)
+    Kinks:     At -1 and 1 the gradient is infinite, and 0 where nothing depends on it.
+    Shapes:    As X.
+    """
+    return apply("Atanh", (x,), {})
+
+
+def erf(x: Operand) -> Handle:
+    """Error function.
+
+    Formula:   out = erf(X) = 2/sqrt(pi) * (integral of exp(-t ** 2) from 0 to X)
+    Gradient:  d out/dX = 2/sqrt(pi) * exp(-X ** 2)
+    Shapes:    As X.
+    """
+    return apply("Erf", (x,), {})
+
+
+def sigmoid(x: Operand) -> Handle:
+    """Logistic function: any number to between 0 and 1.
+
+    Formula:   out = 1 / (1 + exp(-X))
+    Gradient:  d out/dX = (1 - out) * out
+    Shapes:    As X.
+    """
+    return apply("Sigmoid", (x,), {})
+
+
+def relu(x: Operand) -> Handle:
+    """Number where it is positive, else 0.
+
+    Formula:   out = max(X, 0)
+    Gradient:  d out/dX = [X > 0]
+    Kinks:     At 0 the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("Relu", (x,), {})
+
+
+def leaky_relu(x: Operand, *, alpha: float = 0.01) -> Handle:
+    """Number where it is positive, else a small part of it.
+
+    Formula:   out = X if X > 0 else alpha * X
+    Gradient:  d out/dX = 1 if X > 0 else alpha
+    Kinks:     At 0 the gradient is alpha.
+    Shapes:    As X.
+    """
+    return apply("LeakyRelu", (x,), {"alpha": alpha})
+
+
+def prelu(x: Operand, slope: Operand) -> Handle:
+    """Number where it is positive, else it times a slope that is learned.
+
+    Formula:   out = X if X > 0 else slope * X
+    Gradient:  d out/dX = 1 if X > 0 else slope,  d out/d slope = 0 if X > 0 else X
+    Kinks:     At 0 the gradient to X is slope.
+    Shapes:    As X; slope broadcasts to X.
+    """
+    return apply(
+        "PRelu",
+        (
+            x,
+            slope,
+        ),
+        {},
+    )
+
+
+def elu(x: Operand, *, alpha: float = 1.0) -> Handle:
+    """Number where it is positive, else an exponential that levels off at -alpha.
+
+    Formula:   out = X if X > 0 else alpha * (exp(X) - 1)
+    Gradient:  d out/dX = 1 if X > 0 else alpha * exp(X)
+    Kinks:     At 0 the gradient is alpha.
+    Shapes:    As X.
+    """
+    return apply("Elu", (x,), {"alpha": alpha})
+
+
+def selu(
+    x: Operand, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805
+) -> Handle:
+    """Scaled Elu, with the constants that keep mean 0 and variance 1.
+
+    Formula:   out = gamma * (X if X > 0 else alpha * (exp(X) - 1))
+    Gradient:  d out/dX = gamma * (1 if X > 0 else alpha * exp(X))
+    Kinks:     At 0 the gradient is gamma * alpha.
+    Shapes:    As X.
+    """
+    return apply("Selu", (x,), {"alpha": alpha, "gamma": gamma})
+
+
+def celu(x: Operand, *, alpha: float = 1.0) -> Handle:
+    """Elu whose slope is continuous for every alpha.
+
+    Formula:   out = max(X, 0) + min(0, alpha * (exp(X / alpha) - 1))
+    Gradient:  d out/dX = 1 if X > 0 else exp(X / alpha)
+    Shapes:    As X.
+    """
+    return apply("Celu", (x,), {"alpha": alpha})
+
+
+def gelu(x: Operand, *, approximate: str = "none") -> Handle:
+    """Number weighed by how likely a standard normal one is smaller.
+
+    Formula:   out = X * Phi(X), Phi(X) = (1 + erf(X / sqrt(2))) / 2; with approximate="tanh",
+               Phi(X) = (1 + tanh(sqrt(2/pi) * (X + 0.044715 * X ** 3))) / 2
+    Gradient:  d out/dX = Phi(X) + X * dPhi/dX
+    Shapes:    As X.
+    """
+    return apply("Gelu", (x,), {"approximate": approximate})
+
+
+def softplus(x: Operand) -> Handle:
+    """Smooth form of Relu.
+
+    Formula:   out = log(1 + exp(X))
+    Gradient:  d out/dX = 1 / (1 + exp(-X))
+    Shapes:    As X.
+    """
+    return apply("Softplus", (x,), {})
+
+
+def softsign(x: Operand) -> Handle:
+    """Number squeezed to between -1 and 1.
+
+    Formula:   out = X / (1 + |X|)
+    Gradient:  d out/dX = 1 / (1 + |X|) ** 2
+    Shapes:    As X.
+    """
+    return apply("Softsign", (x,), {})
+
+
+def hard_sigmoid(x: Operand, *, alpha: float = 0.2, beta: float = 0.5) -> Handle:
+    """Straight line cut off at 0 and 1.
+
+    Formula:   out = max(0, min(1, alpha * X + beta))
+    Gradient:  d out/dX = alpha if 0 < alpha * X + beta < 1 else 0
+    Kinks:     Where the line is cut off the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("HardSigmoid", (x,), {"alpha": alpha, "beta": beta})
+
+
+def hard_swish(x: Operand) -> Handle:
+    """Number times a straight line cut off at 0 and 1.
+
+    Formula:   out = X * max(0, min(1, X / 6 + 1 / 2))
+    Gradient:  d out/dX = 0 if X <= -3, 1 if X >= 3, else X / 3 + 1 / 2
+    Kinks:     At -3 the gradient is 0, at 3 it is 1.
+    Shapes:    As X.
+    """
+    return apply("HardSwish", (x,), {})
+
+
+def mish(x: Operand) -> Handle:
+    """Number times the hyperbolic tangent of its softplus.
+
+    Formula:   out = X * tanh(log(1 + exp(X)))
+    Gradient:  d out/dX = t + X * (1 - t ** 2) / (1 + exp(-X)), where t = tanh(log(1 + exp(X)))
+    Shapes:    As X.
+    """
+    return apply("Mish", (x,), {})
+
+
+def thresholded_relu(x: Operand, *, alpha: float = 1.0) -> Handle:
+    """Number where it is above a threshold, else 0.
+
+    Formula:   out = X if X > alpha else 0
+    Gradient:  d out/dX = [X > alpha]
+    Kinks:     At alpha the gradient is 0.
+    Shapes:    As X.
+    """
+    return apply("ThresholdedRelu", (x,), {"alpha": alpha})
+
+
+def clip(input: Operand, min: Operand | None = None, max: Operand | None = None) -> Handle:
+    """Number kept between bounds; where min is above max, max wins.
+
+    Formula:   out = min(max(input, min), max)
+    Gradient:  d out/d input = [min <= input <= max],  d out/d min = [input < min], d out/d max =
+               [input > max]
+    Kinks:     On a bound the gradient goes to input.
+    Shapes:    As input; min and max are scalars.
+    """
+    return apply(
+        "Clip",
+        (
+            input,
+            min,
+            max,
+        ),
+        {},
+    )
+
+
+def equal(a: Operand, b: Operand) -> Handle:
+    """Whether two elements are equal; NaN equals nothing.
+
+    Formula:   out = [A = B]
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Equal",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def greater(a: Operand, b: Operand) -> Handle:
+    """Whether the first element is larger.
+
+    Formula:   out = [A > B]
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Greater",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def greater_or_equal(a: Operand, b: Operand) -> Handle:
+    """Whether the first element is not smaller.
+
+    Formula:   out = [A >= B]
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "GreaterOrEqual",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def less(a: Operand, b: Operand) -> Handle:
+    """Whether the first element is smaller.
+
+    Formula:   out = [A < B]
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Less",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def less_or_equal(a: Operand, b: Operand) -> Handle:
+    """Whether the first element is not larger.
+
+    Formula:   out = [A <= B]
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "LessOrEqual",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def not_(x: Operand) -> Handle:
+    """Whether the element is false.
+
+    Formula:   out = not X
+    Gradient:  None: the output is bool.
+    Shapes:    As X.
+    """
+    return apply("Not", (x,), {})
+
+
+def and_(a: Operand, b: Operand) -> Handle:
+    """Whether both are true.
+
+    Formula:   out = A and B
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "And",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def or_(a: Operand, b: Operand) -> Handle:
+    """Whether one of both is true.
+
+    Formula:   out = A or B
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Or",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def xor(a: Operand, b: Operand) -> Handle:
+    """Whether exactly one of both is true.
+
+    Formula:   out = A xor B
+    Gradient:  None: the output is bool.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "Xor",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def where(condition: Operand, x: Operand, y: Operand) -> Handle:
+    """X where the condition holds, else Y.
+
+    Formula:   out = X if condition else Y
+    Gradient:  d out/dX = [condition],  d out/dY = [not condition]
+    Shapes:    condition, X and Y broadcast.
+    """
+    return apply(
+        "Where",
+        (
+            condition,
+            x,
+            y,
+        ),
+        {},
+    )
+
+
+def is_nan(x: Operand) -> Handle:
+    """Whether the element is not a number.
+
+    Formula:   out = [X is NaN]
+    Gradient:  None: the output is bool.
+    Shapes:    As X.
+    """
+    return apply("IsNaN", (x,), {})
+
+
+def is_inf(x: Operand, *, detect_negative: int = 1, detect_positive: int = 1) -> Handle:
+    """Whether the element is infinite, on the sides that are asked about.
+
+    Formula:   out = [X = infinity and detect_positive] or [X = -infinity and detect_negative]
+    Gradient:  None: the output is bool.
+    Shapes:    As X.
+    """
+    return apply(
+        "IsInf", (x,), {"detect_negative": detect_negative, "detect_positive": detect_positive}
+    )
+
+
+def reduce_sum(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Sum along axes.
+
+    Formula:   out = sum of data
+    Gradient:  d out/d data = 1
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Nothing sums to 0.
+    """
+    return apply(
+        "ReduceSum",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_mean(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Mean along axes.
+
+    Formula:   out = (sum of data) / n,  n elements each; of integers, rounded towards zero
+    Gradient:  d out/d data = 1 / n
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. The mean of nothing is NaN; of no integers, 0.
+    """
+    return apply(
+        "ReduceMean",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_max(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Largest element along axes.
+
+    Formula:   out = max of data
+    Gradient:  d out/d data = 1 for the largest element, 0 for the others
+    Kinks:     where several are largest, they share the gradient equally.
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Of nothing: minus infinity, or the type's lowest number.
+    """
+    return apply(
+        "ReduceMax",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_min(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Smallest element along axes.
+
+    Formula:   out = min of data
+    Gradient:  d out/d data = 1 for the smallest element, 0 for the others
+    Kinks:     where several are smallest, they share the gradient equally.
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Of nothing: infinity, or the type's highest number.
+    """
+    return apply(
+        "ReduceMin",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_prod(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Product along axes.
+
+    Formula:   out = product of data
+    Gradient:  d out/d data[i] = product of the others, data[j] with j != i; nothing is divided,
+               so zeros are exact, in every order
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. The product of nothing is 1.
+    """
+    return apply(
+        "ReduceProd",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_l1(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Sum of absolute values along axes.
+
+    Formula:   out = sum of |data|
+    Gradient:  d out/d data = sign(data)
+    Kinks:     0 where data = 0.
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Nothing gives 0.
+    """
+    return apply(
+        "ReduceL1",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_l2(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Euclidean norm along axes.
+
+    Formula:   out = sqrt(sum of data^2), without overflow; of integers, rounded towards zero
+    Gradient:  d out/d data = data / out
+    Kinks:     0 where out = 0.
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Nothing gives 0.
+    """
+    return apply(
+        "ReduceL2",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_log_sum(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Logarithm of a sum along axes.
+
+    Formula:   out = log(sum of data)
+    Gradient:  d out/d data = 1 / (sum of data)
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Nothing gives minus infinity.
+    """
+    return apply(
+        "ReduceLogSum",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_log_sum_exp(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Logarithm of a sum of exponentials along axes: a smooth maximum.
+
+    Formula:   out = log(sum of exp(data)), without overflow
+    Gradient:  d out/d data = exp(data - out), the softmax of data
+    Kinks:     0 where all are minus infinity.
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes. Nothing gives minus infinity.
+    """
+    return apply(
+        "ReduceLogSumExp",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def reduce_sum_square(
+    data: Operand, axes: Operand | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Handle:
+    """Sum of squares along axes.
+
+    Formula:   out = sum of data^2
+    Gradient:  d out/d data = 2 * data
+    Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
+               noop_with_empty_axes: then out = data^2. Nothing gives 0.
+    """
+    return apply(
+        "ReduceSumSquare",
+        (
+            data,
+            axes,
+        ),
+        {"keepdims": keepdims, "noop_with_empty_axes": noop_with_empty_axes},
+    )
+
+
+def cum_sum(x: Operand, axis: Operand, *, exclusive: int = 0, reverse: int = 0) -> Handle:
+    """Running sum along an axis.
+
+    Formula:   out[i] = x[0] + ... + x[i];  exclusive leaves out x[i], reverse runs from the end
+    Gradient:  grad[i] + ... + grad[n-1]: the running sum the other way, exclusive where out is
+    Shapes:    out is shaped like x; axis is one number.
+    """
+    return apply(
+        "CumSum",
+        (
+            x,
+            axis,
+        ),
+        {"exclusive": exclusive, "reverse": reverse},
+    )
+
+
+def arg_max(
+    data: Operand, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Handle:
+    """Index of the largest element along an axis.
+
+    Formula:   out = the first i where data[i] is largest; select_last_index takes the last
+    Gradient:  none: indices are integers
+    Shapes:    axis is lost, or of size 1 with keepdims.
+    """
+    return apply(
+        "ArgMax",
+        (data,),
+        {"axis": axis, "keepdims": keepdims, "select_last_index": select_last_index},
+    )
+
+
+def identity(input: Operand) -> Handle:
+    """The value itself.
+
+    Formula:   out = input
+    Gradient:  d out/d input = 1
+    Shapes:    As input.
+    """
+    return apply("Identity", (input,), {})
+
+
+def cast(input: Operand, *, to: int, saturate: int = 1, round_mode: str = "up") -> Handle:
+    """Elements in another data type; floats become integers towards zero.
+
+    Formula:   out = input, as the data type numbered `to`
+    Gradient:  d out/d input = 1 between floating types; none otherwise
+    Shapes:    As input.
+    """
+    return apply("Cast", (input,), {"to": to, "saturate": saturate, "round_mode": round_mode})
+
+
+def reshape(data: Operand, shape: Operand, *, allowzero: int = 0) -> Handle:
+    """The same elements in another shape.
+
+    Formula:   out = data, row-major, in the shape given
+    Gradient:  d out/d data = 1
+    Shapes:    shape; one -1 is what is left over, and 0 is the size data has there (with
+               allowzero it is 0).
+    """
+    return apply(
+        "Reshape",
+        (
+            data,
+            shape,
+        ),
+        {"allowzero": allowzero},
+    )
+
+
+def transpose(data: Operand, *, perm: Sequence[int] | None = None) -> Handle:
+    """Axes in another order.
+
+    Formula:   out[i, j, ..] = data[.., j, i], in the order perm; reversed without it
+    Gradient:  d out/d data = 1, with the axes put back
+    Shapes:    data's, in the order perm.
+    """
+    return apply("Transpose", (data,), {"perm": perm})
+
+
+def expand(input: Operand, shape: Operand) -> Handle:
+    """Elements repeated along axes of size 1, and along new ones.
+
+    Formula:   out = input, broadcast
+    Gradient:  d out/d input = 1, summed over the repetitions
+    Shapes:    That which input and shape broadcast to.
+    """
+    return apply(
+        "Expand",
+        (
+            input,
+            shape,
+        ),
+        {},
+    )
+
+
+def squeeze(data: Operand, axes: Operand | None = None) -> Handle:
+    """Axes of size 1 left out.
+
+    Formula:   out = data
+    Gradient:  d out/d data = 1
+    Shapes:    data's without axes; without all axes of size 1 where none are given.
+    """
+    return apply(
+        "Squeeze",
+        (
+            data,
+            axes,
+        ),
+        {},
+    )
+
+
+def unsqueeze(data: Operand, axes: Operand) -> Handle:
+    """New axes of size 1.
+
+    Formula:   out = data
+    Gradient:  d out/d data = 1
+    Shapes:    data's, with size 1 at axes of the output.
+    """
+    return apply(
+        "Unsqueeze",
+        (
+            data,
+            axes,
+        ),
+        {},
+    )
+
+
+def flatten(input: Operand, *, axis: int = 1) -> Handle:
+    """A matrix of the same elements.
+
+    Formula:   out = input, row-major
+    Gradient:  d out/d input = 1
+    Shapes:    [sizes before axis multiplied, sizes from axis on multiplied].
+    """
+    return apply("Flatten", (input,), {"axis": axis})
+
+
+def concat(*inputs: Operand, axis: int) -> Handle:
+    """Tensors one after another along an axis.
+
+    Formula:   out = inputs, joined along axis
+    Gradient:  d out/d inputs_i = 1: each gets its piece of the gradient
+    Shapes:    Equal but for axis, whose sizes add up.
+    """
+    return apply("Concat", (*inputs,), {"axis": axis})
+
+
+def split(
+    input: Operand, split: Operand | None = None, *, axis: int = 0, num_outputs: int | None = None
+) -> tuple[Handle, ...]:
+    """A tensor cut into pieces along an axis.
+
+    Formula:   out_0, out_1, .. = input, cut along axis
+    Gradient:  d out_i/d input = 1 on its piece
+    Shapes:    As input, but along axis the sizes in split; or num_outputs equal sizes, the last
+               one smaller where they do not divide.
+    """
+    return apply_split(
+        "Split",
+        (
+            input,
+            split,
+        ),
+        {"axis": axis, "num_outputs": num_outputs},
+    )
+
+
+def slice(
+    data: Operand,
+    starts: Operand,
+    ends: Operand,
+    axes: Operand | None = None,
+    steps: Operand | None = None,
+) -> Handle:
+    """Part of a tensor: along each axis from start to end, in steps.
+
+    Formula:   out = data[starts[0]:ends[0]:steps[0], ..]; negative numbers count from the end,
+               those outside the axis stand for its end
+    Gradient:  d out/d data = 1 on the part, 0 elsewhere
+    Shapes:    The number of steps along each of axes; all axes in order where none are given.
+    """
+    return apply(
+        "Slice",
+        (
+            data,
+            starts,
+            ends,
+            axes,
+            steps,
+        ),
+        {},
+    )
+
+
+def gather(data: Operand, indices: Operand, *, axis: int = 0) -> Handle:
+    """Slices of a tensor, chosen by their position along an axis.
+
+    Formula:   out[.., i, ..] = data[.., indices[i], ..]; negative indices count from the end
+    Gradient:  d out/d data = 1 on the slices taken, once for each time
+    Shapes:    data's, with indices' in place of axis.
+    """
+    return apply(
+        "Gather",
+        (
+            data,
+            indices,
+        ),
+        {"axis": axis},
+    )
+
+
+def gather_elements(data: Operand, indices: Operand, *, axis: int = 0) -> Handle:
+    """Elements of a tensor, each chosen by its own index along an axis.
+
+    Formula:   out[i, j] = data[indices[i, j], j] for axis 0; negative indices count from the end
+    Gradient:  d out/d data = 1 on the elements taken, once for each time
+    Shapes:    indices'; of data's rank, and no longer along other axes.
+    """
+    return apply(
+        "GatherElements",
+        (
+            data,
+            indices,
+        ),
+        {"axis": axis},
+    )
+
+
+def scatter_elements(
+    data: Operand, indices: Operand, updates: Operand, *, axis: int = 0, reduction: str = "none"
+) -> Handle:
+    """A tensor with elements replaced, each at its own index along an axis; or combined.
+
+    Formula:   out = data, then out[indices[i, j], j] = updates[i, j] for axis 0; or with
+               reduction add, mul, max, min what was there combined with it
+    Gradient:  to data and updates what the reduction gives each; where indices repeat without
+               one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
+               second derivative ignores updates of 0.
+    Shapes:    As data; indices and updates equal, of data's rank, no longer along other axes.
+    """
+    return apply(
+        "ScatterElements",
+        (
+            data,
+            indices,
+            updates,
+        ),
+        {"axis": axis, "reduction": reduction},
+    )
+
+
+def pad(
+    data: Operand,
+    pads: Operand,
+    constant_value: Operand | None = None,
+    axes: Operand | None = None,
+    *,
+    mode: str = "constant",
+) -> Handle:
+    """Elements put around a tensor; negative pads take away.
+
+    Formula:   out = data, between pads[i] elements before and pads[i + n] after along axis i: a
+               constant, or data reflected, its edge repeated, or wrapped around
+    Gradient:  d out/d data = 1, once for each time an element occurs; d out/d constant_value = 1
+               on the elements added
+    Shapes:    Each size plus its two pads; all axes in order where none are given.
+    """
+    return apply(
+        "Pad",
+        (
+            data,
+            pads,
+            constant_value,
+            axes,
+        ),
+        {"mode": mode},
+    )
+
+
+def tile(input: Operand, repeats: Operand) -> Handle:
+    """A tensor repeated along each axis.
+
+    Formula:   out = input, repeats[i] times along axis i
+    Gradient:  d out/d input = 1, summed over the repetitions
+    Shapes:    Each size times its repeats.
+    """
+    return apply(
+        "Tile",
+        (
+            input,
+            repeats,
+        ),
+        {},
+    )
+
+
+def shape(data: Operand, *, start: int = 0, end: int | None = None) -> Handle:
+    """The sizes of a tensor's axes.
+
+    Formula:   out = shape of data, from axis start to end
+    Gradient:  None: the output is int64.
+    Shapes:    A vector, one element for each axis; its elements are known before evaluation.
+    """
+    return apply("Shape", (data,), {"start": start, "end": end})
+
+
+def mat_mul(a: Operand, b: Operand) -> Handle:
+    """Matrix product of the last two axes; the axes before them are a batch.
+
+    Formula:   out[i, j] = sum over k of A[i, k] * B[k, j]
+    Gradient:  to A = grad @ B^T,  to B = A^T @ grad
+    Shapes:    A [..., m, k] and B [..., k, n] give [..., m, n]; batch axes broadcast. A of rank 1
+               is a row and B of rank 1 a column, and that axis is not in the output.
+    """
+    return apply(
+        "MatMul",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def gemm(
+    a: Operand,
+    b: Operand,
+    c: Operand | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    trans_a: int = 0,
+    trans_b: int = 0,
+) -> Handle:
+    """Scaled matrix product plus a scaled third input.
+
+    Formula:   out = alpha * A' @ B' + beta * C;  A' = A^T where transA, B' = B^T where transB
+    Gradient:  to A' = alpha * grad @ B'^T,  to B' = alpha * A'^T @ grad,  to C = beta * grad
+    Shapes:    A' [m, k] and B' [k, n] give [m, n]; C broadcasts to that. With integers the sum is
+               rounded towards zero.
+    """
+    return apply(
+        "Gemm",
+        (
+            a,
+            b,
+            c,
+        ),
+        {"alpha": alpha, "beta": beta, "transA": trans_a, "transB": trans_b},
+    )
+
+
+def einsum(*inputs: Operand, equation: str) -> Handle:
+    """Einstein summation: products of elements, summed over the letters the output does not name.
+
+    Formula:   "ij,jk->ik": out[i, k] = sum over j of X[i, j] * Y[j, k];  a letter twice in one
+               term takes the diagonal
+    Gradient:  to X = the einsum of grad and the other operands for X's term, repeated along
+               letters only X has; off the diagonal, 0
+    Shapes:    a term has a letter for each axis; "..." stands for the axes without one, in equal
+               number everywhere. Sizes of 1 broadcast between inputs. Without "->" the output has
+               "..." and the letters that occur once, in the order A..Za..z.
+    """
+    return apply("Einsum", (*inputs,), {"equation": equation})
+
+
+def softmax(input: Operand, *, axis: int = -1) -> Handle:
+    """Positive numbers that sum to 1 along an axis.
+
+    Formula:   out = exp(input) / sum(exp(input)) along axis
+    Gradient:  to input = out * (grad - sum(grad * out))
+    Shapes:    As input.
+    """
+    return apply("Softmax", (input,), {"axis": axis})
+
+
+def log_softmax(input: Operand, *, axis: int = -1) -> Handle:
+    """Logarithm of Softmax.
+
+    Formula:   out = input - log(sum(exp(input))) along axis
+    Gradient:  to input = grad - exp(out) * sum(grad)
+    Shapes:    As input.
+    """
+    return apply("LogSoftmax", (input,), {"axis": axis})
+
+
+def softmax_cross_entropy_loss(
+    scores: Operand,
+    labels: Operand,
+    weights: Operand | None = None,
+    *,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+) -> tuple[Handle, ...]:
+    """Loss of scores for labels: how unlikely Softmax finds each label.
+
+    Formula:   log_prob = LogSoftmax(scores) along axis 1; a row's loss is -weights[label] *
+               log_prob[label], and 0 where label is ignore_index; out is those (none), their sum
+               (sum), or their sum over that of their weights (mean)
+    Gradient:  to scores = weights[label] * (Softmax(scores) - [class = label]) times the row's
+               gradient;  d out/d weights from the same sums
+    Shapes:    scores [N, C, ..], labels [N, ..], weights [C]; out as labels, or rank 0.
+    """
+    return apply_several(
+        "SoftmaxCrossEntropyLoss",
+        (
+            scores,
+            labels,
+            weights,
+        ),
+        {"reduction": reduction, "ignore_index": ignore_index},
+        2,
+    )

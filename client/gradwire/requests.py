@@ -1,0 +1,182 @@
+"""Requests from what a program says, checked before they are sent; errors from what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from gradwire import tensors
+from gradwire.builder import Graph, Handle
+from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
+from gradwire.v1 import service_pb2, tensor_pb2
+
+#: False: none. True: all. Otherwise names, ids and handles.
+Chosen = bool | Iterable[str | int | Handle]
+
+
+def source(graph: Graph) -> service_pb2.GraphSource:
+    """The graph of a request."""
+    return service_pb2.GraphSource(graph=graph.to_bytes())
+
+
+def evaluation(
+    graph: Graph,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    seeds: Mapping[str, Any] | None = None,
+    with_respect_to: Sequence[str] = (),
+    values: Chosen = False,
+    gradients: Chosen = False,
+    summary: bool = False,
+    batched: Sequence[str] = (),
+    forward_only: bool = False,
+) -> service_pb2.Evaluation:
+    """An Evaluation message (LEAF_UNKNOWN, OUTPUT_UNKNOWN, DATA_TYPE_MISMATCH, ...)."""
+    leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
+    for name in (*(inputs or {}), *with_respect_to, *batched):
+        if name not in leaves:
+            raise InvalidRequestError(
+                "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
+            )
+    message = service_pb2.Evaluation(
+        bindings=bindings(graph, inputs or {}, batched),
+        forward_only=forward_only,
+        with_respect_to=with_respect_to,
+        seeds=seed_messages(graph, seeds or {}),
+    )
+    if batched:
+        message.batch_size = _rows(inputs or {}, batched)
+    _choose(message.values, values, summary)
+    _choose(message.gradients, gradients, summary)
+    return message
+
+
+def bindings(
+    graph: Graph, inputs: Mapping[str, Any], batched: Sequence[str] = ()
+) -> list[service_pb2.Binding]:
+    """Arrays, numbers or lists for leaves, in their declared data types."""
+    leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
+    found = []
+    for name, given in inputs.items():
+        if name not in leaves:
+            raise InvalidRequestError(
+                "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
+            )
+        leaf = leaves[name]
+        array = _as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
+        row = array.shape[1:] if name in batched else array.shape
+        if len(row) != len(leaf.axes) or any(
+            isinstance(axis, int) and axis != size
+            for axis, size in zip(leaf.axes, row, strict=True)
+        ):
+            axes = ", ".join(map(str, leaf.axes)) + ("," if len(leaf.axes) == 1 else "")
+            raise InvalidRequestError(
+                "SHAPE_MISMATCH",
+                f"{leaf.kind} {name!r}: declared with shape ({axes}) but bound to shape {row}"
+                + (" a row" if name in batched else ""),
+            )
+        found.append(
+            service_pb2.Binding(leaf=name, tensor=tensors.encode(array), batched=name in batched)
+        )
+    return found
+
+
+def seed_messages(graph: Graph, seeds: Mapping[str, Any]) -> list[tensor_pb2.NamedTensor]:
+    """Seeds by the output's name, in the output's data type (OUTPUT_UNKNOWN)."""
+    found = []
+    for name, given in seeds.items():
+        if name not in graph.outputs:
+            raise InvalidRequestError(
+                "OUTPUT_UNKNOWN",
+                f"there is no output {name!r} to seed{nearest(name, graph.outputs)}",
+            )
+        array = _as_dtype(f"seed of output {name!r}", given, graph.output_dtype(name))
+        found.append(tensor_pb2.NamedTensor(name=name, tensor=tensors.encode(array)))
+    return found
+
+
+def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
+    """The error that a failed call stands for."""
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
+    if isinstance(call, grpc.aio.AioRpcError):
+        status = _aio_status(call)
+    else:
+        status = rpc_status.from_call(call)
+    code, message = call.code().name, call.details() or ""
+    if code == "UNAVAILABLE":
+        message = f"no server answers at {target}; start one with: gradwire serve"
+    reason, facts = "", {}
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            reason, facts = info.reason, dict(info.metadata)
+    return error_for(code, reason, at_line(message, facts, graph), facts)
+
+
+def step_error(error: service_pb2.Error, graph: Graph) -> GradwireError:
+    """The error of one request of a session."""
+    facts = {fact.key: fact.value for fact in error.facts}
+    names = {status.value[0]: status.name for status in grpc.StatusCode}
+    return error_for(
+        names.get(error.code, "UNKNOWN"), error.reason, at_line(error.message, facts, graph), facts
+    )
+
+
+def at_line(message: str, facts: Mapping[str, str], graph: Graph | None) -> str:
+    """The message, with the line of the program that made the node it is about."""
+    node = facts.get("node_index", "")
+    line = graph.made_at(int(node)) if graph is not None and node.isdigit() else None
+    return f"{message} (made at {line})" if line else message
+
+
+def _aio_status(call: grpc.aio.AioRpcError) -> Any:
+    from google.rpc import status_pb2
+
+    for key, value in call.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            return status_pb2.Status.FromString(value)
+    return None
+
+
+def _as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
+    """Numbers and lists take the declared type; an array must have it."""
+    if isinstance(given, (np.ndarray, np.generic)) and str(given.dtype) != dtype:
+        raise InvalidRequestError(
+            "DATA_TYPE_MISMATCH",
+            f"{what}: declared as {dtype} but bound to {given.dtype}; convert the array",
+        )
+    try:
+        return np.ascontiguousarray(np.asarray(given, dtype=dtype)).reshape(np.shape(given))
+    except (TypeError, ValueError, OverflowError) as failure:
+        raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
+
+
+def _rows(inputs: Mapping[str, Any], batched: Sequence[str]) -> int:
+    sizes = {np.shape(inputs[name])[0] if np.ndim(inputs[name]) else 0 for name in batched}
+    if len(sizes) != 1 or 0 in sizes:
+        raise InvalidRequestError(
+            "BINDING_INVALID", f"batched inputs need one equal leading axis but have {sizes}"
+        )
+    return int(sizes.pop())
+
+
+def _choose(message: service_pb2.Selection, chosen: Chosen, summary: bool) -> None:
+    if chosen is False:
+        return
+    if summary:
+        message.detail = service_pb2.DETAIL_SUMMARY
+    if chosen is True:
+        message.all = True
+        return
+    for each in chosen:
+        if isinstance(each, Handle):
+            message.value_ids.append(each.graph.id_of(each))
+        elif isinstance(each, str):
+            message.names.append(each)
+        else:
+            message.value_ids.append(each)

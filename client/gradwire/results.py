@@ -1,0 +1,132 @@
+"""What an evaluation yields: values and gradients as NumPy arrays, by name or by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from gradwire import tensors
+from gradwire.builder import Graph, Handle
+from gradwire.errors import InvalidRequestError, nearest
+from gradwire.tensors import Array
+from gradwire.v1 import service_pb2
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures in place of elements."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    norm: float
+    nan_count: int
+    infinity_count: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of one value. None means "not computed", which is not zero."""
+
+    value: Array | Summary | None = None
+    gradient: Array | Summary | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One value, or one gradient, as it is streamed."""
+
+    kind: str  # "value" or "gradient"
+    id: int
+    name: str
+    content: Array | Summary
+
+
+@dataclass
+class Result:
+    """Values and gradients of one evaluation: `result["w0"].gradient`, `result[7].value`."""
+
+    outputs: dict[str, Array]
+    gradients: dict[str, Array]
+    node_values: dict[int, Array | Summary] = field(default_factory=dict)
+    node_gradients: dict[int, Array | Summary] = field(default_factory=dict)
+    graph: Graph | None = None
+
+    def __getitem__(self, key: str | int | Handle) -> Found:
+        if isinstance(key, Handle):
+            key = key.graph.id_of(key)
+        if isinstance(key, int):
+            return Found(self.node_values.get(key), self.node_gradients.get(key))
+        ids = self.graph.ids_by_name() if self.graph else {}
+        if key not in self.outputs and key not in self.gradients and key not in ids:
+            known = [*self.outputs, *self.gradients, *ids]
+            raise KeyError(f"there is no value {key!r}{nearest(key, known)}")
+        by_id = Found()
+        if key in ids and len(ids[key]) == 1:
+            by_id = self[ids[key][0]]
+        value = self.outputs.get(key, by_id.value)
+        return Found(value, self.gradients.get(key, by_id.gradient))
+
+
+class Columns:
+    """Puts columns together: many scalars a column, or many columns a tensor."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def read(self, column: service_pb2.Column) -> Iterator[tuple[int, Array | Summary]]:
+        """Ids with what the column holds of them, when it is complete (TENSOR_INVALID)."""
+        ids: Iterable[int] = column.value_ids
+        if not column.value_ids:
+            ids = range(column.first_value_id, column.first_value_id + column.count)
+        if column.HasField("summary"):
+            figures = column.summary
+            yield from zip(
+                ids,
+                map(
+                    Summary,
+                    figures.minimum,
+                    figures.maximum,
+                    figures.mean,
+                    figures.norm,
+                    figures.nan_count,
+                    figures.infinity_count,
+                ),
+                strict=True,
+            )
+            return
+        dtype, shape = tensors.dtype_of(column.data_type), tuple(column.shape)
+        data = column.data
+        whole = prod(shape) * column.count * np.dtype(dtype).itemsize
+        if len(data) < whole:
+            self._pieces.append(data)
+            if sum(map(len, self._pieces)) < whole:
+                return
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+        stacked = tensors.from_bytes(dtype, (column.count, *shape), data)
+        yield from zip(ids, stacked, strict=True)
+
+
+def decode_result(message: service_pb2.Result, graph: Graph) -> Result:
+    """A result of the service."""
+    columns = Columns()
+    return Result(
+        {each.name: tensors.decode(each.tensor) for each in message.outputs},
+        {each.name: tensors.decode(each.tensor) for each in message.gradients},
+        {key: each for column in message.node_values for key, each in columns.read(column)},
+        {key: each for column in message.node_gradients for key, each in columns.read(column)},
+        graph,
+    )
+
+
+def scalar(array: Array, what: str) -> float:
+    """The only element of an array (SEED_MISSING where there are several)."""
+    if array.size != 1:
+        raise InvalidRequestError(
+            "SEED_MISSING", f"{what} has {array.size} elements; give a seed of shape {array.shape}"
+        )
+    return float(array.reshape(-1)[0])

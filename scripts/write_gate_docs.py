@@ -1,0 +1,97 @@
+"""Writes docs/gates.md from the gates' table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradwire_server.catalogue import describe
+from gradwire_server.gates import GATES, Gate
+from gradwire_server.gates.base import Attribute, Example, Input
+
+PAGE = Path(__file__).parent.parent / "docs" / "gates.md"
+INTRODUCTION = """\
+# Gates
+
+Every operator that a Gradwire server computes, by its ONNX name and with ONNX's meaning. Made from
+the gates' own classes by `scripts/generate`.
+
+- The engine sums the gradient of a broadcast input back to the input's shape.
+- An input marked *known* must be a stored value, or computed from shapes: its elements are needed
+  before evaluation.
+- Every floating input has the data types float32 and float64.
+- In an example, `gradient` is that of the output (the first, if there are several) with a seed of
+  ones; `None` is an input that has no gradient.
+"""
+
+
+def families() -> dict[str, list[Gate]]:
+    """Gates by the module they are in, whose name is the family's."""
+    found: dict[str, list[Gate]] = {}
+    for gate in GATES.values():
+        name = type(gate).__module__.rpartition(".")[2].replace("_", " ").capitalize()
+        found.setdefault(name, []).append(gate)
+    return found
+
+
+def page() -> Iterator[str]:
+    yield INTRODUCTION
+    for family, gates in families().items():
+        links = ", ".join(f"[{gate.operator}](#{gate.operator.lower()})" for gate in gates)
+        yield f"\n**{family}**: {links}\n"
+    for family, gates in families().items():
+        yield f"\n## {family}\n"
+        for gate in gates:
+            yield from section(gate)
+
+
+def section(gate: Gate) -> Iterator[str]:
+    described = describe(gate)
+    yield f"\n### {gate.operator}\n\n{described.summary}\n\n| | |\n|---|---|\n"
+    rows = [
+        ("formula", code(described.formula)),
+        ("gradient", code(described.gradient)),
+        ("at kinks", described.subgradient),
+        ("shapes", described.shapes),
+        *((f"input `{each.name}`", input_text(each)) for each in gate.inputs),
+        *((f"attribute `{each.name}`", attribute_text(each)) for each in gate.attributes),
+        ("outputs", outputs_text(gate)),
+    ]
+    for name, text in rows:
+        if text:
+            yield f"| {name} | {text.replace('|', chr(92) + '|')} |\n"
+    yield f"\n```text\n{example_text(gate.operator, gate.examples[0])}\n```\n"
+
+
+def code(text: str) -> str:
+    return f"`{text}`"
+
+
+def input_text(declared: Input) -> str:
+    marks = [name for name in ("optional", "variadic", "known") if getattr(declared, name)]
+    dtypes = ", ".join(declared.dtypes)
+    return f"{dtypes}; *{', '.join(marks)}*" if marks else dtypes
+
+
+def attribute_text(declared: Attribute) -> str:
+    default = "required" if declared.required else f"default {declared.default!r}"
+    if declared.default is None and not declared.required:
+        default = "optional"
+    return f"{declared.kind}, {default}. {declared.doc}".rstrip()
+
+
+def outputs_text(gate: Gate) -> str:
+    least, most = gate.outputs
+    return "" if least == most else f"{least} {f'to {most}' if most else 'or more'}"
+
+
+def example_text(operator: str, example: Example) -> str:
+    arguments = [repr(each) for each in example.inputs]
+    arguments += [f"{name}={value!r}" for name, value in example.attributes.items()]
+    lines = [f"{operator}({', '.join(arguments)})", f"output    {example.output!r}"]
+    if example.gradients is not None:
+        lines.append(f"gradient  {', '.join(map(repr, example.gradients))}")
+    return "\n".join(lines)
+
+
+PAGE.write_text("".join(page()))

@@ -1,0 +1,499 @@
+"""Activations: the non-linear stages of neural networks."""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+from typing import Any
+
+from gradwire_server.errors import Invalid
+from gradwire_server.gates.base import (
+    Array,
+    Attribute,
+    ElementwiseGate,
+    Example,
+    Gate,
+    Input,
+    Namespace,
+    Rejection,
+    Sample,
+)
+from gradwire_server.specs import NUMBERS, Shape, TensorSpec, broadcast_shapes
+
+
+def sigmoid(xp: Namespace, x: Array) -> Array:
+    """1 / (1 + exp(-x)) without overflow: tanh saturates."""
+    return 0.5 * (1.0 + xp.tanh(0.5 * x))
+
+
+def softplus(xp: Namespace, x: Array) -> Array:
+    """log(1 + exp(x)) without overflow."""
+    return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+class Sigmoid(ElementwiseGate):
+    """Logistic function: any number to between 0 and 1.
+
+    Formula:   out = 1 / (1 + exp(-X))
+    Gradient:  d out/dX = (1 - out) * out
+    Shapes:    As X.
+    """
+
+    operator = "Sigmoid"
+    examples = (
+        Example((1.0,), 0.7310585786300049, gradients=(0.19661193324148185,)),
+        Example(([-1000.0, 1000.0],), [0.0, 1.0], gradients=([0.0, 0.0],)),
+    )
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return sigmoid(xp, x)
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        return (grad * (1.0 - out) * out,)
+
+
+class Relu(ElementwiseGate):
+    """Number where it is positive, else 0.
+
+    Formula:   out = max(X, 0)
+    Gradient:  d out/dX = [X > 0]
+    Kinks:     At 0 the gradient is 0.
+    Shapes:    As X.
+    """
+
+    operator = "Relu"
+    inputs = (Input("X", ("float32", "float64", "int8", "int16", "int32", "int64")),)
+    examples = (
+        Example(([-2.0, 3.0],), [0.0, 3.0], gradients=([0.0, 1.0],)),
+        Example((0.0,), 0.0, gradients=(0.0,), at_kink=True),
+        Example(([-2, 3],), [0, 3]),
+    )
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return xp.maximum(x, xp.zeros_like(x))
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        return (xp.where(xp.greater(x, 0.0), grad, 0.0),)
+
+
+class LeakyRelu(ElementwiseGate):
+    """Number where it is positive, else a small part of it.
+
+    Formula:   out = X if X > 0 else alpha * X
+    Gradient:  d out/dX = 1 if X > 0 else alpha
+    Kinks:     At 0 the gradient is alpha.
+    Shapes:    As X.
+    """
+
+    operator = "LeakyRelu"
+    attributes = (Attribute("alpha", "float", 0.01, doc="Slope below 0."),)
+    examples = (
+        Example(([-2.0, 3.0],), [-0.02, 3.0], gradients=([0.01, 1.0],)),
+        Example((0.0,), 0.0, gradients=(0.2,), attributes={"alpha": 0.2}, at_kink=True),
+    )
+
+    def forward(self, xp: Namespace, x: Array, alpha: float) -> Array:
+        return xp.where(xp.greater(x, 0.0), x, alpha * x)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float
+    ) -> tuple[Array, ...]:
+        return (xp.where(xp.greater(x, 0.0), grad, alpha * grad),)
+
+
+class PRelu(Gate):
+    """Number where it is positive, else it times a slope that is learned.
+
+    Formula:   out = X if X > 0 else slope * X
+    Gradient:  d out/dX = 1 if X > 0 else slope,  d out/d slope = 0 if X > 0 else X
+    Kinks:     At 0 the gradient to X is slope.
+    Shapes:    As X; slope broadcasts to X.
+    """
+
+    operator = "PRelu"
+    inputs = (Input("X"), Input("slope"))
+    examples = (
+        Example(([-2.0, 3.0], [0.5, 0.5]), [-1.0, 3.0], gradients=([0.5, 1.0], [-2.0, 0.0])),
+        Example((0.0, 0.25), 0.0, gradients=(0.25, 0.0), at_kink=True),
+    )
+    samples = (
+        Sample((TensorSpec((2, 3)), TensorSpec((3,)))),
+        Sample((TensorSpec((2, 3, 4)), TensorSpec((3, 1)))),
+        Sample((TensorSpec((0, 3)), TensorSpec((1,)))),
+    )
+    rejections = (
+        Rejection((TensorSpec((3,)), TensorSpec((2, 3))), "slope of shape (2, 3) does not"),
+    )
+
+    def infer(self, *specs: TensorSpec, **attributes: Any) -> TensorSpec:
+        x, slope = specs
+        if broadcast_shapes(x.shape, slope.shape) != x.shape:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"slope of shape {slope.shape} does not broadcast to X of shape {x.shape}",
+            )
+        return TensorSpec(x.shape, x.dtype)
+
+    def aligned_shapes(self, *specs: TensorSpec, **attributes: Any) -> tuple[Shape, ...]:
+        x, slope = specs
+        return x.shape, (1,) * (x.rank - slope.rank) + slope.shape
+
+    def forward(self, xp: Namespace, x: Array, slope: Array) -> Array:
+        return xp.where(xp.greater(x, 0.0), x, slope * x)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, slope: Array
+    ) -> tuple[Array, ...]:
+        positive = xp.greater(x, 0.0)
+        return xp.where(positive, grad, slope * grad), xp.where(positive, 0.0, x * grad)
+
+
+class Elu(ElementwiseGate):
+    """Number where it is positive, else an exponential that levels off at -alpha.
+
+    Formula:   out = X if X > 0 else alpha * (exp(X) - 1)
+    Gradient:  d out/dX = 1 if X > 0 else alpha * exp(X)
+    Kinks:     At 0 the gradient is alpha.
+    Shapes:    As X.
+    """
+
+    operator = "Elu"
+    attributes = (Attribute("alpha", "float", 1.0, doc="Where it levels off, negated."),)
+    examples = (
+        Example(
+            ([-1.0, 2.0],), [-0.6321205588285577, 2.0], gradients=([0.36787944117144233, 1.0],)
+        ),
+        Example((0.0,), 0.0, gradients=(2.0,), attributes={"alpha": 2.0}, at_kink=True),
+    )
+
+    def forward(self, xp: Namespace, x: Array, alpha: float) -> Array:
+        below = xp.minimum(x, xp.zeros_like(x))
+        return xp.where(xp.greater(x, 0.0), x, alpha * xp.expm1(below))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float
+    ) -> tuple[Array, ...]:
+        positive = xp.greater(x, 0.0)
+        below = xp.where(positive, 0.0, x)
+        return (xp.where(positive, grad, grad * alpha * xp.exp(below)),)
+
+
+class Selu(ElementwiseGate):
+    """Scaled Elu, with the constants that keep mean 0 and variance 1.
+
+    Formula:   out = gamma * (X if X > 0 else alpha * (exp(X) - 1))
+    Gradient:  d out/dX = gamma * (1 if X > 0 else alpha * exp(X))
+    Kinks:     At 0 the gradient is gamma * alpha.
+    Shapes:    As X.
+    """
+
+    operator = "Selu"
+    attributes = (
+        Attribute("alpha", "float", 1.6732632423543772, doc="Where it levels off, negated."),
+        Attribute("gamma", "float", 1.0507009873554805, doc="Scale."),
+    )
+    examples = (
+        Example(
+            ([-1.0, 2.0],),
+            [-1.2642411176571153, 4.0],
+            gradients=([0.7357588823428847, 2.0],),
+            attributes={"alpha": 1.0, "gamma": 2.0},
+        ),
+    )
+
+    def forward(self, xp: Namespace, x: Array, alpha: float, gamma: float) -> Array:
+        below = xp.minimum(x, xp.zeros_like(x))
+        return gamma * xp.where(xp.greater(x, 0.0), x, alpha * xp.expm1(below))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float, gamma: float
+    ) -> tuple[Array, ...]:
+        positive = xp.greater(x, 0.0)
+        below = xp.where(positive, 0.0, x)
+        return (gamma * xp.where(positive, grad, grad * alpha * xp.exp(below)),)
+
+
+class Celu(ElementwiseGate):
+    """Elu whose slope is continuous for every alpha.
+
+    Formula:   out = max(X, 0) + min(0, alpha * (exp(X / alpha) - 1))
+    Gradient:  d out/dX = 1 if X > 0 else exp(X / alpha)
+    Shapes:    As X.
+    """
+
+    operator = "Celu"
+    attributes = (Attribute("alpha", "float", 1.0, doc="Where it levels off, negated."),)
+    examples = (
+        Example(
+            ([-1.0, 2.0],), [-0.6321205588285577, 2.0], gradients=([0.36787944117144233, 1.0],)
+        ),
+    )
+    rejections = (Rejection((TensorSpec(()),), "alpha is 0", "ATTRIBUTE_INVALID", {"alpha": 0.0}),)
+
+    def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
+        if attributes["alpha"] == 0:
+            raise Invalid("ATTRIBUTE_INVALID", "alpha is 0 but divides; give another number")
+        return super().infer(*specs)
+
+    def forward(self, xp: Namespace, x: Array, alpha: float) -> Array:
+        below = xp.minimum(x, xp.zeros_like(x))
+        return xp.where(xp.greater(x, 0.0), x, alpha * xp.expm1(below / alpha))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float
+    ) -> tuple[Array, ...]:
+        positive = xp.greater(x, 0.0)
+        below = xp.where(positive, 0.0, x)
+        return (xp.where(positive, grad, grad * xp.exp(below * (1.0 / alpha))),)
+
+
+class Gelu(ElementwiseGate):
+    """Number weighed by how likely a standard normal one is smaller.
+
+    Formula:   out = X * Phi(X), Phi(X) = (1 + erf(X / sqrt(2))) / 2; with approximate="tanh",
+               Phi(X) = (1 + tanh(sqrt(2/pi) * (X + 0.044715 * X ** 3))) / 2
+    Gradient:  d out/dX = Phi(X) + X * dPhi/dX
+    Shapes:    As X.
+    """
+
+    operator = "Gelu"
+    attributes = (
+        Attribute("approximate", "string", "none", choices=("none", "tanh"), doc="Form of Phi."),
+    )
+    examples = (
+        Example((1.0,), 0.8413447460685429, gradients=(1.0833154705876864,)),
+        Example(
+            (1.0,), 0.8411919906082768, gradients=(1.0829640838457826,),
+            attributes={"approximate": "tanh"},
+        ),
+    )  # fmt: skip
+    rejections = (
+        Rejection(
+            (TensorSpec(()),), "must be one of 'none', 'tanh'", "ATTRIBUTE_INVALID",
+            {"approximate": "fast"},
+        ),
+    )  # fmt: skip
+
+    def forward(self, xp: Namespace, x: Array, approximate: str) -> Array:
+        if approximate == "tanh":
+            return 0.5 * x * (1.0 + xp.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
+        return 0.5 * x * (1.0 + xp.erf(x * sqrt(0.5)))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, approximate: str
+    ) -> tuple[Array, ...]:
+        if approximate == "tanh":
+            bend = xp.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x))
+            slope = sqrt(2 / pi) * (1.0 + 3 * 0.044715 * x * x)
+            return (grad * 0.5 * (1.0 + bend + x * (1.0 - bend * bend) * slope),)
+        density = xp.exp(-0.5 * x * x) * (1 / sqrt(2 * pi))
+        return (grad * (0.5 * (1.0 + xp.erf(x * sqrt(0.5))) + x * density),)
+
+
+class Softplus(ElementwiseGate):
+    """Smooth form of Relu.
+
+    Formula:   out = log(1 + exp(X))
+    Gradient:  d out/dX = 1 / (1 + exp(-X))
+    Shapes:    As X.
+    """
+
+    operator = "Softplus"
+    examples = (
+        Example((1.0,), 1.3132616875182228, gradients=(0.7310585786300049,)),
+        Example(([-1000.0, 1000.0],), [0.0, 1000.0], gradients=([0.0, 1.0],)),
+    )
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return softplus(xp, x)
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        return (grad * sigmoid(xp, x),)
+
+
+class Softsign(ElementwiseGate):
+    """Number squeezed to between -1 and 1.
+
+    Formula:   out = X / (1 + |X|)
+    Gradient:  d out/dX = 1 / (1 + |X|) ** 2
+    Shapes:    As X.
+    """
+
+    operator = "Softsign"
+    examples = (Example(([1.0, -3.0],), [0.5, -0.75], gradients=([0.25, 0.0625],)),)
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return x / (1.0 + xp.abs(x))
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        scale = 1.0 + xp.abs(x)
+        return (grad / (scale * scale),)
+
+
+class HardSigmoid(ElementwiseGate):
+    """Straight line cut off at 0 and 1.
+
+    Formula:   out = max(0, min(1, alpha * X + beta))
+    Gradient:  d out/dX = alpha if 0 < alpha * X + beta < 1 else 0
+    Kinks:     Where the line is cut off the gradient is 0.
+    Shapes:    As X.
+    """
+
+    operator = "HardSigmoid"
+    attributes = (
+        Attribute("alpha", "float", 0.2, doc="Slope."),
+        Attribute("beta", "float", 0.5, doc="Height at 0."),
+    )
+    examples = (
+        Example(([1.0, -5.0],), [0.7, 0.0], gradients=([0.2, 0.0],)),
+        Example((1.0,), 1.0, gradients=(0.0,), attributes={"alpha": 0.5}, at_kink=True),
+    )
+
+    def forward(self, xp: Namespace, x: Array, alpha: float, beta: float) -> Array:
+        line = alpha * x + beta
+        return xp.minimum(xp.maximum(line, xp.zeros_like(line)), xp.ones_like(line))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float, beta: float
+    ) -> tuple[Array, ...]:
+        line = alpha * x + beta
+        inside = xp.logical_and(xp.greater(line, 0.0), xp.less(line, 1.0))
+        return (xp.where(inside, alpha * grad, 0.0),)
+
+
+class HardSwish(ElementwiseGate):
+    """Number times a straight line cut off at 0 and 1.
+
+    Formula:   out = X * max(0, min(1, X / 6 + 1 / 2))
+    Gradient:  d out/dX = 0 if X <= -3, 1 if X >= 3, else X / 3 + 1 / 2
+    Kinks:     At -3 the gradient is 0, at 3 it is 1.
+    Shapes:    As X.
+    """
+
+    operator = "HardSwish"
+    examples = (
+        Example(([1.5, -4.0, 4.0],), [1.125, 0.0, 4.0], gradients=([1.0, 0.0, 1.0],)),
+        Example(([-3.0, 3.0],), [0.0, 3.0], gradients=([0.0, 1.0],), at_kink=True),
+    )
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        line = x * (1 / 6) + 0.5
+        return x * xp.minimum(xp.maximum(line, xp.zeros_like(x)), xp.ones_like(x))
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        slope = xp.where(xp.greater_equal(x, 3.0), 1.0, x * (1 / 3) + 0.5)
+        return (xp.where(xp.less_equal(x, -3.0), 0.0, grad * slope),)
+
+
+class Mish(ElementwiseGate):
+    """Number times the hyperbolic tangent of its softplus.
+
+    Formula:   out = X * tanh(log(1 + exp(X)))
+    Gradient:  d out/dX = t + X * (1 - t ** 2) / (1 + exp(-X)), where t = tanh(log(1 + exp(X)))
+    Shapes:    As X.
+    """
+
+    operator = "Mish"
+    examples = (Example((1.0,), 0.8650983882673103, gradients=(1.0490362200997922,)),)
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return x * xp.tanh(softplus(xp, x))
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        # log1p is no gate: the logarithm of a sum that is at least 1 serves as well here
+        smooth = xp.maximum(x, xp.zeros_like(x)) + xp.log(1.0 + xp.exp(-xp.abs(x)))
+        bend = xp.tanh(smooth)
+        return (grad * (bend + x * (1.0 - bend * bend) * sigmoid(xp, x)),)
+
+
+class ThresholdedRelu(ElementwiseGate):
+    """Number where it is above a threshold, else 0.
+
+    Formula:   out = X if X > alpha else 0
+    Gradient:  d out/dX = [X > alpha]
+    Kinks:     At alpha the gradient is 0.
+    Shapes:    As X.
+    """
+
+    operator = "ThresholdedRelu"
+    attributes = (Attribute("alpha", "float", 1.0, doc="Threshold."),)
+    examples = (
+        Example(([0.5, 2.0],), [0.0, 2.0], gradients=([0.0, 1.0],)),
+        Example((1.0,), 0.0, gradients=(0.0,), at_kink=True),
+    )
+
+    def forward(self, xp: Namespace, x: Array, alpha: float) -> Array:
+        return xp.where(xp.greater(x, alpha), x, 0.0)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float
+    ) -> tuple[Array, ...]:
+        return (xp.where(xp.greater(x, alpha), grad, 0.0),)
+
+
+class Clip(Gate):
+    """Number kept between bounds; where min is above max, max wins.
+
+    Formula:   out = min(max(input, min), max)
+    Gradient:  d out/d input = [min <= input <= max],  d out/d min = [input < min],
+               d out/d max = [input > max]
+    Kinks:     On a bound the gradient goes to input.
+    Shapes:    As input; min and max are scalars.
+    """
+
+    operator = "Clip"
+    inputs = (
+        Input("input", NUMBERS),
+        Input("min", NUMBERS, optional=True, domain=(-1.0, -0.5)),
+        Input("max", NUMBERS, optional=True, domain=(0.5, 1.0)),
+    )
+    examples = (
+        Example(
+            ([-2.0, 0.5, 3.0], -1.0, 1.0), [-1.0, 0.5, 1.0], gradients=([0.0, 1.0, 0.0], 1.0, 1.0)
+        ),
+        Example((1.0, None, 1.0), 1.0, gradients=(1.0, None, 0.0), at_kink=True),
+        Example(([-2, 5], 0, 3), [0, 3]),
+    )
+    samples = (
+        Sample((TensorSpec((2, 3)), TensorSpec(()), TensorSpec(()))),
+        Sample((TensorSpec((3,)), TensorSpec(()))),
+        Sample((TensorSpec((0, 3)), None, TensorSpec(()))),
+        Sample((TensorSpec(()),)),
+    )
+    rejections = (
+        Rejection((TensorSpec((2,)), TensorSpec((2,))), "min has shape (2,) but must be a scalar"),
+    )
+
+    def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
+        for name, spec in zip(("min", "max"), specs[1:], strict=False):
+            if spec is not None and spec.shape:
+                raise Invalid(
+                    "SHAPE_MISMATCH", f"{name} has shape {spec.shape} but must be a scalar"
+                )
+        return TensorSpec(specs[0].shape, specs[0].dtype)
+
+    def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...]:
+        ones = (1,) * specs[0].rank
+        return (specs[0].shape, *(() if spec is None else ones for spec in specs[1:]))
+
+    def forward(self, xp: Namespace, x: Array, low: Array = None, high: Array = None) -> Array:
+        if low is not None:
+            x = xp.maximum(x, low)
+        if high is not None:
+            x = xp.minimum(x, high)
+        return x
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, *bounds: Array
+    ) -> tuple[Array | None, ...]:
+        low, high = (*bounds, None, None)[:2]
+        to_x, to_low, to_high = grad, None, None
+        if high is not None:
+            clamped = x if low is None else xp.maximum(x, low)
+            over = xp.greater(clamped, high)
+            to_high = xp.where(over, grad, 0.0)
+            to_x = xp.where(over, 0.0, grad)
+        if low is not None:
+            under = xp.less(x, low)
+            to_low = xp.where(under, to_x, 0.0)
+            to_x = xp.where(under, 0.0, to_x)
+        return (to_x, to_low, to_high)[: 1 + len(bounds)]

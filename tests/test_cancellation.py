@@ -1,0 +1,165 @@
+"""Work stops when nobody waits for it any more, and a server ends when it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from wire import chain, neuron, source
+
+from gradwire.v1 import service_pb2, service_pb2_grpc
+
+SERVE = """
+import sys
+from gradwire_server.entry import serve
+from gradwire_server.limits import Limits
+serve(sys.argv[1], Limits(max_evaluations=1, max_sessions=2), drain_seconds=20, log_level="INFO")
+"""
+STREAM = """
+import sys, grpc
+from gradwire.v1 import service_pb2, service_pb2_grpc
+from wire import chain, source
+channel = grpc.insecure_channel(sys.argv[1])
+stub = service_pb2_grpc.GradientServiceStub(channel)
+for event in stub.EvaluateStream(service_pb2.EvaluateStreamRequest(graph=source(chain(2_000_000)))):
+    if event.WhichOneof("event") == "node_values":
+        print("streaming", flush=True)
+"""
+
+
+class Running:
+    """A server in another process, with its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"unix:{folder}/socket"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, self.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.address in self.process.stdout.readline()
+
+    def next_call(self) -> dict[str, object]:
+        """The next line of the log about a call."""
+        assert self.process.stderr is not None
+        while True:
+            line = json.loads(self.process.stderr.readline())
+            if line["event"] == "call":
+                found: dict[str, object] = line
+                return found
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    running = Running(tmp_path)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def stub(server: Running) -> Iterator[service_pb2_grpc.GradientServiceStub]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield service_pb2_grpc.GradientServiceStub(channel)
+
+
+def test_killing_the_client_frees_the_only_worker(
+    server: Running, stub: service_pb2_grpc.GradientServiceStub
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    client = subprocess.Popen(
+        [sys.executable, "-c", STREAM, server.address],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == "streaming\n"
+    client.kill()
+    client.communicate()
+    # two million nodes take many seconds; the one worker is free at once
+    answer = stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron())), timeout=2)
+    assert answer.result.outputs
+    assert server.next_call()["outcome"] == "CANCELLED"
+
+
+def test_deadline_stops_the_work(
+    server: Running, stub: service_pb2_grpc.GradientServiceStub
+) -> None:
+    request = service_pb2.EvaluateRequest(graph=source(chain(1_000_000)))
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(request, timeout=1.5)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    small = service_pb2.EvaluateRequest(graph=source(neuron()))
+    assert stub.Evaluate(small, timeout=2).result.outputs
+    assert server.next_call()["outcome"] == "CANCELLED"
+
+
+def test_health_answers_while_a_million_gates_evaluate(
+    server: Running, stub: service_pb2_grpc.GradientServiceStub
+) -> None:
+    call = stub.Evaluate.future(service_pb2.EvaluateRequest(graph=source(chain(500_000))))
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while not call.done():
+            found = health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+            assert found.status == health_pb2.HealthCheckResponse.SERVING
+    assert call.result().result.outputs
+
+
+def test_sigterm_lets_running_calls_end(
+    server: Running, stub: service_pb2_grpc.GradientServiceStub
+) -> None:
+    stream = stub.EvaluateStream(service_pb2.EvaluateStreamRequest(graph=source(chain(100_000))))
+    assert next(stream).WhichOneof("event") == "started"
+    server.process.send_signal(signal.SIGTERM)
+    assert [event.WhichOneof("event") for event in stream][-1] == "finished"
+    assert server.process.wait(timeout=20) == 0
+
+
+def test_sessions_over_the_limit_are_refused(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    hold = threading.Event()
+
+    def requests() -> Iterator[service_pb2.SessionRequest]:
+        yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
+        hold.wait()
+
+    open_sessions = [stub.Session(requests()) for _ in range(2)]
+    for session in open_sessions:
+        assert next(session).WhichOneof("outcome") == "started"
+    with pytest.raises(grpc.RpcError) as failed:
+        next(stub.Session(requests()))
+    hold.set()
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "max-sessions" in failed.value.details()
+
+
+def test_second_server_on_a_port_is_refused() -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    address = first.stdout.readline().split()[-1]
+    second = subprocess.run(
+        [sys.executable, "-c", SERVE, address], capture_output=True, text=True, check=False
+    )
+    first.kill()
+    first.communicate()
+    assert second.returncode != 0
+    assert f"cannot listen on {address}" in second.stderr

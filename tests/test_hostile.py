@@ -1,0 +1,157 @@
+"""Nothing that arrives is trusted: mutated bytes never crash, hang or leak."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from wire import chain, neuron, scalar, source
+
+from gradwire.v1 import service_pb2, service_pb2_grpc
+from gradwire_server import codec
+from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine.symbolic import gradient_graph
+from gradwire_server.entry import EmbeddedServer
+from gradwire_server.errors import REASONS, Refusal
+from gradwire_server.limits import Limits
+
+LIMITS = Limits(
+    max_message_bytes=1 << 20, max_nodes=1000, max_values=2000, max_memory_bytes=1 << 22
+)
+MUTATIONS = 12_000
+METHOD = "/gradwire.v1.GradientService/Evaluate"
+
+
+def seeds() -> list[bytes]:
+    """Whole requests to mutate."""
+    binding = service_pb2.Binding(leaf="w0", tensor=scalar(1.0))
+    everything = service_pb2.Selection(all=True)
+    figures = service_pb2.Selection(all=True, detail=service_pb2.DETAIL_SUMMARY)
+    asked = [
+        service_pb2.Evaluation(),
+        service_pb2.Evaluation(bindings=[binding], values=everything, gradients=figures),
+        service_pb2.Evaluation(batch_size=3, with_respect_to=["w0", "x1"]),
+        service_pb2.Evaluation(forward_only=True, values=figures),
+    ]
+    return [
+        service_pb2.EvaluateRequest(graph=source(graph), evaluation=each).SerializeToString()
+        for graph in (neuron(), chain(20))
+        for each in asked
+    ]
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """Flips, overwrites, cuts, repeats or moves a few bytes."""
+    mutated = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(mutated) + 1)
+        length = chance.randint(1, 8)
+        match chance.randrange(6):
+            case 0 if at < len(mutated):
+                mutated[at] ^= 1 << chance.randrange(8)
+            case 1:
+                mutated[at : at + length] = chance.randbytes(length)
+            case 2:
+                del mutated[at : at + length]
+            case 3:
+                mutated[at:at] = b"\xff" * length + b"\x01"
+            case 4:
+                mutated[at:at] = mutated[at : at + length]
+            case _ if chance.random() < 0.1:
+                del mutated[at:]
+    return bytes(mutated)
+
+
+def answer(data: bytes) -> str:
+    """What the server does with the bytes of a request, without the transport."""
+    request = service_pb2.EvaluateRequest()
+    try:
+        request.ParseFromString(data)
+    except DecodeError:
+        return "DECODE"
+    try:
+        graph = codec.decode_source(request.graph, LIMITS)
+        asked = codec.decode_evaluation(request.evaluation)
+        job = evaluate.prepare(graph, asked, LIMITS)
+        codec.encode_result(*evaluate.run(job, lambda: False)).SerializeToString()
+        codec.encode_graph(gradient_graph(graph, (), {}, LIMITS), "test")
+    except Refusal as refusal:
+        return refusal.reason
+    return "OK"
+
+
+def test_mutated_requests_are_answered_or_refused() -> None:
+    chance = random.Random(5)
+    originals = seeds()
+    outcomes = set()
+    with np.errstate(all="ignore"):
+        for number in range(MUTATIONS):
+            data = mutate(chance.choice(originals), chance)
+            began = time.monotonic()
+            try:
+                outcomes.add(answer(data))
+            except Exception as fault:
+                pytest.fail(f"answer({data!r}) raised {fault!r} (mutation {number})")
+            assert time.monotonic() - began < 5, f"answer({data!r}) hangs"
+    assert outcomes <= {"OK", "DECODE", *REASONS}
+    assert len(outcomes) > 12, outcomes  # the mutations reach far into the checks
+
+
+def test_refused_requests_leave_no_memory_behind() -> None:
+    originals = seeds()
+
+    def refuse_many(seed: int) -> int:
+        chance = random.Random(seed)
+        with np.errstate(all="ignore"):
+            for _ in range(500):
+                answer(mutate(chance.choice(originals), chance))
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = refuse_many(6)
+        after = refuse_many(6)
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
+
+
+@pytest.fixture
+def channel() -> Iterator[grpc.Channel]:
+    server = EmbeddedServer(LIMITS)
+    with grpc.insecure_channel(server.address) as channel:
+        yield channel
+    server.close()
+
+
+def test_mutated_bytes_on_the_wire_leave_the_server_serving(channel: grpc.Channel) -> None:
+    raw = channel.unary_unary(METHOD, lambda data: data, lambda data: data)
+    chance = random.Random(7)
+    originals = seeds()
+    calls = [raw.future(mutate(chance.choice(originals), chance), timeout=30) for _ in range(1000)]
+    codes = {call.code() for call in calls}
+    # bytes that are no message at all never reach us: grpc itself answers INTERNAL or UNKNOWN
+    undecodable = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+    assert codes <= undecodable | {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+    stub = service_pb2_grpc.GradientServiceStub(channel)
+    assert stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron()))).result.outputs
+
+
+def test_message_over_the_limit_is_refused(channel: grpc.Channel) -> None:
+    raw = channel.unary_unary(METHOD, lambda data: data, lambda data: data)
+    with pytest.raises(grpc.RpcError) as failed:
+        raw(bytes(LIMITS.max_message_bytes + 1))
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
