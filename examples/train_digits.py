@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 import gradwire as gw
 
 HIDDEN = 32
-DECAY = 0.02
+DECAY = 0.002
 
 
 def network(pictures: Any, labels: Any) -> gw.Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from gradwire.connection import Connection
 
 _ROWS_SHOWN = 200
+
+# grpc writes log lines of its own to stderr, beside our sentence, unless it is told not to
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 class _Commands(click.Group):
@@ -158,6 +162,25 @@ def serve(listen: str, log_level: str, drain_seconds: float, **limits: int) -> N
     from gradwire.local import serve as serve_until_told
 
     serve_until_told(listen, log_level=log_level, drain_seconds=drain_seconds, **limits)
+
+
+@main.command()
+@click.argument("address", default="127.0.0.1:50051")
+def health(address: str) -> None:
+    """Ask whether the server at ADDRESS is serving; exit code 1 where it is not."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            found = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=3
+            )
+        except grpc.RpcError as failure:
+            _fail(f"no server answers at {address}: {failure.code().name}")
+    if found.status != health_pb2.HealthCheckResponse.SERVING:
+        _fail(f"the server at {address} is not serving")
+    click.echo("serving")
 
 
 def _connected(server: str | None) -> Connection:

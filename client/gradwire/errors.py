@@ -93,5 +93,5 @@ def error_for(
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to end a sentence with, or nothing."""
     lowered = {other.lower(): other for other in known}
-    close = get_close_matches(name.lower(), lowered, n=1)
+    close = get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""

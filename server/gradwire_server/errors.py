@@ -102,5 +102,5 @@ class Stopped(Exception):  # noqa: N818 -- not an error: nobody asks any more
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to end a sentence with, or nothing: "; did you mean 'Sigmoid'?"."""
     lowered = {other.lower(): other for other in known}
-    close = get_close_matches(name.lower(), lowered, n=1)
+    close = get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""

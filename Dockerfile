@@ -1,0 +1,14 @@
+# A gradient server. Its RUN and CMD lines are tested in a plain virtual environment
+# (tests/test_docker.py).
+FROM python:3.12-slim
+WORKDIR /app
+COPY pyproject.toml README.md ./
+COPY client client
+COPY server server
+COPY examples examples
+RUN python -m pip install --no-cache-dir .
+RUN useradd --system gradwire
+USER gradwire
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["gradwire", "health", "localhost:50051"]
+CMD ["gradwire", "serve", "--listen", "0.0.0.0:50051"]

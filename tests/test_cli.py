@@ -1,0 +1,110 @@
+"""The command line, run as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from math import exp
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NEURON = ROOT / "examples" / "sigmoid_neuron.gate"
+ONE_GATE = ROOT / "examples" / "sigmoid_neuron_one_gate.gate"
+W, X = (2.0, -3.0, -3.0), (-1.0, -2.0)
+
+
+def gradwire(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gradwire.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def slope_at(w: tuple[float, ...], x: tuple[float, ...]) -> tuple[float, float]:
+    f = 1 / (1 + exp(-(w[0] * x[0] + w[1] * x[1] + w[2])))
+    return f, (1 - f) * f
+
+
+@pytest.mark.parametrize("file", [NEURON, ONE_GATE], ids=["primitive", "one-gate"])
+def test_eval_json_has_the_numbers_of_the_formula(file: Path) -> None:
+    found = json.loads(gradwire("eval", file, "--json").stdout)
+    f, slope = slope_at(W, X)
+    assert found["outputs"]["f"] == pytest.approx(f, rel=1e-12)
+    expected = {
+        "w0": slope * X[0],
+        "w1": slope * X[1],
+        "w2": slope,
+        "x0": slope * W[0],
+        "x1": slope * W[1],
+    }
+    assert found["gradients"] == pytest.approx(expected, rel=1e-12)
+    rounded = {name: round(gradient, 2) for name, gradient in found["gradients"].items()}
+    assert rounded == {"w0": -0.20, "w1": -0.39, "w2": 0.20, "x0": 0.39, "x1": -0.59}
+    node = found["nodes"][-1]
+    assert node["gradient"] == 1
+    assert {*node} == {"id", "name", "operator", "value", "gradient"}
+
+
+def test_set_takes_numbers_lists_and_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "w0.npy", np.float64(1.0))
+    found = gradwire(
+        "eval", NEURON, "--set", "x0=0.5", "--set", f"w0=@{tmp_path / 'w0.npy'}", "--json"
+    )
+    f, _ = slope_at((1.0, *W[1:]), (0.5, X[1]))
+    assert json.loads(found.stdout)["outputs"]["f"] == pytest.approx(f, rel=1e-12)
+
+
+def test_table_shows_every_node() -> None:
+    printed = gradwire("eval", NEURON).stdout
+    assert "w0*x0 + w1*x1 + w2" in printed
+    assert "Reciprocal" in printed
+    assert "output f = 0.731059" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["eval", "nowhere.gate"], 1, "nowhere.gate: cannot be read: No such file"),
+        (["eval", __file__], 1, "is not a graph file"),
+        (["eval", NEURON, "--set", "w9=1"], 1, "no input or parameter 'w9'; did you mean 'w"),
+        (["eval", NEURON, "--set", "w0=[1, 2]"], 1, "declared with shape () but bound to"),
+        (["eval", NEURON, "--set", "w0=@nowhere.npy"], 1, "nowhere.npy cannot be read"),
+        (["eval", NEURON, "--set", "w0"], 2, "write NAME=VALUE"),
+        (["eval", NEURON, "--set", "w0=two"], 2, "'two' is not a number"),
+        (["eval", NEURON, "--server", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
+        (["gates", "Sigmoi"], 1, "there is no gate 'Sigmoi'; did you mean 'Sigmoid'?"),
+        (["serve", "--listen", "nowhere.invalid:1"], 1, "cannot listen on nowhere.invalid:1"),
+        (["serve", "--max-nodes", "0"], 2, "max-nodes"),
+    ],
+)
+def test_error_is_one_sentence(arguments: list[object], code: int, words: str) -> None:
+    found = gradwire(*arguments)
+    assert found.returncode == code
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
+    if code == 1:
+        assert found.stderr.count("\n") == 1
+
+
+def test_show_prints_the_graph() -> None:
+    printed = gradwire("show", NEURON).stdout
+    assert "8 nodes, digest " in printed
+    assert "w0*x0 = Mul(w0, x0)" in printed
+
+
+def test_gates_lists_the_catalogue() -> None:
+    assert len(gradwire("gates").stdout.splitlines()) >= 80
+    assert "(1 - out) * out" in gradwire("gates", "Sigmoid").stdout
+    found = json.loads(gradwire("gates", "Sigmoid", "--json").stdout)
+    assert found["gates"][0]["operator"] == "Sigmoid"
+
+
+def test_help_loads_neither_numpy_nor_grpc() -> None:
+    program = (
+        "import sys; from gradwire.cli import main; main(['--help'], standalone_mode=False); "
+        "sys.exit(bool({'numpy', 'grpc', 'rich', 'google'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

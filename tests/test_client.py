@@ -1,0 +1,291 @@
+"""The Python client: builder, files, connections, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradwire as gw
+from gradwire_server.gates import GATES
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[gw.Connection]:
+    with gw.local(max_nodes=10_000) as connection:
+        yield connection
+
+
+def product() -> gw.Graph:
+    graph = gw.Graph()
+    a, b = graph.input("a", (2, 3)), graph.input("b", (3, 2))
+    graph.output("out", gw.reduce_sum((a @ b).named("product"), keepdims=0))
+    return graph
+
+
+A, B = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(3, 2) - 2
+
+
+def test_public_surface_is_pinned() -> None:
+    assert sorted(gw.__all__) == gw.__all__
+    assert all(getattr(gw, name) is not None for name in gw.__all__)
+    from gradwire import operators
+
+    assert len(operators.__all__) == len(GATES) - 1  # Constant is graph.constant
+
+
+def test_numpy_functions_record_gates(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (2, 3))
+    graph.output("f", np.sum(np.exp(-np.square(x)) * np.array([1.0, 2.0, 3.0]), axis=1))
+    seed = np.ones(2)
+    result = server.evaluate(graph, {"x": A}, seeds={"f": seed})
+    weights = np.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(result["f"].value, (np.exp(-(A**2)) * weights).sum(1))
+    np.testing.assert_allclose(result["x"].gradient, -2 * A * np.exp(-(A**2)) * weights)
+
+
+def test_number_takes_the_handles_dtype(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", dtype="float32")
+    graph.output("f", 2 * x + 0.5)
+    assert server.evaluate(graph, {"x": 1})["f"].value.dtype == np.float32
+
+
+def test_handle_refuses_to_branch() -> None:
+    with pytest.raises(TypeError, match=r"use gw\.where"):
+        bool(gw.Graph().input("x") > 0)
+
+
+def test_error_about_a_node_says_which_line_made_it(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    a, b = graph.input("a", ("n", 3)), graph.input("b", (4, 2))
+    graph.output("out", (a @ b).named("scores"))
+    words = r"node 'scores' \(MatMul\): A has 3 columns but B has 4 rows \(made at test_client"
+    with pytest.raises(gw.InvalidRequestError, match=words) as refused:
+        server.evaluate(graph, {"a": np.ones((1, 3)), "b": np.ones((4, 2))})
+    assert refused.value.reason == "SHAPE_MISMATCH"
+
+
+def test_client_and_server_refuse_with_the_same_words(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x, y = graph.input("x"), graph.input("y", dtype="float32")
+    with pytest.raises(gw.InvalidRequestError) as by_client:
+        gw.add(x, y)
+    graph._add("Add", {}, [x.key, y.key], "float64", 1)  # past the client's check
+    graph._made_at.append("?")
+    graph.output("f", gw.identity(x))
+    with pytest.raises(gw.InvalidRequestError) as by_server:
+        server.evaluate(graph, {"x": 1.0, "y": 1.0})
+    sentence = "A is float64 but B is float32; Cast one of them"
+    assert sentence in by_client.value.message
+    assert sentence in by_server.value.message
+    assert by_client.value.reason == by_server.value.reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "inputs", "options"),
+    [
+        ("LEAF_UNKNOWN", {"c": 1.0}, {}),
+        ("SHAPE_MISMATCH", {"a": B, "b": B}, {}),
+        ("DATA_TYPE_MISMATCH", {"a": A.astype("f"), "b": B}, {}),
+        ("OUTPUT_UNKNOWN", {}, {"seeds": {"f": 1.0}}),
+        ("INPUT_MISSING", {"a": A}, {}),
+        ("VALUE_UNKNOWN", {"a": A, "b": B}, {"values": ["nowhere"]}),
+    ],
+)
+def test_mistake_has_its_reason(
+    reason: str, inputs: dict[str, object], options: dict[str, object], server: gw.Connection
+) -> None:
+    with pytest.raises(gw.InvalidRequestError) as refused:
+        server.evaluate(product(), inputs, **options)
+    assert refused.value.reason == reason
+
+
+def test_limit_error_names_the_flag() -> None:
+    with gw.local(max_nodes=1) as small, pytest.raises(gw.LimitError, match="--max-nodes"):
+        small.evaluate(product(), {"a": A, "b": B})
+
+
+def test_unreachable_server_says_what_to_do() -> None:
+    with (
+        gw.connect("127.0.0.1:1") as nobody,
+        pytest.raises(gw.UnavailableError, match="gradwire serve"),
+    ):
+        nobody.evaluate(product(), {"a": A, "b": B})
+
+
+def test_not_computed_is_not_zero(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x, unused = graph.input("x"), graph.input("unused", value=1.0)
+    graph.output("f", (x * x).named("square"))
+    result = server.evaluate(graph, {"x": 3.0}, values=["square"])
+    assert result["unused"].gradient == 0
+    assert result["square"].value == 9
+    assert result["square"].gradient is None
+    assert unused.dtype == "float64"
+
+
+def test_batch_equals_its_rows(server: gw.Connection) -> None:
+    graph = product()
+    stack = np.stack([A, 2 * A, A - 1])
+    whole = server.evaluate(
+        graph, {"a": stack, "b": B}, batched=["a"], seeds={"out": [1.0, 2.0, 3.0]}
+    )
+    rows = [
+        server.evaluate(graph, {"a": row, "b": B}, seeds={"out": seed})
+        for row, seed in zip(stack, (1.0, 2.0, 3.0), strict=True)
+    ]
+    np.testing.assert_allclose(whole["out"].value, [row["out"].value for row in rows])
+    np.testing.assert_allclose(whole["a"].gradient, [row["a"].gradient for row in rows])
+    np.testing.assert_allclose(whole["b"].gradient, sum(row["b"].gradient for row in rows))
+
+
+def test_summary_stands_for_the_tensor(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (4,))
+    graph.output("f", gw.reduce_sum(gw.exp(x).named("e"), keepdims=0))
+    given = np.array([0.0, np.nan, np.inf, -np.inf])
+    summary = server.evaluate(graph, {"x": given}, values=["x"], summary=True)["x"].value
+    assert isinstance(summary, gw.Summary)
+    assert (summary.nan_count, summary.infinity_count) == (1, 2)
+    assert (summary.minimum, summary.maximum) == (-np.inf, np.inf)
+
+
+def test_large_tensor_is_streamed_in_pieces(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (300, 1000))
+    graph.output("f", gw.reduce_sum((x * x).named("square"), keepdims=0))
+    given = np.random.default_rng(0).standard_normal((300, 1000))
+    events = list(server.stream(graph, {"x": given}))
+    found = {(e.kind, e.name): e.content for e in events if isinstance(e, gw.Event)}
+    np.testing.assert_array_equal(found["value", "square"], given**2)
+    np.testing.assert_array_equal(found["gradient", "x"], 2 * given)
+
+
+def test_elements_feed_scalar_gates(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    w = graph.elements("w", 3)
+    squares = [each * each for each in w]
+    graph.output("squares", *squares)
+    result = server.evaluate(graph, {"w": [1.0, 2.0, 3.0]}, seeds={"squares": [1.0, 1.0, 2.0]})
+    np.testing.assert_array_equal(result["squares"].value, [1.0, 4.0, 9.0])
+    np.testing.assert_array_equal(result["w"].gradient, [2.0, 4.0, 12.0])
+
+
+def test_session_survives_a_bad_step_and_minimizes(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x, y = graph.parameter("x", 5.0), graph.parameter("y", np.zeros(2))
+    graph.output("f", (x - 1) ** 2 + gw.reduce_sum((y - 2.0) * (y - 2.0), keepdims=0))
+    from scipy.optimize import minimize
+
+    with server.session(graph) as session:
+        with pytest.raises(gw.InvalidRequestError, match="x has shape"):
+            session.value_and_gradient(np.zeros(2))
+        with pytest.raises(gw.InvalidRequestError):
+            session.step({"nowhere": 1.0})
+        found = minimize(session.value_and_gradient, np.zeros(3), jac=True)
+    np.testing.assert_allclose(found.x, [1, 2, 2], atol=1e-5)
+
+
+def test_second_order_by_differentiating_twice(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x")
+    graph.output("f", gw.sin(x) * x)
+    backward = gw.gradient_graph(graph, server=server)
+    result = server.evaluate(backward, {"x": 0.7}, seeds={"grad/x": 1.0}, with_respect_to=["x"])
+    second = 2 * np.cos(0.7) - 0.7 * np.sin(0.7)
+    assert result["x"].gradient == pytest.approx(second, rel=1e-12)
+
+
+def test_gradient_graph_needs_symbol_sizes(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", ("n",))
+    graph.output("f", gw.reduce_sum(x * x, keepdims=0))
+    with pytest.raises(gw.InvalidRequestError, match="size of 'n' is not known"):
+        server.gradient_graph(graph)
+    backward = server.gradient_graph(graph, sizes={"n": 2})
+    found = server.evaluate(backward, {"x": [1.0, 2.0]}, forward_only=True)
+    np.testing.assert_array_equal(found["grad/x"].value, [2.0, 4.0])
+
+
+def test_asynchronous_client_does_the_same(server: gw.Connection) -> None:
+    async def run() -> tuple[object, object, int]:
+        async with gw.connect_async(server.target) as connection:
+            result = await connection.evaluate(product(), {"a": A, "b": B})
+            async with await connection.session(product(), {"a": A, "b": B}) as session:
+                value, _ = await session.value_and_gradient({"a": A})
+            events = [each async for each in connection.stream(product(), {"a": A, "b": B})]
+            return result["out"].value, value, len(events)
+
+    value, again, events = asyncio.run(run())
+    assert value == again == (A @ B).sum()
+    assert events == 4 + 4 + 1
+
+
+def test_file_round_trip_is_verbatim(tmp_path: Path) -> None:
+    graph = product()
+    gw.save(graph, tmp_path / "product.gate")
+    again = gw.load(tmp_path / "product.gate")
+    assert again.digest == graph.digest
+    assert str(again) == str(graph)
+    again._bytes = None  # written anew from what was read
+    assert again.to_bytes() == graph.to_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other"])
+def test_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "product.gate"
+    product().save(path)
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[-20:]
+    elif damage == "flip":
+        data[len(data) // 2] ^= 1
+    else:
+        data = bytearray(b"\x89PNG")
+    path.write_bytes(data)
+    with pytest.raises(gw.FileError) as refused:
+        gw.load(path)
+    assert refused.value.reason == "FILE_INVALID"
+
+
+def test_golden_files_open_with_the_same_digest_and_numbers(server: gw.Connection) -> None:
+    """Files written by released versions; a line of golden.tsv is never changed, only added."""
+    lines = (GOLDEN / "golden.tsv").read_text().splitlines()
+    assert len(lines) == len(list(GOLDEN.glob("*.gate")))
+    for line in lines:
+        name, digest, *numbers = line.split("\t")
+        graph = gw.load(GOLDEN / name)
+        assert graph.digest == digest
+        result = server.evaluate(graph)
+        found = [*result.outputs.values(), *result.gradients.values()]
+        for array, number in zip(found, numbers, strict=True):
+            tolerance = 1e-5 if array.dtype == np.float32 else 1e-7 if "tensors" in name else 1e-13
+            assert float(np.sum(array)) == pytest.approx(float.fromhex(number), rel=tolerance)
+
+
+def test_print_is_readable() -> None:
+    assert str(product()).splitlines() == [
+        "input a: float64[2, 3]",
+        "input b: float64[3, 2]",
+        "product = MatMul(a, b)",
+        "%2 = ReduceSum(product, keepdims=0)",
+        "output out = %2",
+    ]
+
+
+def test_building_is_linear() -> None:
+    graph = gw.Graph()
+    x = graph.input("x")
+    for _ in range(20_000):
+        x = x + 1.0
+    graph.output("f", x)
+    assert graph.node_count == 20_000
+    assert re.search(r"\.\.\. \d+ more nodes", str(graph))

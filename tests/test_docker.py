@@ -1,0 +1,69 @@
+"""No container engine runs here: the files are checked, and their commands run without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def test_compose_file_keeps_the_compose_specification() -> None:
+    """By the schema that check-jsonschema carries."""
+    command = [
+        sys.executable, "-m", "check_jsonschema",
+        "--builtin-schema", "vendor.compose-spec", str(ROOT / "docker-compose.yml"),
+    ]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.slow
+def test_dockerfiles_own_commands_serve_and_evaluate(tmp_path: Path) -> None:
+    work = tmp_path / "app"
+    work.mkdir()
+    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
+        *sources, target = line.split()
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, work / target)
+            else:
+                shutil.copy(ROOT / source, work / target)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    binaries = tmp_path / "venv" / "bin"
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    installs = re.findall(r"^RUN (python .+)$", DOCKERFILE, re.MULTILINE)
+    assert installs
+    for command in installs:
+        subprocess.run(
+            shlex.split(command), check=True, cwd=work, env=environment, capture_output=True
+        )
+    serve = json.loads(re.findall(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)[-1])
+    serve[-1] = "127.0.0.1:0"  # a free port, in place of the container's own
+    with subprocess.Popen(
+        serve, cwd=work, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        healthy = re.search(r"^HEALTHCHECK .*CMD (.+)$", DOCKERFILE, re.MULTILINE)
+        assert healthy is not None
+        check = json.loads(healthy[1])
+        check[-1] = address
+        subprocess.run(check, check=True, env=environment)
+        compose = (ROOT / "docker-compose.yml").read_text()
+        client = json.loads(re.findall(r"command: (.+)", compose)[0])
+        client[-1] = address
+        found = subprocess.run(
+            client, check=True, cwd=work, env=environment, capture_output=True, text=True
+        )
+        server.terminate()
+    assert "output f = 0.731059" in found.stdout
