@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from math import exp
 
@@ -9,8 +10,9 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
-from wire import F64, LEAVES, leaf, neuron, scalar, source
+from wire import F64, LEAVES, chain, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
@@ -223,3 +225,73 @@ def test_bad_evaluation_is_refused_with_its_reason(
     with pytest.raises(grpc.RpcError) as failed:
         stub.Evaluate(request)
     assert refused(failed.value).reason == reason
+
+
+def test_too_many_values_are_refused(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    graph = neuron()
+    graph.circuit.inputs.append(leaf("many", None, 1 << 40))
+    graph.circuit.inputs[-1].layout = graph_pb2.Leaf.LAYOUT_ELEMENTS
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(graph)))
+    assert refused(failed.value).metadata["limit"] == "max-values"
+
+
+def test_evaluations_over_the_queue_are_refused() -> None:
+    server = EmbeddedServer(Limits(max_evaluations=1, max_waiting=1))
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        request = service_pb2.EvaluateRequest(graph=source(chain(100_000)))
+        calls = [stub.Evaluate.future(request) for _ in range(4)]
+        failures = [call.exception() for call in calls if call.exception() is not None]
+        assert failures
+        assert len(failures) < 4
+        for failure in failures:
+            assert refused(failure).metadata["limit"] == "max-waiting"
+    server.close()
+
+
+def test_silent_session_is_closed() -> None:
+    server = EmbeddedServer(Limits(session_idle_seconds=1))
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        hold = threading.Event()
+
+        def requests() -> Iterator[service_pb2.SessionRequest]:
+            yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
+            hold.wait(10)
+
+        session = stub.Session(requests())
+        assert next(session).WhichOneof("outcome") == "started"
+        with pytest.raises(grpc.RpcError) as failed:
+            next(session)
+        hold.set()
+        assert refused(failed.value).metadata["limit"] == "session-idle-seconds"
+    server.close()
+
+
+def test_session_begins_with_open(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    request = service_pb2.SessionRequest(step=service_pb2.Step())
+    with pytest.raises(grpc.RpcError) as failed:
+        next(stub.Session(iter([request])))
+    assert refused(failed.value).reason == "REQUEST_INVALID"
+
+
+def test_catalogue_and_limits_are_described(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    found = stub.DescribeServer(service_pb2.DescribeServerRequest())
+    limits = {limit.name: limit.value for limit in found.limits}
+    assert limits["max-nodes"] == SMALL.max_nodes
+    sigmoid = next(gate for gate in found.gates if gate.operator == "Sigmoid")
+    assert sigmoid.gradient == "d out/dX = (1 - out) * out"
+
+
+def test_reflection_lists_the_service() -> None:
+    server = EmbeddedServer(SMALL)
+    with grpc.insecure_channel(server.address) as channel:
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answer = next(reflection.ServerReflectionInfo(iter([asked])))
+    server.close()
+    names = {service.name for service in answer.list_services_response.service}
+    assert "gradwire.v1.GradientService" in names
