@@ -3,7 +3,9 @@
 from gradwire_server.gates import (
     activations,
     arithmetic,
+    bitwise,
     creation,
+    images,
     indexing,
     linear_algebra,
     logic,
@@ -84,6 +86,12 @@ GATES: dict[str, Gate] = {
         logic.Where,
         logic.IsNaN,
         logic.IsInf,
+        # Bitwise
+        bitwise.BitwiseAnd,
+        bitwise.BitwiseOr,
+        bitwise.BitwiseXor,
+        bitwise.BitwiseNot,
+        bitwise.BitShift,
         # Reductions
         reductions.ReduceSum,
         reductions.ReduceMean,
@@ -142,6 +150,13 @@ GATES: dict[str, Gate] = {
         linear_algebra.MatMul,
         linear_algebra.Gemm,
         linear_algebra.Einsum,
+        linear_algebra.Det,
+        linear_algebra.Cofactor,
+        # Images
+        images.Resize,
+        images.AffineGrid,
+        images.GridSample,
+        images.Col2Im,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
