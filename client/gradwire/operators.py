@@ -26,6 +26,7 @@ __all__ = [
     "bitwise_not",
     "bitwise_or",
     "bitwise_xor",
+    "blackman_window",
     "cast",
     "cast_like",
     "ceil",
@@ -42,7 +43,9 @@ __all__ = [
     "cum_sum",
     "depth_to_space",
     "det",
+    "dft",
     "div",
+    "dropout",
     "einsum",
     "elu",
     "equal",
@@ -60,6 +63,8 @@ __all__ = [
     "greater",
     "greater_or_equal",
     "grid_sample",
+    "hamming_window",
+    "hann_window",
     "hard_sigmoid",
     "hard_swish",
     "identity",
@@ -73,6 +78,7 @@ __all__ = [
     "mat_mul",
     "max",
     "mean",
+    "mel_weight_matrix",
     "min",
     "mish",
     "mod",
@@ -120,6 +126,7 @@ __all__ = [
     "split",
     "sqrt",
     "squeeze",
+    "stft",
     "sub",
     "sum",
     "tan",
@@ -2013,6 +2020,159 @@ def col2_im(
             block_shape,
         ),
         {"dilations": dilations, "pads": pads, "strides": strides},
+    )
+
+
+def dft(
+    input: Operand,
+    dft_length: Operand | None = None,
+    axis: Operand | None = None,
+    *,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Handle:
+    """The discrete Fourier transform along an axis, and its inverse.
+
+    Formula:   out[k] = sum of input[n] * exp(-2 pi i k n / N); inverse: with +2 pi i, divided by
+               N. input is cut or filled with zeros to N = dft_length
+    Gradient:  the transform the other way: to input[n] = sum of grad[k] * exp(2 pi i k n / N);
+               inverse: with -2 pi i, divided by N
+    Shapes:    [.., n, .., 1 or 2] gives [.., N, .., 2]. onesided leaves out what symmetry gives:
+               a real input gives N // 2 + 1 numbers, and inverse N real ones, with N = 2 * (n -
+               1) if it is not given.
+    """
+    return apply(
+        "DFT",
+        (
+            input,
+            dft_length,
+            axis,
+        ),
+        {"inverse": inverse, "onesided": onesided},
+    )
+
+
+def stft(
+    signal: Operand,
+    frame_step: Operand,
+    window: Operand | None = None,
+    frame_length: Operand | None = None,
+    *,
+    onesided: int = 1,
+) -> Handle:
+    """The discrete Fourier transforms of overlapping frames of a signal.
+
+    Formula:   output[b, f] = DFT of signal[b, f * frame_step : f * frame_step + frame_length] *
+               window
+    Gradient:  to each frame the transform back, then: to signal times window and added up where
+               frames overlap, to window times the frames and added up over them
+    Shapes:    [batch, length, 1 or 2] gives [batch, frames, bins, 2], with frames = (length -
+               frame_length) // frame_step + 1, and bins = frame_length, or frame_length // 2 + 1
+               if onesided. frame_length is window's, or the signal's, if it is not given.
+    """
+    return apply(
+        "STFT",
+        (
+            signal,
+            frame_step,
+            window,
+            frame_length,
+        ),
+        {"onesided": onesided},
+    )
+
+
+def hann_window(size: Operand, *, output_datatype: int = 1, periodic: int = 1) -> Handle:
+    """The Hann window.
+
+    Formula:   output[n] = 1/2 - 1/2 * cos(2 pi n / N), with N = size, or size - 1 unless periodic
+    Gradient:  None: a size has none.
+    Shapes:    A vector of size numbers.
+    """
+    return apply("HannWindow", (size,), {"output_datatype": output_datatype, "periodic": periodic})
+
+
+def hamming_window(size: Operand, *, output_datatype: int = 1, periodic: int = 1) -> Handle:
+    """The Hamming window.
+
+    Formula:   output[n] = 25/46 - 21/46 * cos(2 pi n / N), with N = size, or size - 1 unless
+               periodic
+    Gradient:  None: a size has none.
+    Shapes:    A vector of size numbers.
+    """
+    return apply(
+        "HammingWindow", (size,), {"output_datatype": output_datatype, "periodic": periodic}
+    )
+
+
+def blackman_window(size: Operand, *, output_datatype: int = 1, periodic: int = 1) -> Handle:
+    """The Blackman window.
+
+    Formula:   output[n] = 0.42 - 0.5 * cos(2 pi n / N) + 0.08 * cos(4 pi n / N), with N = size,
+               or size - 1 unless periodic
+    Gradient:  None: a size has none.
+    Shapes:    A vector of size numbers.
+    """
+    return apply(
+        "BlackmanWindow", (size,), {"output_datatype": output_datatype, "periodic": periodic}
+    )
+
+
+def mel_weight_matrix(
+    num_mel_bins: Operand,
+    dft_length: Operand,
+    sample_rate: Operand,
+    lower_edge_hertz: Operand,
+    upper_edge_hertz: Operand,
+    *,
+    output_datatype: int = 1,
+) -> Handle:
+    """Triangles over the bins of a spectrum, spaced evenly on the mel scale of frequencies.
+
+    Formula:   output[k, i] rises from 0 at the i-th edge to 1 at the next and falls to 0 at the
+               one after it; the edges are num_mel_bins + 2 equal steps of mel(f) = 2595 * log10(1
+               + f / 700) from lower_edge_hertz on, each put to the bin floor((dft_length + 1) * f
+               / sample_rate), and a step is the whole range divided by num_mel_bins + 2
+    Gradient:  None: all inputs are known before evaluation.
+    Shapes:    [dft_length // 2 + 1, num_mel_bins].
+    """
+    return apply(
+        "MelWeightMatrix",
+        (
+            num_mel_bins,
+            dft_length,
+            sample_rate,
+            lower_edge_hertz,
+            upper_edge_hertz,
+        ),
+        {"output_datatype": output_datatype},
+    )
+
+
+def dropout(
+    data: Operand,
+    ratio: Operand | None = None,
+    training_mode: Operand | None = None,
+    *,
+    seed: int | None = None,
+) -> tuple[Handle, ...]:
+    """Elements set to 0 by chance, the others made larger; in training mode only.
+
+    Formula:   output = mask * data / (1 - ratio), with mask false at a share of ratio of the
+               places that the seed draws; output = data where training_mode is false or left out
+    Gradient:  d output/d data = mask / (1 - ratio); none to ratio, which is known beforehand
+    Shapes:    As data. The mask depends on seed and shape only: all rows of a batch have the
+               same.
+    """
+    return apply_several(
+        "Dropout",
+        (
+            data,
+            ratio,
+            training_mode,
+        ),
+        {"seed": seed},
+        2,
     )
 
 

@@ -2878,6 +2878,86 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "DFT": Signature(
+        "DFT",
+        (
+            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("dft_length", ("int32", "int64"), "N", True, False, True),
+            Input("axis", ("int64",), "A", True, False, True),
+        ),
+        (
+            Attribute("inverse", "int", 0, False, (0, 1)),
+            Attribute("onesided", "int", 0, False, (0, 1)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "STFT": Signature(
+        "STFT",
+        (
+            Input("signal", ("float32", "float64"), "T", False, False, False),
+            Input("frame_step", ("int32", "int64"), "I", False, False, True),
+            Input("window", ("float32", "float64"), "T", True, False, False),
+            Input("frame_length", ("int32", "int64"), "I", True, False, True),
+        ),
+        (Attribute("onesided", "int", 1, False, (0, 1)),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "HannWindow": Signature(
+        "HannWindow",
+        (Input("size", ("int32", "int64"), "I", False, False, True),),
+        (
+            Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),
+            Attribute("periodic", "int", 1, False, (0, 1)),
+        ),
+        (1, 1),
+        ("attribute:output_datatype|float32",),
+    ),
+    "HammingWindow": Signature(
+        "HammingWindow",
+        (Input("size", ("int32", "int64"), "I", False, False, True),),
+        (
+            Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),
+            Attribute("periodic", "int", 1, False, (0, 1)),
+        ),
+        (1, 1),
+        ("attribute:output_datatype|float32",),
+    ),
+    "BlackmanWindow": Signature(
+        "BlackmanWindow",
+        (Input("size", ("int32", "int64"), "I", False, False, True),),
+        (
+            Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),
+            Attribute("periodic", "int", 1, False, (0, 1)),
+        ),
+        (1, 1),
+        ("attribute:output_datatype|float32",),
+    ),
+    "MelWeightMatrix": Signature(
+        "MelWeightMatrix",
+        (
+            Input("num_mel_bins", ("int32", "int64"), "I", False, False, True),
+            Input("dft_length", ("int32", "int64"), "I", False, False, True),
+            Input("sample_rate", ("int32", "int64"), "I", False, False, True),
+            Input("lower_edge_hertz", ("float32", "float64"), "T", False, False, True),
+            Input("upper_edge_hertz", ("float32", "float64"), "T", False, False, True),
+        ),
+        (Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),),
+        (1, 1),
+        ("attribute:output_datatype|float32",),
+    ),
+    "Dropout": Signature(
+        "Dropout",
+        (
+            Input("data", ("float32", "float64"), "T", False, False, False),
+            Input("ratio", ("float32", "float64"), "R", True, False, True),
+            Input("training_mode", ("bool",), "B", True, False, True),
+        ),
+        (Attribute("seed", "int", None, False, ()),),
+        (1, 2),
+        ("input:0", "bool"),
+    ),
     "Softmax": Signature(
         "Softmax",
         (Input("input", ("float32", "float64"), "T", False, False, False),),

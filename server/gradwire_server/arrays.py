@@ -89,16 +89,17 @@ __all__ = [
     "abs", "acos", "acosh", "add", "arange", "argmax", "argmin", "asin", "asinh", "astype",
     "atan", "atanh", "bitcast", "bitwise_and", "bitwise_invert", "bitwise_left_shift",
     "bitwise_or", "bitwise_right_shift", "bitwise_xor", "broadcast_to", "ceil", "cofactor",
-    "concat", "constant", "cos", "cosh", "cumulative_sum", "det", "divide", "einsum", "equal",
-    "erf", "exp", "expand_dims", "expm1", "eye", "floor", "fmod", "full", "full_like",
-    "gather_nd", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log",
-    "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "multiply", "negative", "nonzero_places",
-    "ones_like", "pad", "permute_dims", "pow", "prod", "remainder", "require_indices",
-    "require_places", "require_range", "reshape", "round", "round_to", "scatter",
-    "scatter_nd", "sign", "sin", "sinh", "slice", "split", "sqrt", "squeeze", "subtract",
-    "sum", "take", "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle",
-    "trunc", "truncated_divide", "unique_slices", "where", "zeros_like",
+    "concat", "constant", "cos", "cosh", "cumulative_sum", "det", "dft", "divide", "dropout",
+    "dropout_mask", "einsum", "equal", "erf", "exp", "expand_dims", "expm1", "eye", "floor",
+    "fmod", "full", "full_like", "gather_nd", "greater", "greater_equal", "isinf", "isnan",
+    "less", "less_equal", "log", "log1p", "logical_and", "logical_not", "logical_or",
+    "logical_xor", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply",
+    "negative", "nonzero_places", "ones_like", "pad", "permute_dims", "pow", "prod",
+    "remainder", "require_indices", "require_places", "require_range", "reshape", "round",
+    "round_to", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice", "split", "sqrt",
+    "squeeze", "subtract", "sum", "take", "take_along_axis", "tan", "tanh", "tile",
+    "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices", "where",
+    "zeros_like",
 ]  # fmt: skip
 
 Array = Any
@@ -196,6 +197,30 @@ def einsum(equation: str, *operands: Array) -> Array:
     # the order of summation must not depend on strides
     rows_first = (np.asarray(operand, order="C") for operand in operands)
     return np.einsum(equation, *rows_first, optimize=worthwhile)
+
+
+def dft(x: Array, length: int, axis: int, inverse: int, onesided: int) -> Array:
+    """The Fourier transform along an axis; the last axis has the parts of complex numbers."""
+    signal = x[..., 0] if x.shape[-1] == 1 else x[..., 0] + 1j * x[..., 1]
+    axis -= x.ndim if axis >= 0 else 0
+    axis += 1  # without the last
+    if inverse and onesided:
+        return np.fft.irfft(signal, length, axis)[..., None].astype(x.dtype)
+    if onesided:
+        spectrum = np.fft.rfft(signal, length, axis)
+    else:
+        spectrum = (np.fft.ifft if inverse else np.fft.fft)(signal, length, axis)
+    return np.stack([spectrum.real, spectrum.imag], -1).astype(x.dtype)
+
+
+def dropout_mask(shape: Shape, ratio: float, seed: int) -> Array:
+    """False at about a share of ratio of the places, drawn by a generator that never changes."""
+    return np.random.RandomState(seed % 2**32).uniform(0.0, 1.0, shape) >= ratio
+
+
+def dropout(x: Array, ratio: float, seed: int) -> Array:
+    """0 where the mask is false, the rest divided by 1 - ratio."""
+    return np.where(dropout_mask(x.shape, ratio, seed), x * (1 / (1 - ratio)), 0.0)
 
 
 def cumulative_sum(x: Array, axis: int, exclusive: bool = False, reverse: bool = False) -> Array:

@@ -314,6 +314,16 @@ class Recorder:
         found: Handle = self.apply("ScatterND", x, indices, updates, reduction=reduction)
         return found
 
+    def dft(self, x: Handle, length: int, axis: int, inverse: int, onesided: int) -> Handle:
+        numbers = self.number(length, "int64"), self.number(axis, "int64")
+        found: Handle = self.apply("DFT", x, *numbers, inverse=inverse, onesided=onesided)
+        return found
+
+    def dropout(self, x: Handle, ratio: float, seed: int) -> Handle:
+        known = self.number(ratio, "float64"), self.number(True, "bool")
+        found: Handle = self.apply("Dropout", x, *known, seed=seed)
+        return found
+
     def triangle(self, x: Handle, k: int, upper: bool) -> Handle:
         found: Handle = self.apply("Trilu", x, self.number(k, "int64"), upper=int(upper))
         return found

@@ -12,6 +12,8 @@ from gradwire_server.gates import (
     losses,
     reductions,
     shapes,
+    signal,
+    stochastic,
     transcendental,
 )
 from gradwire_server.gates.base import Gate
@@ -157,6 +159,15 @@ GATES: dict[str, Gate] = {
         images.AffineGrid,
         images.GridSample,
         images.Col2Im,
+        # Signal
+        signal.DFT,
+        signal.STFT,
+        signal.HannWindow,
+        signal.HammingWindow,
+        signal.BlackmanWindow,
+        signal.MelWeightMatrix,
+        # Stochastic
+        stochastic.Dropout,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
