@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from gradwire_server import arrays
 from gradwire_server.catalogue import describe
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import Attribute, Example, Input
+from gradwire_server.specs import Tensor
 
 PAGE = Path(__file__).parent.parent / "docs" / "gates.md"
 INTRODUCTION = """\
@@ -86,12 +89,19 @@ def outputs_text(gate: Gate) -> str:
 
 
 def example_text(operator: str, example: Example) -> str:
-    arguments = [repr(each) for each in example.inputs]
+    arguments = [elements_text(each) for each in example.inputs]
     arguments += [f"{name}={value!r}" for name, value in example.attributes.items()]
-    lines = [f"{operator}({', '.join(arguments)})", f"output    {example.output!r}"]
+    lines = [f"{operator}({', '.join(arguments)})", f"output    {elements_text(example.output)}"]
     if example.gradients is not None:
         lines.append(f"gradient  {', '.join(map(repr, example.gradients))}")
     return "\n".join(lines)
+
+
+def elements_text(value: Any) -> str:
+    """Nested lists; with the data type before them if it is not what Python's numbers mean."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}({arrays.constant(value).tolist()})"
+    return repr(value)
 
 
 PAGE.write_text("".join(page()))

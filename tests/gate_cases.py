@@ -13,7 +13,7 @@ from gradwire_server import arrays
 from gradwire_server.engine.array import sum_to_shape
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import ElementwiseGate, Example
-from gradwire_server.specs import FLOATS, TensorSpec
+from gradwire_server.specs import FLOATS, Tensor, TensorSpec
 
 #: Relative to the largest number compared; by data type only.
 TOLERANCES = {"float64": 1e-9, "float32": 2e-5}
@@ -97,9 +97,11 @@ class Case:
 
 
 def to_array(value: Any) -> Any:
-    """Python's float means float64, int int64, bool bool; None stays."""
+    """Python's float means float64, int int64, bool bool; None stays, a Tensor says its own."""
     if value is None:
         return None
+    if isinstance(value, Tensor):
+        return arrays.constant(value)
     array = np.asarray(value)
     return array if array.size else array.astype(np.float64)
 

@@ -123,8 +123,16 @@ def test_newest_operator_set_is_the_one_tested() -> None:
 
 #: (operator, input): data types of ONNX that the gate does not take, or takes besides, and why.
 DATA_TYPES_APART = {
-    ("Resize", "scales"): {"float64"},  # no less exact, and one rule for all floating inputs
     ("GridSample", "X"): set(ANY) - set(FLOATS),  # interpolated integers have no rounding rule
+    # every floating input here may be float64 too
+    ("Resize", "scales"): {"float64"},
+    ("QuantizeLinear", "x"): {"float64"},
+    ("QuantizeLinear", "y_scale"): {"float64"},
+    ("DequantizeLinear", "x_scale"): {"float64"},
+    ("DynamicQuantizeLinear", "x"): {"float64"},
+    ("QLinearMatMul", "a_scale"): {"float64"},
+    ("QLinearMatMul", "b_scale"): {"float64"},
+    ("QLinearMatMul", "y_scale"): {"float64"},
 }
 
 

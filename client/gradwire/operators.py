@@ -38,14 +38,17 @@ __all__ = [
     "compress",
     "concat",
     "constant_of_shape",
+    "conv_integer",
     "cos",
     "cosh",
     "cum_sum",
     "depth_to_space",
+    "dequantize_linear",
     "det",
     "dft",
     "div",
     "dropout",
+    "dynamic_quantize_linear",
     "einsum",
     "elu",
     "equal",
@@ -76,6 +79,7 @@ __all__ = [
     "log",
     "log_softmax",
     "mat_mul",
+    "mat_mul_integer",
     "max",
     "mean",
     "mel_weight_matrix",
@@ -91,6 +95,8 @@ __all__ = [
     "pad",
     "pow",
     "prelu",
+    "q_linear_mat_mul",
+    "quantize_linear",
     "range",
     "reciprocal",
     "reduce_l1",
@@ -2173,6 +2179,176 @@ def dropout(
         ),
         {"seed": seed},
         2,
+    )
+
+
+def quantize_linear(
+    x: Operand,
+    y_scale: Operand,
+    y_zero_point: Operand | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+    saturate: int = 1,
+) -> Handle:
+    """Numbers as integers in steps of a scale.
+
+    Formula:   y = saturate(round(x / y_scale) + y_zero_point), rounded to even
+    Gradient:  None: y is an integer.
+    Shapes:    As x. y_scale and y_zero_point are one number, a vector along axis, or with
+               block_size shaped like x but for axis, where each counts for that many elements.
+    """
+    return apply(
+        "QuantizeLinear",
+        (
+            x,
+            y_scale,
+            y_zero_point,
+        ),
+        {
+            "axis": axis,
+            "block_size": block_size,
+            "output_dtype": output_dtype,
+            "precision": precision,
+            "saturate": saturate,
+        },
+    )
+
+
+def dequantize_linear(
+    x: Operand,
+    x_scale: Operand,
+    x_zero_point: Operand | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> Handle:
+    """Integers in steps of a scale as numbers.
+
+    Formula:   y = (x - x_zero_point) * x_scale
+    Gradient:  d y/d x_scale = x - x_zero_point; none to integers
+    Shapes:    As x. x_scale and x_zero_point are one number, a vector along axis, or with
+               block_size shaped like x but for axis, where each counts for that many elements.
+    """
+    return apply(
+        "DequantizeLinear",
+        (
+            x,
+            x_scale,
+            x_zero_point,
+        ),
+        {"axis": axis, "block_size": block_size, "output_dtype": output_dtype},
+    )
+
+
+def dynamic_quantize_linear(x: Operand) -> tuple[Handle, ...]:
+    """Numbers as bytes, in steps that the largest and the smallest of them set.
+
+    Formula:   y_scale = (max(x, 0) - min(x, 0)) / 255, y_zero_point = saturate(round(-min(x, 0) /
+               y_scale)), y = saturate(round(x / y_scale) + y_zero_point); all 0 where x is 0
+    Gradient:  d y_scale/dx = 1/255 at the largest element, if it is positive, and -1/255 at the
+               smallest, if it is negative; none through the integers
+    Kinks:     Elements that are equally large, or small, share the gradient equally.
+    Shapes:    y as x, y_scale and y_zero_point of rank 0.
+    """
+    return apply_several("DynamicQuantizeLinear", (x,), {}, 3)
+
+
+def q_linear_mat_mul(
+    a: Operand,
+    a_scale: Operand,
+    a_zero_point: Operand,
+    b: Operand,
+    b_scale: Operand,
+    b_zero_point: Operand,
+    y_scale: Operand,
+    y_zero_point: Operand,
+) -> Handle:
+    """Matrix product of quantized matrices, quantized again.
+
+    Formula:   y = saturate(round(((a - a_zero_point) @ (b - b_zero_point)) * a_scale * b_scale /
+               y_scale) + y_zero_point), rounded to even
+    Gradient:  None: y is an integer.
+    Shapes:    Those of a matrix product. Scales and zero points are one number; a vector for the
+               rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
+    """
+    return apply(
+        "QLinearMatMul",
+        (
+            a,
+            a_scale,
+            a_zero_point,
+            b,
+            b_scale,
+            b_zero_point,
+            y_scale,
+            y_zero_point,
+        ),
+        {},
+    )
+
+
+def mat_mul_integer(
+    a: Operand, b: Operand, a_zero_point: Operand | None = None, b_zero_point: Operand | None = None
+) -> Handle:
+    """Matrix product of quantized matrices.
+
+    Formula:   Y = (A - a_zero_point) @ (B - b_zero_point)
+    Gradient:  None: Y is an integer.
+    Shapes:    Those of a matrix product. Zero points are one number; a vector for the rows of A,
+               or the columns of B; or shaped [.., M, 1] and [.., 1, N].
+    """
+    return apply(
+        "MatMulInteger",
+        (
+            a,
+            b,
+            a_zero_point,
+            b_zero_point,
+        ),
+        {},
+    )
+
+
+def conv_integer(
+    x: Operand,
+    w: Operand,
+    x_zero_point: Operand | None = None,
+    w_zero_point: Operand | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Convolution of quantized images.
+
+    Formula:   y[n, m, l] = sum of (w[m, c, k] - w_zero_point[m]) * (x[n, c, l * stride + k *
+               dilation - pad] - x_zero_point) over c and k; nothing outside the image counts
+    Gradient:  None: y is an integer.
+    Shapes:    x is [N, C, *image], w [M, C / group, *kernel] and y [N, M, *blocks].
+    """
+    return apply(
+        "ConvInteger",
+        (
+            x,
+            w,
+            x_zero_point,
+            w_zero_point,
+        ),
+        {
+            "auto_pad": auto_pad,
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+        },
     )
 
 

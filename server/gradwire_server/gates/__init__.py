@@ -10,6 +10,7 @@ from gradwire_server.gates import (
     linear_algebra,
     logic,
     losses,
+    quantization,
     reductions,
     shapes,
     signal,
@@ -168,6 +169,13 @@ GATES: dict[str, Gate] = {
         signal.MelWeightMatrix,
         # Stochastic
         stochastic.Dropout,
+        # Quantization
+        quantization.QuantizeLinear,
+        quantization.DequantizeLinear,
+        quantization.DynamicQuantizeLinear,
+        quantization.QLinearMatMul,
+        quantization.MatMulInteger,
+        quantization.ConvInteger,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,

@@ -89,7 +89,8 @@ class Attribute:
 class Example:
     """One worked case: shown in the docs and run as a test.
 
-    Elements are nested lists or numbers; Python's float means float64, int int64, bool bool.
+    Elements are nested lists or numbers, where Python's float means float64, int int64 and bool
+    bool; or a Tensor of another data type.
     Gradients are those of the first output with a seed of ones; None for an input without one.
     `at_kink` marks a point where finite differences do not apply.
     """

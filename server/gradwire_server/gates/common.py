@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array, Input, Namespace
@@ -80,3 +81,50 @@ def decode(tensor: Tensor) -> tuple[float, ...]:
     """The elements of an integer or boolean tensor."""
     found = array(_ARRAY_CODES[tensor.dtype], tensor.data).tolist()
     return tuple(map(bool, found)) if tensor.dtype == "bool" else tuple(found)
+
+
+def steps_along(attributes: dict[str, Any], name: str, count: int, least: int) -> Ints:
+    """An attribute with a number for each axis; the least if left out (ATTRIBUTE_INVALID)."""
+    found: Ints = attributes[name] or (least,) * count
+    if len(found) != count or min(found, default=least) < least:
+        raise Invalid(
+            "ATTRIBUTE_INVALID",
+            f"{name} is {found} but must be {count} numbers from {least} on",
+            attribute=name,
+        )
+    return found
+
+
+def block_counts(image: Shape, block: Shape, attributes: dict[str, Any]) -> Shape:
+    """Number of blocks along each axis."""
+    rank = len(image)
+    strides = steps_along(attributes, "strides", rank, 1)
+    dilations = steps_along(attributes, "dilations", rank, 1)
+    pads = steps_along(attributes, "pads", 2 * rank, 0)
+    return tuple(
+        max((size + before + after - dilation * (k - 1) - 1) // stride + 1, 0)
+        for size, k, stride, dilation, before, after in zip(
+            image, block, strides, dilations, pads[:rank], pads[rank:], strict=True
+        )
+    )
+
+
+def block_places(xp: Namespace, image: Ints, block: Ints, attributes: dict[str, Any]) -> Array:
+    """Position in the image of each element of each block; one past its end for those outside."""
+    rank = len(image)
+    blocks = block_counts(tuple(image), tuple(block), attributes)
+    strides = steps_along(attributes, "strides", rank, 1)
+    dilations = steps_along(attributes, "dilations", rank, 1)
+    pads = steps_along(attributes, "pads", 2 * rank, 0)
+    place = integers(xp, (0,), (1,))
+    inside = xp.equal(place, 0)
+    for axis, size in enumerate(image):
+        within = [k * dilations[axis] - pads[axis] for k in range(block[axis])]
+        starts = [number * strides[axis] for number in range(blocks[axis])]
+        along = integers(xp, within, vector_shape(axis, block[axis], 2 * rank)) + integers(
+            xp, starts, vector_shape(rank + axis, blocks[axis], 2 * rank)
+        )
+        fits = xp.logical_and(xp.greater_equal(along, 0), xp.less(along, size))
+        inside = xp.logical_and(inside, fits)
+        place = place * size + along
+    return xp.reshape(xp.where(inside, place, prod(image)), (prod(block) * prod(blocks),))

@@ -20,6 +20,8 @@ from gradwire_server.gates.base import (
 )
 from gradwire_server.gates.common import (
     Ints,
+    block_counts,
+    block_places,
     checked_shape,
     floats,
     integers,
@@ -757,7 +759,7 @@ class Col2Im(Gate):
                 f"{x.shape[1]} channels of columns do not divide by the {prod(kernel)} elements "
                 "of a block",
             )
-        blocks = prod(_blocks(size, kernel, attributes))
+        blocks = prod(block_counts(size, kernel, attributes))
         if x.shape[2] != blocks:
             raise Invalid(
                 "SHAPE_MISMATCH",
@@ -772,7 +774,7 @@ class Col2Im(Gate):
         *lead, columns, count = x.shape
         lying, size = (*lead, columns // prod(block)), prod(image)
         whole = (*lying, prod(block) * count)
-        places = xp.broadcast_to(_block_places(xp, image, block, attributes), whole)
+        places = xp.broadcast_to(block_places(xp, image, block, attributes), whole)
         zeros = xp.full((*lying, size + 1), 0, str(x.dtype))
         total = xp.scatter(zeros, places, xp.reshape(x, whole), len(lying), "add")
         inside = xp.slice(total, (0,) * len(whole), (*lying, size), (1,) * len(whole))
@@ -792,57 +794,10 @@ class Col2Im(Gate):
             lying = grad.shape[: len(grad.shape) - len(image)]
             flat = xp.reshape(grad, (*lying, prod(image)))
             padded = xp.pad(flat, (0,) * len(flat.shape), (*(0 for _ in lying), 1))
-            places = _block_places(xp, image, block, attributes)
+            places = block_places(xp, image, block, attributes)
             return xp.reshape(xp.take(padded, places, axis=-1), x.shape)
 
         return to_x, None, None
 
     def aligned_shapes(self, *specs: TensorSpec, **_: Any) -> tuple[Shape, ...]:
         return tuple(spec.shape for spec in specs)
-
-
-def _steps(attributes: dict[str, Any], name: str, count: int, least: int) -> Ints:
-    """An attribute with a number for each axis; the least if left out (ATTRIBUTE_INVALID)."""
-    found: Ints = attributes[name] or (least,) * count
-    if len(found) != count or min(found, default=least) < least:
-        raise Invalid(
-            "ATTRIBUTE_INVALID",
-            f"{name} is {found} but must be {count} numbers from {least} on",
-            attribute=name,
-        )
-    return found
-
-
-def _blocks(image: Shape, block: Shape, attributes: dict[str, Any]) -> Shape:
-    """Number of blocks along each axis."""
-    rank = len(image)
-    strides = _steps(attributes, "strides", rank, 1)
-    dilations = _steps(attributes, "dilations", rank, 1)
-    pads = _steps(attributes, "pads", 2 * rank, 0)
-    return tuple(
-        max((size + before + after - dilation * (k - 1) - 1) // stride + 1, 0)
-        for size, k, stride, dilation, before, after in zip(
-            image, block, strides, dilations, pads[:rank], pads[rank:], strict=True
-        )
-    )
-
-
-def _block_places(xp: Namespace, image: Ints, block: Ints, attributes: dict[str, Any]) -> Array:
-    """Position in the image of each element of each block; one past its end for those outside."""
-    rank = len(image)
-    blocks = _blocks(tuple(image), tuple(block), attributes)
-    strides = _steps(attributes, "strides", rank, 1)
-    dilations = _steps(attributes, "dilations", rank, 1)
-    pads = _steps(attributes, "pads", 2 * rank, 0)
-    place = integers(xp, (0,), (1,))
-    inside = xp.equal(place, 0)
-    for axis, size in enumerate(image):
-        within = [k * dilations[axis] - pads[axis] for k in range(block[axis])]
-        starts = [number * strides[axis] for number in range(blocks[axis])]
-        along = integers(xp, within, vector_shape(axis, block[axis], 2 * rank)) + integers(
-            xp, starts, vector_shape(rank + axis, blocks[axis], 2 * rank)
-        )
-        fits = xp.logical_and(xp.greater_equal(along, 0), xp.less(along, size))
-        inside = xp.logical_and(inside, fits)
-        place = place * size + along
-    return xp.reshape(xp.where(inside, place, prod(image)), (prod(block) * prod(blocks),))
