@@ -42,6 +42,7 @@ __all__ = [
     "cos",
     "cosh",
     "cum_sum",
+    "deform_conv",
     "depth_to_space",
     "dequantize_linear",
     "det",
@@ -113,6 +114,7 @@ __all__ = [
     "reshape",
     "resize",
     "reverse_sequence",
+    "roi_align",
     "round",
     "scatter_elements",
     "scatter_nd",
@@ -1953,6 +1955,33 @@ def resize(
     )
 
 
+def col2_im(
+    input: Operand,
+    image_shape: Operand,
+    block_shape: Operand,
+    *,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Blocks put together to an image, added up where they overlap.
+
+    Formula:   out[n, c, l * stride + k * dilation - pad] += input[n, (c, k), l], for each
+               position k in a block and each block l, both row-major
+    Gradient:  d out/d input = 1 where it lies inside the image
+    Shapes:    input is [N, C * size of a block, number of blocks] and out [N, C, *image_shape].
+    """
+    return apply(
+        "Col2Im",
+        (
+            input,
+            image_shape,
+            block_shape,
+        ),
+        {"dilations": dilations, "pads": pads, "strides": strides},
+    )
+
+
 def affine_grid(theta: Operand, size: Operand, *, align_corners: int = 0) -> Handle:
     """Places to sample an image at, moved by an affine map for each row.
 
@@ -2002,30 +2031,90 @@ def grid_sample(
     )
 
 
-def col2_im(
-    input: Operand,
-    image_shape: Operand,
-    block_shape: Operand,
+def roi_align(
+    x: Operand,
+    rois: Operand,
+    batch_indices: Operand,
+    *,
+    coordinate_transformation_mode: str = "half_pixel",
+    mode: str = "avg",
+    output_height: int = 1,
+    output_width: int = 1,
+    sampling_ratio: int = 0,
+    spatial_scale: float = 1.0,
+) -> Handle:
+    """Regions of an image, each divided into bins that are averaged over samples, or maximized.
+
+    Formula:   Y[r, c, i, j] = mean over sampling_ratio^2 places in bin (i, j) of region r of
+               X[batch_indices[r], c], interpolated linearly; mode max: the largest of the
+               weighted elements around all places, as ONNX says. Places over 1 outside count 0,
+               others outside lie on the edge
+    Gradient:  to X the weights of the interpolation; to rois through the places
+    Kinks:     At an element the slope on its higher side counts; elements that are equally large
+               share the gradient equally.
+    Shapes:    X is [N, C, H, W], rois [R, 4] with (x1, y1, x2, y2), batch_indices [R] and Y [R,
+               C, output_height, output_width]. sampling_ratio 0, where the number of places
+               depends on rois, is refused.
+    """
+    return apply(
+        "RoiAlign",
+        (
+            x,
+            rois,
+            batch_indices,
+        ),
+        {
+            "coordinate_transformation_mode": coordinate_transformation_mode,
+            "mode": mode,
+            "output_height": output_height,
+            "output_width": output_width,
+            "sampling_ratio": sampling_ratio,
+            "spatial_scale": spatial_scale,
+        },
+    )
+
+
+def deform_conv(
+    x: Operand,
+    w: Operand,
+    offset: Operand,
+    b: Operand | None = None,
+    mask: Operand | None = None,
     *,
     dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    offset_group: int = 1,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Handle:
-    """Blocks put together to an image, added up where they overlap.
+    """Convolution that reads each element of a block at an offset of its own.
 
-    Formula:   out[n, c, l * stride + k * dilation - pad] += input[n, (c, k), l], for each
-               position k in a block and each block l, both row-major
-    Gradient:  d out/d input = 1 where it lies inside the image
-    Shapes:    input is [N, C * size of a block, number of blocks] and out [N, C, *image_shape].
+    Formula:   Y[n, m, l] = B[m] + sum of W[m, c, k] * mask[n, k, l] * X[n, c, l * stride + k *
+               dilation - pad + offset[n, k, l]] over c and k, with X interpolated linearly
+    Gradient:  to W the elements read, to mask W times them, to B 1; to X the weights of the
+               interpolation, to offset its slope
+    Kinks:     On an element the slope on its higher side counts.
+    Shapes:    X is [N, C, *image], W [M, C / group, *kernel], offset [N, offset_group * elements
+               of the kernel * axes, *blocks], mask the same without axes, and Y [N, M, *blocks].
     """
     return apply(
-        "Col2Im",
+        "DeformConv",
         (
-            input,
-            image_shape,
-            block_shape,
+            x,
+            w,
+            offset,
+            b,
+            mask,
         ),
-        {"dilations": dilations, "pads": pads, "strides": strides},
+        {
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "offset_group": offset_group,
+            "pads": pads,
+            "strides": strides,
+        },
     )
 
 

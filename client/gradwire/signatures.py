@@ -2820,30 +2820,6 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
-    "AffineGrid": Signature(
-        "AffineGrid",
-        (
-            Input("theta", ("float32", "float64"), "T", False, False, False),
-            Input("size", ("int64",), "I", False, False, True),
-        ),
-        (Attribute("align_corners", "int", 0, False, (0, 1)),),
-        (1, 1),
-        ("input:0",),
-    ),
-    "GridSample": Signature(
-        "GridSample",
-        (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("grid", ("float32", "float64"), "G", False, False, False),
-        ),
-        (
-            Attribute("align_corners", "int", 0, False, (0, 1)),
-            Attribute("mode", "string", "linear", False, ("linear", "nearest", "cubic")),
-            Attribute("padding_mode", "string", "zeros", False, ("zeros", "border", "reflection")),
-        ),
-        (1, 1),
-        ("input:0",),
-    ),
     "Col2Im": Signature(
         "Col2Im",
         (
@@ -2872,6 +2848,74 @@ SIGNATURES = {
         ),
         (
             Attribute("dilations", "ints", None, False, ()),
+            Attribute("pads", "ints", None, False, ()),
+            Attribute("strides", "ints", None, False, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "AffineGrid": Signature(
+        "AffineGrid",
+        (
+            Input("theta", ("float32", "float64"), "T", False, False, False),
+            Input("size", ("int64",), "I", False, False, True),
+        ),
+        (Attribute("align_corners", "int", 0, False, (0, 1)),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "GridSample": Signature(
+        "GridSample",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("grid", ("float32", "float64"), "G", False, False, False),
+        ),
+        (
+            Attribute("align_corners", "int", 0, False, (0, 1)),
+            Attribute("mode", "string", "linear", False, ("linear", "nearest", "cubic")),
+            Attribute("padding_mode", "string", "zeros", False, ("zeros", "border", "reflection")),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "RoiAlign": Signature(
+        "RoiAlign",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("rois", ("float32", "float64"), "T", False, False, False),
+            Input("batch_indices", ("int64",), "I", False, False, False),
+        ),
+        (
+            Attribute(
+                "coordinate_transformation_mode",
+                "string",
+                "half_pixel",
+                False,
+                ("half_pixel", "output_half_pixel"),
+            ),
+            Attribute("mode", "string", "avg", False, ("avg", "max")),
+            Attribute("output_height", "int", 1, False, ()),
+            Attribute("output_width", "int", 1, False, ()),
+            Attribute("sampling_ratio", "int", 0, False, ()),
+            Attribute("spatial_scale", "float", 1.0, False, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "DeformConv": Signature(
+        "DeformConv",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("offset", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("mask", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("dilations", "ints", None, False, ()),
+            Attribute("group", "int", 1, False, ()),
+            Attribute("kernel_shape", "ints", None, False, ()),
+            Attribute("offset_group", "int", 1, False, ()),
             Attribute("pads", "ints", None, False, ()),
             Attribute("strides", "ints", None, False, ()),
         ),

@@ -12,6 +12,7 @@ from gradwire_server.gates import (
     losses,
     quantization,
     reductions,
+    sampling,
     shapes,
     signal,
     stochastic,
@@ -157,9 +158,12 @@ GATES: dict[str, Gate] = {
         linear_algebra.Cofactor,
         # Images
         images.Resize,
-        images.AffineGrid,
-        images.GridSample,
         images.Col2Im,
+        # Sampling
+        sampling.AffineGrid,
+        sampling.GridSample,
+        sampling.RoiAlign,
+        sampling.DeformConv,
         # Signal
         signal.DFT,
         signal.STFT,

@@ -1,0 +1,872 @@
+"""Sampling: images read at places between their elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+from gradwire_server.errors import Invalid
+from gradwire_server.gates.base import (
+    Array,
+    Attribute,
+    Example,
+    Gate,
+    Input,
+    Namespace,
+    Rejection,
+    Sample,
+)
+from gradwire_server.gates.common import (
+    Ints,
+    block_counts,
+    checked_shape,
+    floats,
+    integers,
+    ints,
+    known,
+    steps_along,
+    vector_shape,
+)
+from gradwire_server.specs import Shape, TensorSpec
+
+
+class AffineGrid(Gate):
+    """Places to sample an image at, moved by an affine map for each row.
+
+    Formula:   grid[n, i, j] = theta[n] @ (x_j, y_i, 1), with x and y in equal steps over [-1, 1],
+               from the middle of the first element to that of the last with align_corners, else
+               from edge to edge
+    Gradient:  d grid/d theta = (x_j, y_i, 1)
+    Shapes:    theta is [N, 2, 3], size [N, C, H, W] and grid [N, H, W, 2]; or with a depth before
+               H, theta [N, 3, 4].
+    """
+
+    operator = "AffineGrid"
+    inputs = (Input("theta"), known("size"))
+    attributes = (
+        Attribute("align_corners", "int", 0, choices=(0, 1),
+                  doc="Whether -1 and 1 are the middles of corner elements, or their edges."),
+    )  # fmt: skip
+    examples = (
+        Example(
+            ([[[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]]], [1, 1, 1, 2]), [[[[0.0, 0.0], [1.0, 0.0]]]],
+            gradients=([[[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]]], None),
+        ),
+        Example(
+            ([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], [1, 1, 1, 2]), [[[[-1.0, 0.0], [1.0, 0.0]]]],
+            gradients=([[[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]]], None),
+            attributes={"align_corners": 1},
+        ),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 2, 3)), ints(2, 1, 3, 2)), {"align_corners": 1}),
+        Sample((TensorSpec((2, 3, 4)), ints(2, 1, 2, 3, 2))),
+        Sample((TensorSpec((1, 2, 3)), ints(1, 1, 0, 2))),
+    )
+    rejections = (
+        Rejection((TensorSpec((1, 2, 3)), ints(1, 1, 2)), "size has 3 numbers but must have 4"),
+        Rejection((TensorSpec((1, 2, 3)), ints(2, 1, 2, 2)),
+                  "theta has shape (1, 2, 3) but must have (2, 2, 3)"),
+        Rejection((TensorSpec((1, 2, 3)), ints(1, 1, -2, 2)), "gives the shape (1, -2, 2, 2)"),
+    )  # fmt: skip
+
+    def infer(self, theta: TensorSpec, size: TensorSpec, align_corners: int) -> TensorSpec:
+        assert size.value is not None
+        if size.size not in (4, 5):
+            raise Invalid("SHAPE_MISMATCH", f"size has {size.size} numbers but must have 4 or 5")
+        rows, _, *space = map(int, size.value)
+        rank = len(space)
+        if theta.shape != (rows, rank, rank + 1):
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"theta has shape {theta.shape} but must have {(rows, rank, rank + 1)}",
+            )
+        return TensorSpec(checked_shape((rows, *space, rank), "size"), theta.dtype)
+
+    def forward(self, xp: Namespace, theta: Array, size: Ints, align_corners: int) -> Array:
+        places = _places(xp, size[2:], align_corners, str(theta.dtype))
+        moved = xp.matmul(places, _swap_last(xp, theta))
+        return xp.reshape(moved, (*theta.shape[:-2], *size[2:], len(size) - 2))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, theta: Array, size: Ints, align_corners: int
+    ) -> tuple[Any, ...]:
+        def to_theta() -> Array:
+            places = _places(xp, size[2:], align_corners, str(theta.dtype))
+            flat = xp.reshape(grad, (*theta.shape[:-2], prod(size[2:]), len(size) - 2))
+            return xp.matmul(_swap_last(xp, flat), places)
+
+        return to_theta, None
+
+    def aligned_shapes(self, theta: TensorSpec, size: TensorSpec, **_: int) -> tuple[Shape, ...]:
+        return theta.shape, size.shape
+
+
+def _places(xp: Namespace, space: Shape, align_corners: int, dtype: str) -> Array:
+    """(x, y, 1) of every element of an image, one row each."""
+    columns = []
+    for axis in reversed(range(len(space))):
+        size = space[axis]
+        if align_corners:
+            line = [2 * i / (size - 1) - 1 if size > 1 else 0.0 for i in range(size)]
+        else:
+            line = [(2 * i + 1) / size - 1 for i in range(size)]
+        lying = floats(xp, line, vector_shape(axis, size, len(space)), dtype)
+        columns.append(xp.reshape(xp.broadcast_to(lying, tuple(space)), (prod(space), 1)))
+    columns.append(xp.full((prod(space), 1), 1, dtype))
+    return xp.concat(columns, axis=1)
+
+
+def _swap_last(xp: Namespace, x: Array) -> Array:
+    rank = len(x.shape)
+    return xp.permute_dims(x, (*range(rank - 2), rank - 1, rank - 2))
+
+
+class GridSample(Gate):
+    """An image sampled at places that a grid gives, as numbers from -1 to 1 along each axis.
+
+    Formula:   Y[n, c, i] = sum of w(p - k) * X[n, c, k] over the elements k around the place p =
+               grid[n, i], with weights of the nearest element, linear or cubic interpolation
+    Gradient:  d Y/dX = w; d Y/d grid = w', through the place
+    Kinks:     On an element, where linear weights have a kink, the slope on its higher side
+               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid is 0 for
+               border, and turns its sign at each reflection.
+    Shapes:    X is [N, C, D1, .., Dr], grid [N, O1, .., Or, r] with the last axis first in it, and
+               Y [N, C, O1, .., Or].
+    """
+
+    operator = "GridSample"
+    inputs = (Input("X"), Input("grid", group="G", domain=(-1.4, 1.4)))
+    attributes = (
+        Attribute("align_corners", "int", 0, choices=(0, 1),
+                  doc="Whether -1 and 1 are the middles of corner elements, or their edges."),
+        Attribute("mode", "string", "linear", choices=("linear", "nearest", "cubic"),
+                  doc="The weights."),
+        Attribute("padding_mode", "string", "zeros", choices=("zeros", "border", "reflection"),
+                  doc="What lies outside X."),
+    )  # fmt: skip
+    examples = (
+        Example(
+            ([[[[1.0, 3.0]]]], [[[[0.25, 0.0]]]]), [[[[2.5]]]],
+            gradients=([[[[0.25, 0.75]]]], [[[[2.0, -1.25]]]]), at_kink=True,
+        ),
+        Example(
+            ([[[[1.0, 3.0]]]], [[[[0.25, 0.0], [-3.0, 0.0]]]]), [[[[3.0, 0.0]]]],
+            gradients=([[[[0.0, 1.0]]]], [[[[0.0, 0.0], [0.0, 0.0]]]]),
+            attributes={"mode": "nearest"},
+        ),
+        Example(
+            ([[[1.0, 3.0, 7.0]]], [[[0.0]]]), [[[3.0]]],
+            gradients=([[[0.0, 1.0, 0.0]]], [[[4.0]]]), attributes={"align_corners": 1},
+            at_kink=True,
+        ),
+    )  # fmt: skip
+    samples = (
+        *(
+            Sample((TensorSpec((2, 2, 3, 4)), TensorSpec((2, 2, 3, 2))),
+                   {"mode": mode, "padding_mode": padding, "align_corners": corners})
+            for mode, padding, corners in (
+                ("linear", "zeros", 0), ("linear", "border", 1), ("linear", "reflection", 0),
+                ("linear", "reflection", 1), ("cubic", "zeros", 1), ("cubic", "border", 0),
+                ("cubic", "reflection", 1), ("nearest", "reflection", 0),
+            )
+        ),
+        Sample((TensorSpec((1, 2, 2, 3, 2)), TensorSpec((1, 2, 1, 2, 3)))),
+        Sample((TensorSpec((2, 1, 5)), TensorSpec((2, 3, 1))), {"mode": "cubic"}),
+        Sample((TensorSpec((1, 1, 1, 2)), TensorSpec((1, 0, 3, 2)))),
+    )  # fmt: skip
+    rejections = (
+        Rejection((TensorSpec((1, 1, 2, 2)), TensorSpec((1, 3, 2))), "grid has shape (1, 3, 2)"),
+        Rejection((TensorSpec((1, 1, 2, 2)), TensorSpec((1, 3, 3, 3))),
+                  "grid has shape (1, 3, 3, 3)"),
+        Rejection((TensorSpec((1, 1, 0, 2)), TensorSpec((1, 3, 3, 2))), "X has no elements"),
+    )  # fmt: skip
+
+    def infer(self, x: TensorSpec, grid: TensorSpec, **_: Any) -> TensorSpec:
+        rank = x.rank - 2
+        if rank < 1 or grid.rank != x.rank or (grid.shape[0], grid.shape[-1]) != (x.shape[0], rank):
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"grid has shape {grid.shape}, which does not fit X of shape {x.shape}: it is "
+                "[N, O1, .., Or, r] for X of [N, C, D1, .., Dr]",
+            )
+        if grid.size and not prod(x.shape[2:]):
+            raise Invalid("SHAPE_MISMATCH", f"X has no elements to sample: its shape is {x.shape}")
+        return TensorSpec((*x.shape[:2], *grid.shape[1:-1]), x.dtype)
+
+    def forward(self, xp: Namespace, x: Array, grid: Array, **attributes: Any) -> Array:
+        taps = self._taps(xp, x.shape[2:], grid, attributes)
+        out = xp.sum(taps.take(x) * xp.astype(taps.weights(), str(x.dtype)), axis=(2,))
+        return xp.reshape(out, (*x.shape[:2], *grid.shape[1:-1]))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, grid: Array, **attributes: Any
+    ) -> tuple[Any, ...]:
+        lying = xp.reshape(grad, (*x.shape[:2], 1, prod(grid.shape[1:-1])))
+        taps = self._taps(xp, x.shape[2:], grid, attributes)
+
+        def to_x() -> Array:
+            put = taps.put(lying * xp.astype(taps.weights(), str(x.dtype)))
+            return xp.reshape(put, x.shape)
+
+        def to_grid() -> Array:
+            pulled = xp.sum(taps.take(x) * lying, axis=(1,), keepdims=True)
+            pulled = xp.astype(pulled, str(grid.dtype))
+            columns = [
+                xp.reshape(xp.sum(taps.weights(axis) * pulled, axis=(2,)), (*grid.shape[:-1], 1))
+                for axis in reversed(range(len(x.shape) - 2))
+            ]
+            return xp.concat(columns, axis=-1)
+
+        return to_x, to_grid
+
+    def _taps(self, xp: Namespace, space: Shape, grid: Array, attributes: dict[str, Any]) -> _Taps:
+        lying = (grid.shape[0], 1, prod(grid.shape[1:-1]))
+        last_first = xp.split(grid, (1,) * len(space), len(grid.shape) - 1)
+        return _Taps(xp, space, [
+            _grid_line(xp, xp.reshape(number, lying), size, attributes)
+            for number, size in zip(reversed(last_first), space, strict=True)
+        ])  # fmt: skip
+
+
+class _Taps:
+    """The elements around each place: [rows, taps, places]. Lines say them for each axis."""
+
+    def __init__(self, xp: Namespace, space: Shape, lines: list[_Line]) -> None:
+        self._xp, self._space = xp, space
+        self._rows, _, self._places = lines[0].weight.shape
+        self._weights = [line.weight for line in lines]
+        self._slopes = [line.slope for line in lines]
+        self._inside = self._outer([line.inside for line in lines], xp.logical_and)
+        strides = [prod(space[axis + 1 :]) for axis in range(len(space))]
+        steps = [line.index * stride for line, stride in zip(lines, strides, strict=True)]
+        self._index = self._outer(steps, xp.add)
+
+    def weights(self, derivative_along: int | None = None) -> Array:
+        """What each tap counts, or its derivative along an axis; [rows, 1, taps, places]."""
+        lines = list(self._weights)
+        if derivative_along is not None:
+            lines[derivative_along] = self._slopes[derivative_along]
+        return self._xp.expand_dims(self._outer(lines, self._xp.multiply), axis=1)
+
+    def take(self, x: Array) -> Array:
+        """The elements, as [rows, channels, taps, places]; 0 for those outside."""
+        flat = self._xp.reshape(x, (*x.shape[:2], prod(self._space)))
+        taken = self._xp.take_along_axis(flat, self._flat_index(x.shape[1]), axis=2)
+        apart = self._xp.reshape(taken, (*x.shape[:2], *self._index.shape[1:]))
+        return self._xp.where(self._xp.expand_dims(self._inside, axis=1), apart, 0.0)
+
+    def put(self, updates: Array) -> Array:
+        """Sums of updates at the elements, as [rows, channels, elements]."""
+        inside = self._xp.expand_dims(self._inside, axis=1)
+        index = self._flat_index(updates.shape[1])
+        kept = self._xp.reshape(self._xp.where(inside, updates, 0.0), index.shape)
+        zeros = self._xp.full((*updates.shape[:2], prod(self._space)), 0, str(updates.dtype))
+        return self._xp.scatter(zeros, index, kept, 2, "add")
+
+    def _flat_index(self, channels: int) -> Array:
+        count = prod(self._index.shape[1:])
+        one = self._xp.reshape(self._index, (self._rows, 1, count))
+        return self._xp.broadcast_to(one, (self._rows, channels, count))
+
+    def _outer(self, lines: list[Array], combine: Callable[[Array, Array], Array]) -> Array:
+        """An entry for each choice of one tap along every axis."""
+        total = lines[0]
+        for line in lines[1:]:
+            slow, fast = total.shape[1], line.shape[1]
+            pairs = combine(
+                self._xp.reshape(total, (self._rows, slow, 1, self._places)),
+                self._xp.reshape(line, (self._rows, 1, fast, self._places)),
+            )
+            total = self._xp.reshape(pairs, (self._rows, slow * fast, self._places))
+        return total
+
+
+class _Line(NamedTuple):
+    """The taps along one axis, [rows, taps, places]."""
+
+    index: Array
+    inside: Array
+    weight: Array
+    slope: Array  # of the weight, by what the place is computed from
+
+
+def _grid_line(xp: Namespace, number: Array, size: int, attributes: dict[str, Any]) -> _Line:
+    """The taps along an axis where places are numbers from -1 to 1."""
+    mode, padding = attributes["mode"], attributes["padding_mode"]
+    low, high = (0.0, size - 1.0) if attributes["align_corners"] else (-0.5, size - 0.5)
+    per_number = (high - low) / 2
+    place = (number + 1.0) * per_number + low
+    if mode == "nearest":
+        place = xp.round(place)
+    turn = xp.ones_like(place)
+    if padding != "zeros":
+        place, turn = _brought_in(xp, place, low, high, size, padding)
+    weigh = _FILTERS[mode][1]
+    taps, steps, part = _around(xp, place, mode)
+    inside = xp.logical_and(xp.greater_equal(taps, 0.0), xp.less_equal(taps, size - 1.0))
+    if padding != "zeros":
+        inside = xp.logical_or(inside, xp.logical_not(inside))
+    if padding == "reflection":
+        taps, _ = _brought_in(xp, taps, low, high, size, padding)
+    weight, slope = weigh(xp, part, steps)
+    return _Line(_index(xp, taps, size), inside, weight, slope * (turn * per_number))
+
+
+def _linear_line(xp: Namespace, place: Array, size: int) -> _Line:
+    """The two elements around a place, weighted linearly; nothing outside."""
+    taps, steps, part = _around(xp, place, "linear")
+    inside = xp.logical_and(xp.greater_equal(taps, 0.0), xp.less_equal(taps, size - 1.0))
+    return _Line(_index(xp, taps, size), inside, *_linear_weights(xp, part, steps))
+
+
+def _around(xp: Namespace, place: Array, mode: str) -> tuple[Array, Array, Array]:
+    """Positions of the elements around a place, their offsets, and what is left of the place."""
+    offsets = _FILTERS[mode][0]
+    below = xp.floor(place)
+    steps = floats(xp, offsets, (1, len(offsets), 1), str(place.dtype))
+    return below + steps, steps, place - below
+
+
+def _index(xp: Namespace, taps: Array, size: int) -> Array:
+    """Positions as integers, put anywhere inside if they are not there, or NaN."""
+    positive = xp.where(xp.greater(taps, 0.0), taps, 0.0)
+    return xp.astype(xp.minimum(positive, xp.full_like(positive, size - 1.0)), "int64")
+
+
+def _brought_in(
+    xp: Namespace, place: Array, low: float, high: float, size: int, padding: str
+) -> tuple[Array, Array]:
+    """A place outside [low, high] put on the edge, or reflected; and d new/d old."""
+    outside = xp.logical_or(xp.less(place, low), xp.greater(place, high))
+    if padding == "border" or high == low:
+        new = xp.where(xp.less(place, low), 0.0, xp.full_like(place, size - 1.0))
+        turn = xp.zeros_like(place)
+    else:
+        span = high - low
+        phase = xp.remainder(place - low, xp.full_like(place, 2 * span))
+        new = high - xp.abs(phase - span)
+        turn = xp.where(xp.less(phase, span), xp.ones_like(place), -1.0)
+    return xp.where(outside, new, place), xp.where(outside, turn, 1.0)
+
+
+def _nearest_weights(xp: Namespace, part: Array, _: Array) -> tuple[Array, Array]:
+    return xp.ones_like(part), xp.zeros_like(part)
+
+
+def _linear_weights(xp: Namespace, part: Array, steps: Array) -> tuple[Array, Array]:
+    """1 - part and part for the two elements around a place, and their derivatives."""
+    upper = 2.0 * steps - 1.0
+    return (1.0 - steps) + upper * part, upper + xp.zeros_like(part)
+
+
+def _cubic_weights(xp: Namespace, part: Array, steps: Array) -> tuple[Array, Array]:
+    """Keys' weights, with a = -0.75, for the four elements around a place; and derivatives."""
+    a = -0.75
+    signed = part - steps
+    distance = xp.abs(signed)
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1.0
+    far = ((distance - 5.0) * distance + 8.0) * distance * a - 4 * a
+    near_slope = (3 * (a + 2) * distance - 2 * (a + 3)) * distance
+    far_slope = ((3.0 * distance - 10.0) * distance + 8.0) * a
+    is_near = xp.less_equal(distance, 1.0)
+    slope = xp.where(is_near, near_slope, far_slope) * xp.sign(signed)
+    return xp.where(is_near, near, far), slope
+
+
+_FILTERS: dict[str, tuple[Ints, Callable[[Namespace, Array, Array], tuple[Array, Array]]]] = {
+    "nearest": ((0,), _nearest_weights),
+    "linear": ((0, 1), _linear_weights),
+    "cubic": ((-1, 0, 1, 2), _cubic_weights),
+}
+
+
+class RoiAlign(Gate):
+    """Regions of an image, each divided into bins that are averaged over samples, or maximized.
+
+    Formula:   Y[r, c, i, j] = mean over sampling_ratio^2 places in bin (i, j) of region r of
+               X[batch_indices[r], c], interpolated linearly; mode max: the largest of the weighted
+               elements around all places, as ONNX says. Places over 1 outside count 0, others
+               outside lie on the edge
+    Gradient:  to X the weights of the interpolation; to rois through the places
+    Kinks:     At an element the slope on its higher side counts; elements that are equally large
+               share the gradient equally.
+    Shapes:    X is [N, C, H, W], rois [R, 4] with (x1, y1, x2, y2), batch_indices [R] and Y
+               [R, C, output_height, output_width]. sampling_ratio 0, where the number of places
+               depends on rois, is refused.
+    """
+
+    operator = "RoiAlign"
+    inputs = (
+        Input("X"),
+        Input("rois", domain=(0.0, 4.0)),
+        Input("batch_indices", ("int64",), "I"),
+    )
+    attributes = (
+        Attribute("coordinate_transformation_mode", "string", "half_pixel",
+                  choices=("half_pixel", "output_half_pixel"),
+                  doc="Whether 0 is the edge of the first element, or its middle."),
+        Attribute("mode", "string", "avg", choices=("avg", "max"), doc="How a bin is pooled."),
+        Attribute("output_height", "int", 1, doc="Bins of a region, from top to bottom."),
+        Attribute("output_width", "int", 1, doc="Bins of a region, from left to right."),
+        Attribute("sampling_ratio", "int", 0, doc="Places along each side of a bin."),
+        Attribute("spatial_scale", "float", 1.0, doc="Size of X over the size rois are given for."),
+    )  # fmt: skip
+    examples = (
+        Example(
+            ([[[[1.0, 3.0], [5.0, 7.0]]]], [[0.0, 0.5, 1.5, 1.5]], [0]), [[[[3.5]]]],
+            gradients=([[[[0.375, 0.125], [0.375, 0.125]]]], [[1.0, 2.0, 1.0, 2.0]], None),
+            attributes={"sampling_ratio": 1},
+        ),
+    )  # fmt: skip
+    samples = (
+        *(
+            Sample(
+                (TensorSpec((2, 2, 4, 5)),
+                 TensorSpec((3, 4), "float64",
+                            (0.3, 0.2, 3.1, 3.4, 1.3, 1.1, 4.6, 2.3, -2.7, 0.4, 1.2, 1.6)),
+                 TensorSpec((3,), "int64", (0, 1, 1))),
+                {"output_height": 2, "output_width": 3, "sampling_ratio": 2, "mode": mode,
+                 "coordinate_transformation_mode": shift, "spatial_scale": 0.9},
+            )
+            for mode, shift in (("avg", "half_pixel"), ("avg", "output_half_pixel"),
+                                ("max", "half_pixel"))
+        ),
+        Sample((TensorSpec((1, 2, 3, 3)), TensorSpec((0, 4)), TensorSpec((0,), "int64", ())),
+               {"sampling_ratio": 1}),
+    )  # fmt: skip
+    rejections = (
+        Rejection((TensorSpec((1, 1, 3, 3)), TensorSpec((2, 4)), TensorSpec((2,), "int64")),
+                  "sampling_ratio is 0", "ATTRIBUTE_INVALID"),
+        Rejection((TensorSpec((1, 1, 3, 3)), TensorSpec((2, 5)), TensorSpec((2,), "int64")),
+                  "rois have shape (2, 5)", attributes={"sampling_ratio": 1}),
+        Rejection((TensorSpec((1, 1, 0, 3)), TensorSpec((2, 4)), TensorSpec((2,), "int64")),
+                  "X has shape (1, 1, 0, 3)", attributes={"sampling_ratio": 1}),
+    )  # fmt: skip
+
+    def infer(
+        self, x: TensorSpec, rois: TensorSpec, batch_indices: TensorSpec, **attributes: Any
+    ) -> TensorSpec:
+        for name in ("output_height", "output_width", "sampling_ratio"):
+            if attributes[name] < 1:
+                raise Invalid(
+                    "ATTRIBUTE_INVALID",
+                    f"{name} is {attributes[name]} but must be 1 or more: the number of places "
+                    "must be known before evaluation",
+                    attribute=name,
+                )
+        if x.rank != 4 or not prod(x.shape[2:]):
+            raise Invalid(
+                "SHAPE_MISMATCH", f"X has shape {x.shape} but must be [N, C, H, W] with elements"
+            )
+        count = batch_indices.size
+        if batch_indices.rank != 1 or rois.shape != (count, 4):
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"rois have shape {rois.shape} and batch_indices {batch_indices.shape}, but must "
+                "have [R, 4] and [R]",
+            )
+        shape = (count, x.shape[1], attributes["output_height"], attributes["output_width"])
+        return TensorSpec(checked_shape(shape, "output_height"), x.dtype)
+
+    def forward(
+        self, xp: Namespace, x: Array, rois: Array, batch_indices: Array, **attributes: Any
+    ) -> Array:
+        xp.require_indices(batch_indices, x.shape[0], "batch_indices")
+        regions = _Regions(xp, x.shape, rois, batch_indices, attributes)
+        return regions.pooled(regions.taps.take(_images_last(xp, x)) * regions.taps.weights())
+
+    def vjp(
+        self,
+        xp: Namespace,
+        grad: Array,
+        out: Array,
+        x: Array,
+        rois: Array,
+        batch_indices: Array,
+        **attributes: Any,
+    ) -> tuple[Any, ...]:
+        regions = _Regions(xp, x.shape, rois, batch_indices, attributes)
+        taps = regions.taps
+        values = taps.take(_images_last(xp, x))
+        to_products = regions.pulled(grad, out, values * taps.weights())
+
+        def to_x() -> Array:
+            rows, channels, height, width = x.shape
+            put = xp.reshape(taps.put(to_products * taps.weights()),
+                             (channels, rows, height, width))  # fmt: skip
+            return xp.permute_dims(put, (1, 0, 2, 3))
+
+        def to_rois() -> Array:
+            pulled = xp.sum(to_products * values, axis=(1,), keepdims=True)
+            return regions.to_rois(
+                [xp.sum(taps.weights(axis) * pulled, axis=(2,)) for axis in (1, 2)]
+            )
+
+        return to_x, to_rois, None
+
+
+def _images_last(xp: Namespace, x: Array) -> Array:
+    """[1, channels, images, height, width], so that one row of places reaches all images."""
+    return xp.expand_dims(xp.permute_dims(x, (1, 0, 2, 3)), axis=0)
+
+
+class _Regions:
+    """The places of regions of interest, and the bins they are pooled into."""
+
+    def __init__(
+        self,
+        xp: Namespace,
+        shape: Shape,
+        rois: Array,
+        batch_indices: Array,
+        attributes: dict[str, Any],
+    ) -> None:
+        self._xp, self._rois_shape = xp, rois.shape
+        self._max = attributes["mode"] == "max"
+        self._ratio = attributes["sampling_ratio"]
+        self._bins = attributes["output_height"], attributes["output_width"]
+        self._scale = attributes["spatial_scale"]
+        self._half_pixel = attributes["coordinate_transformation_mode"] == "half_pixel"
+        self._channels = shape[1]
+        images, _, *space = shape
+        x1, y1, x2, y2 = xp.split(rois, (1, 1, 1, 1), 1)
+        self._parts = [self._fractions(count, str(rois.dtype)) for count in self._bins]
+        self._ends = [(y1, y2), (x1, x2)]
+        places = [self._places(axis) for axis in (0, 1)]
+        first = xp.where(xp.less(batch_indices, 0), batch_indices + images, batch_indices)
+        image = xp.broadcast_to(
+            xp.reshape(first, (rois.shape[0], 1, 1)),
+            (rois.shape[0], *(count * self._ratio for count in self._bins)),
+        )
+        self._per_region = self._bins[0] * self._bins[1] * self._ratio**2
+        flat = (1, 1, rois.shape[0] * self._per_region)
+        ones = xp.full(flat, 1, str(rois.dtype))
+        lines = [_Line(xp.reshape(image, flat), xp.equal(ones, 1.0), ones, xp.zeros_like(ones))]
+        for axis, size in enumerate(space):
+            whole = xp.reshape(xp.broadcast_to(places[axis], image.shape), flat)
+            lines.append(_clamped_line(xp, whole, size))
+        self.taps = _Taps(xp, (images, *space), lines)
+
+    def pooled(self, products: Array) -> Array:
+        """Weighted elements as bins: [regions, channels, height, width]."""
+        apart = self._apart(products)
+        if self._max:
+            return self._regions_first(self._xp.max(apart, axis=_POOLED))
+        total = self._xp.sum(apart, axis=_POOLED)
+        return self._regions_first(total * (1.0 / self._ratio**2))
+
+    def pulled(self, grad: Array, out: Array, products: Array) -> Array:
+        """The gradient of the weighted elements."""
+        to_bins = self._channels_first(grad)
+        if self._max:
+            largest = self._xp.equal(self._apart(products), self._channels_first(out))
+            marks = self._xp.astype(largest, str(grad.dtype))
+            share = marks / self._xp.sum(marks, axis=_POOLED, keepdims=True)
+            return self._xp.reshape(to_bins * share, products.shape)
+        even = to_bins * (1.0 / self._ratio**2)
+        return self._xp.reshape(
+            self._xp.broadcast_to(even, self._apart(products).shape), products.shape
+        )
+
+    def to_rois(self, to_places: list[Array]) -> Array:
+        """The gradient of rois from those of the places, along y and x."""
+        columns = {}
+        for axis, (low, high) in ((0, (1, 3)), (1, (0, 2))):
+            count = self._rois_shape[0]
+            bins = tuple(each * self._ratio for each in self._bins)
+            lying = self._xp.reshape(to_places[axis], (count, *bins))
+            along = self._xp.sum(lying, axis=(2 - axis,))
+            by_extent = self._xp.sum(
+                along * self._xp.reshape(self._parts[axis], (1, bins[axis])), axis=(1,)
+            )
+            by_extent = self._xp.reshape(by_extent, (count, 1)) * self._extent(axis)[1]
+            by_start = self._xp.sum(along, axis=(1,), keepdims=True)
+            columns[low] = (by_start - by_extent) * self._scale
+            columns[high] = by_extent * self._scale
+        return self._xp.concat([columns[slot] for slot in range(4)], axis=1)
+
+    def _fractions(self, count: int, dtype: str) -> Array:
+        """Where along a region its places lie, from 0 to 1."""
+        parts = [
+            (number + (step + 0.5) / self._ratio) / count
+            for number in range(count)
+            for step in range(self._ratio)
+        ]
+        return floats(self._xp, parts, (len(parts),), dtype)
+
+    def _extent(self, axis: int) -> tuple[Array, Array]:
+        """Length of each region, and whether it depends on its ends; at least 1 if so asked."""
+        start, end = self._ends[axis]
+        extent = (end - start) * self._scale
+        if self._half_pixel:
+            return extent, self._xp.ones_like(extent)
+        free = self._xp.greater(extent, 1.0)
+        ones = self._xp.ones_like(extent)
+        return self._xp.where(free, extent, ones), self._xp.where(free, ones, 0.0)
+
+    def _places(self, axis: int) -> Array:
+        """Positions of the places along an axis: [regions, height, 1] or [regions, 1, width]."""
+        start = self._ends[axis][0] * self._scale - (0.5 if self._half_pixel else 0.0)
+        count = self._bins[axis] * self._ratio
+        lying = start + self._extent(axis)[0] * self._xp.reshape(self._parts[axis], (1, count))
+        shape = (self._rois_shape[0], count, 1) if axis == 0 else (self._rois_shape[0], 1, count)
+        return self._xp.reshape(lying, shape)
+
+    def _apart(self, products: Array) -> Array:
+        height, width = self._bins
+        shape = (self._channels, products.shape[2], self._rois_shape[0],
+                 height, self._ratio, width, self._ratio)  # fmt: skip
+        return self._xp.reshape(products, shape)
+
+    def _regions_first(self, bins: Array) -> Array:
+        return self._xp.permute_dims(bins, (1, 0, 2, 3))
+
+    def _channels_first(self, bins: Array) -> Array:
+        height, width = self._bins
+        shape = (self._channels, 1, self._rois_shape[0], height, 1, width, 1)
+        return self._xp.reshape(self._regions_first(bins), shape)
+
+
+_POOLED = (1, 4, 6)  # of [channels, taps, regions, height, places, width, places]
+
+
+def _clamped_line(xp: Namespace, place: Array, size: int) -> _Line:
+    """The two elements around a place; up to 1 outside it lies on the edge, further out nowhere."""
+    near = xp.logical_and(xp.greater_equal(place, -1.0), xp.less_equal(place, float(size)))
+    inner, turn = _brought_in(xp, place, 0.0, size - 1.0, size, "border")
+    line = _linear_line(xp, inner, size)
+    return _Line(line.index, xp.logical_and(line.inside, near), line.weight, line.slope * turn)
+
+
+class DeformConv(Gate):
+    """Convolution that reads each element of a block at an offset of its own.
+
+    Formula:   Y[n, m, l] = B[m] + sum of W[m, c, k] * mask[n, k, l] * X[n, c, l * stride + k *
+               dilation - pad + offset[n, k, l]] over c and k, with X interpolated linearly
+    Gradient:  to W the elements read, to mask W times them, to B 1; to X the weights of the
+               interpolation, to offset its slope
+    Kinks:     On an element the slope on its higher side counts.
+    Shapes:    X is [N, C, *image], W [M, C / group, *kernel], offset [N, offset_group * elements of
+               the kernel * axes, *blocks], mask the same without axes, and Y [N, M, *blocks].
+    """
+
+    operator = "DeformConv"
+    inputs = (
+        Input("X"),
+        Input("W"),
+        Input("offset", domain=(-0.9, 0.9)),
+        Input("B", optional=True),
+        Input("mask", optional=True),
+    )
+    attributes = (
+        Attribute("dilations", "ints", doc="Step within a block, for each axis; 1 if left out."),
+        Attribute("group", "int", 1, doc="Parts that channels are divided into for W."),
+        Attribute("kernel_shape", "ints", doc="W's, if given."),
+        Attribute("offset_group", "int", 1, doc="Parts that channels are divided into for offset."),
+        Attribute("pads", "ints", doc="Elements put before each axis, then after each."),
+        Attribute("strides", "ints", doc="Step from block to block; 1 if left out."),
+    )
+    examples = (
+        Example(
+            ([[[1.0, 3.0, 7.0]]], [[[2.0]]], [[[0.5, 0.0, -0.25]]]), [[[4.0, 6.0, 12.0]]],
+            gradients=([[[1.0, 3.5, 1.5]]], [[[11.0]]], [[[4.0, 8.0, 8.0]]]), at_kink=True,
+        ),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 4, 3, 4)), TensorSpec((6, 2, 2, 2)), TensorSpec((2, 16, 3, 2)),
+                TensorSpec((6,)), TensorSpec((2, 8, 3, 2))),
+               {"group": 2, "offset_group": 2, "pads": (1, 0, 0, 1), "strides": (1, 2)}),
+        Sample((TensorSpec((1, 1, 5)), TensorSpec((2, 1, 2)), TensorSpec((1, 2, 3))),
+               {"dilations": (2,)}),
+        Sample((TensorSpec((1, 1, 3, 3)), TensorSpec((1, 1, 2, 2)), TensorSpec((1, 8, 2, 2)), None,
+                TensorSpec((1, 4, 2, 2)))),
+        Sample((TensorSpec((0, 1, 3)), TensorSpec((1, 1, 2)), TensorSpec((0, 2, 2)))),
+    )  # fmt: skip
+    rejections = (
+        Rejection((TensorSpec((1, 3, 4)), TensorSpec((1, 2, 2)), TensorSpec((1, 2, 3))),
+                  "X has 3 channels but W takes 2 in each of 1 groups"),
+        Rejection((TensorSpec((1, 1, 4)), TensorSpec((1, 1, 2)), TensorSpec((1, 2, 4))),
+                  "offset has shape (1, 2, 4) but must have (1, 2, 3)"),
+        Rejection((TensorSpec((1, 1, 4)), TensorSpec((1, 1, 2)), TensorSpec((1, 2, 3)),
+                   TensorSpec((2,))), "B has shape (2,) but must have (1,)"),
+        Rejection((TensorSpec((1, 2, 4)), TensorSpec((1, 2, 2)), TensorSpec((1, 6, 3))),
+                  "2 channels do not divide into 3 offset groups",
+                  attributes={"offset_group": 3}),
+    )  # fmt: skip
+
+    def infer(
+        self, x: TensorSpec, w: TensorSpec, offset: TensorSpec, *rest: Any, **attributes: Any
+    ) -> TensorSpec:
+        bias, mask = (*rest, None, None)[:2]
+        _require_channels(x, w, attributes)
+        layout = _Layout.of(x.shape, w.shape, attributes)
+        taps = layout.offset_groups * prod(layout.kernel)
+        rows, rank = x.shape[0], len(layout.image)
+        for name, spec, shape in (
+            ("offset", offset, (rows, taps * rank, *layout.blocks)),
+            ("B", bias, w.shape[:1]),
+            ("mask", mask, (rows, taps, *layout.blocks)),
+        ):
+            if spec is not None and spec.shape != shape:
+                raise Invalid(
+                    "SHAPE_MISMATCH", f"{name} has shape {spec.shape} but must have {shape}"
+                )
+        return TensorSpec(checked_shape((rows, w.shape[0], *layout.blocks), "pads"), x.dtype)
+
+    def forward(
+        self, xp: Namespace, x: Array, w: Array, offset: Array, *rest: Any, **attributes: Any
+    ) -> Array:
+        bias, mask = (*rest, None, None)[:2]
+        layout = _Layout.of(x.shape, w.shape, attributes)
+        taps = layout.taps(xp, offset)
+        read = xp.sum(taps.take(layout.images(xp, x)) * taps.weights(), axis=(2,))
+        columns = layout.columns(xp, read if mask is None else read * layout.masks(xp, mask))
+        product = xp.matmul(xp.reshape(w, layout.weights_shape), columns)
+        out = xp.reshape(product, (x.shape[0], w.shape[0], *layout.blocks))
+        if bias is None:
+            return out
+        return out + xp.reshape(bias, (-1, *(1 for _ in layout.blocks)))
+
+    def vjp(
+        self,
+        xp: Namespace,
+        grad: Array,
+        out: Array,
+        x: Array,
+        w: Array,
+        offset: Array,
+        *rest: Any,
+        **attributes: Any,
+    ) -> tuple[Any, ...]:
+        bias, mask = (*rest, None, None)[:2]
+        layout = _Layout.of(x.shape, w.shape, attributes)
+        taps = layout.taps(xp, offset)
+        values = taps.take(layout.images(xp, x))
+        read = xp.sum(values * taps.weights(), axis=(2,))
+        groups, outputs, _ = layout.weights_shape
+        lying = xp.reshape(grad, (x.shape[0], groups, outputs, prod(layout.blocks)))
+        kernel = xp.reshape(w, layout.weights_shape)
+        to_masked = xp.reshape(xp.matmul(_swap_last(xp, kernel), lying), read.shape)
+        to_read = to_masked if mask is None else to_masked * layout.masks(xp, mask)
+        to_taps = xp.expand_dims(to_read, axis=2)
+
+        def to_w() -> Array:
+            masked = read if mask is None else read * layout.masks(xp, mask)
+            across = _swap_last(xp, layout.columns(xp, masked))
+            return xp.reshape(xp.sum(xp.matmul(lying, across), axis=(0,)), w.shape)
+
+        def to_offset() -> Array:
+            pulled = xp.sum(values * to_taps, axis=(1,), keepdims=True)
+            along = [
+                xp.sum(taps.weights(axis) * pulled, axis=(2,)) for axis in range(len(layout.image))
+            ]
+            shape = (x.shape[0] * layout.offset_groups * prod(layout.kernel), 1,
+                     prod(layout.blocks))  # fmt: skip
+            columns = [xp.reshape(each, shape) for each in along]
+            return xp.reshape(xp.concat(columns, axis=1), offset.shape)
+
+        def to_bias() -> Array:
+            return xp.sum(
+                xp.reshape(lying, (x.shape[0], w.shape[0], prod(layout.blocks))), axis=(0, 2)
+            )
+
+        def to_mask() -> Array:
+            return xp.reshape(xp.sum(to_masked * read, axis=(1,)), mask.shape)
+
+        entries = (
+            lambda: xp.reshape(taps.put(to_taps * taps.weights()), x.shape),
+            to_w,
+            to_offset,
+            None if bias is None else to_bias,
+            None if mask is None else to_mask,
+        )
+        return entries[: 3 + len(rest)]
+
+
+def _require_channels(x: TensorSpec, w: TensorSpec, attributes: dict[str, Any]) -> None:
+    """Whether channels divide into the groups (SHAPE_MISMATCH)."""
+    if x.rank != w.rank or x.rank < 3 or not prod(x.shape[2:]) or not prod(w.shape[2:]):
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"X has shape {x.shape} and W {w.shape}, but must be [N, C, *image] and "
+            "[M, C / group, *kernel] with elements",
+        )
+    group, parts = attributes["group"], attributes["offset_group"]
+    if group < 1 or x.shape[1] != w.shape[1] * group or w.shape[0] % group:
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"X has {x.shape[1]} channels but W takes {w.shape[1]} in each of {group} groups, for "
+            f"{w.shape[0]} outputs",
+        )
+    if parts < 1 or x.shape[1] % parts:
+        raise Invalid(
+            "SHAPE_MISMATCH", f"{x.shape[1]} channels do not divide into {parts} offset groups"
+        )
+    kernel = attributes["kernel_shape"] or w.shape[2:]
+    if kernel != w.shape[2:]:
+        raise Invalid("SHAPE_MISMATCH", f"kernel_shape is {kernel} but W has {w.shape[2:]}")
+
+
+class _Layout(NamedTuple):
+    """How a deformable convolution's arrays lie."""
+
+    rows: int
+    channels: int
+    image: Shape
+    kernel: Shape
+    blocks: Shape
+    strides: Ints
+    dilations: Ints
+    pads: Ints
+    offset_groups: int
+    weights_shape: Shape  # [groups, outputs, elements of a column]
+
+    @classmethod
+    def of(cls, x: Shape, w: Shape, attributes: dict[str, Any]) -> _Layout:
+        """The layout for an image and weights of the shapes given."""
+        image, kernel, rank = tuple(x[2:]), tuple(w[2:]), len(x) - 2
+        group = attributes["group"]
+        return cls(
+            x[0], x[1], image, kernel, block_counts(image, kernel, attributes),
+            steps_along(attributes, "strides", rank, 1),
+            steps_along(attributes, "dilations", rank, 1),
+            steps_along(attributes, "pads", 2 * rank, 0),
+            attributes["offset_group"],
+            (group, w[0] // group, w[1] * prod(kernel)),
+        )  # fmt: skip
+
+    def images(self, xp: Namespace, x: Array) -> Array:
+        """[rows * offset groups, channels of each, *image]."""
+        parts = self.offset_groups
+        return xp.reshape(x, (self.rows * parts, self.channels // parts, *self.image))
+
+    def masks(self, xp: Namespace, mask: Array) -> Array:
+        """[rows * offset groups, 1, elements of the kernel * blocks]."""
+        places = prod(self.kernel) * prod(self.blocks)
+        return xp.reshape(mask, (self.rows * self.offset_groups, 1, places))
+
+    def columns(self, xp: Namespace, read: Array) -> Array:
+        """[rows, groups, elements of a column, blocks], from [.., channels, kernel * blocks]."""
+        groups, _, depth = self.weights_shape
+        return xp.reshape(read, (self.rows, groups, depth, prod(self.blocks)))
+
+    def taps(self, xp: Namespace, offset: Array) -> _Taps:
+        """The elements around each place."""
+        rank, parts = len(self.image), self.rows * self.offset_groups
+        apart = xp.reshape(offset, (parts, prod(self.kernel), rank, prod(self.blocks)))
+        offsets = xp.split(apart, (1,) * rank, 2)
+        lines = []
+        for axis, size in enumerate(self.image):
+            within = [k * self.dilations[axis] - self.pads[axis] for k in range(self.kernel[axis])]
+            starts = [block * self.strides[axis] for block in range(self.blocks[axis])]
+            regular = integers(xp, within, vector_shape(axis, len(within), 2 * rank)) + integers(
+                xp, starts, vector_shape(rank + axis, len(starts), 2 * rank)
+            )
+            whole = xp.broadcast_to(regular, (*self.kernel, *self.blocks))
+            flat = (1, 1, prod(self.kernel) * prod(self.blocks))
+            place = xp.reshape(xp.astype(whole, str(offset.dtype)), flat)
+            moved = xp.reshape(offsets[axis], (parts, *flat[1:]))
+            lines.append(_linear_line(xp, place + moved, size))
+        return _Taps(xp, self.image, lines)
