@@ -82,6 +82,7 @@ __all__ = [
     "mat_mul",
     "mat_mul_integer",
     "max",
+    "max_roi_pool",
     "mean",
     "mel_weight_matrix",
     "min",
@@ -115,6 +116,7 @@ __all__ = [
     "resize",
     "reverse_sequence",
     "roi_align",
+    "roi_arg_max",
     "round",
     "scatter_elements",
     "scatter_nd",
@@ -1986,8 +1988,8 @@ def affine_grid(theta: Operand, size: Operand, *, align_corners: int = 0) -> Han
     """Places to sample an image at, moved by an affine map for each row.
 
     Formula:   grid[n, i, j] = theta[n] @ (x_j, y_i, 1), with x and y in equal steps over [-1, 1],
-               from the middle of the first element to that of the last with align_corners, else
-               from edge to edge
+               from the middle of the first element to that of the last with align_corners (a
+               single one is at -1), else from edge to edge
     Gradient:  d grid/d theta = (x_j, y_i, 1)
     Shapes:    theta is [N, 2, 3], size [N, C, H, W] and grid [N, H, W, 2]; or with a depth before
                H, theta [N, 3, 4].
@@ -2071,6 +2073,48 @@ def roi_align(
             "sampling_ratio": sampling_ratio,
             "spatial_scale": spatial_scale,
         },
+    )
+
+
+def max_roi_pool(
+    x: Operand, rois: Operand, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0
+) -> Handle:
+    """Regions of an image, each divided into bins of whole elements whose largest counts.
+
+    Formula:   Y[r, c, i, j] = max of X[rois[r, 0], c] over bin (i, j) of region r, whose corners
+               are rounded to elements; 0 for an empty bin
+    Gradient:  to X 1 at the largest element of each bin; to rois none, as they are rounded
+    Kinks:     Of equal elements the first, row-major, gets the gradient.
+    Shapes:    X is [N, C, H, W], rois [R, 5] with (image, x1, y1, x2, y2) and Y [R, C,
+               *pooled_shape].
+    """
+    return apply(
+        "MaxRoiPool",
+        (
+            x,
+            rois,
+        ),
+        {"pooled_shape": pooled_shape, "spatial_scale": spatial_scale},
+    )
+
+
+def roi_arg_max(
+    x: Operand, rois: Operand, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0
+) -> Handle:
+    """Where the largest element of each bin is: what MaxRoiPool takes. This operator is not ONNX's.
+
+    Formula:   Y[r, c, i, j] = position in X, row-major, of the largest element of bin (i, j) of
+               region r; the number of elements of X for an empty bin
+    Gradient:  None: the output is int64.
+    Shapes:    Those of MaxRoiPool.
+    """
+    return apply(
+        "RoiArgMax",
+        (
+            x,
+            rois,
+        ),
+        {"pooled_shape": pooled_shape, "spatial_scale": spatial_scale},
     )
 
 
@@ -2337,7 +2381,8 @@ def dynamic_quantize_linear(x: Operand) -> tuple[Handle, ...]:
     """Numbers as bytes, in steps that the largest and the smallest of them set.
 
     Formula:   y_scale = (max(x, 0) - min(x, 0)) / 255, y_zero_point = saturate(round(-min(x, 0) /
-               y_scale)), y = saturate(round(x / y_scale) + y_zero_point); all 0 where x is 0
+               y_scale)), y = saturate(round(x / y_scale) + y_zero_point); where x is all 0,
+               y_scale = 1 / 255
     Gradient:  d y_scale/dx = 1/255 at the largest element, if it is positive, and -1/255 at the
                smallest, if it is negative; none through the integers
     Kinks:     Elements that are equally large, or small, share the gradient equally.

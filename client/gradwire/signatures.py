@@ -2902,6 +2902,32 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "MaxRoiPool": Signature(
+        "MaxRoiPool",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("rois", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("pooled_shape", "ints", None, True, ()),
+            Attribute("spatial_scale", "float", 1.0, False, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "RoiArgMax": Signature(
+        "RoiArgMax",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("rois", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("pooled_shape", "ints", None, True, ()),
+            Attribute("spatial_scale", "float", 1.0, False, ()),
+        ),
+        (1, 1),
+        ("int64",),
+    ),
     "DeformConv": Signature(
         "DeformConv",
         (

@@ -6,6 +6,7 @@ gradient graphs (engine/symbolic.py) offers the part that gradients need.
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import numpy as np
@@ -95,11 +96,11 @@ __all__ = [
     "less", "less_equal", "log", "log1p", "logical_and", "logical_not", "logical_or",
     "logical_xor", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply",
     "negative", "nonzero_places", "ones_like", "pad", "permute_dims", "pow", "prod",
-    "remainder", "require_indices", "require_places", "require_range", "reshape", "round",
-    "round_to", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice", "split", "sqrt",
-    "squeeze", "subtract", "sum", "take", "take_along_axis", "tan", "tanh", "tile",
-    "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices", "where",
-    "zeros_like",
+    "remainder", "require_indices", "require_places", "require_range", "reshape",
+    "roi_argmax", "round", "round_to", "scatter", "scatter_nd", "sign", "sin", "sinh",
+    "slice", "split", "sqrt", "squeeze", "subtract", "sum", "take", "take_along_axis", "tan",
+    "tanh", "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices",
+    "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any
@@ -267,6 +268,43 @@ def scatter(x: Array, indices: Array, updates: Array, axis: int, reduction: str 
     if place:
         place[axis] = indices
     return _put(x, tuple(place), updates, reduction)
+
+
+def roi_argmax(x: Array, rois: Array, bins: Shape, scale: float) -> Array:
+    """For each region, channel and bin the position in x of the largest element; x.size if none.
+
+    A region is (image, x1, y1, x2, y2), its last row and column included, and covers at least one
+    element. Bins overlap where they do not divide it.
+    """
+    images, channels, *space = x.shape
+    chosen = np.rint(rois[:, 0])
+    require_range(chosen, 0, images - 1, "the first column of rois")
+    found = np.full((len(rois), channels, *bins), x.size, np.int64)
+    corners = np.trunc(rois[:, 1:] * scale + np.copysign(0.5, rois[:, 1:])).astype(np.int64)
+    for region, (x1, y1, x2, y2) in enumerate(corners.tolist()):
+        image = int(chosen[region])
+        rows, columns = (
+            _bins(first, last, count, size)
+            for first, last, count, size in zip((y1, x1), (y2, x2), bins, space, strict=True)
+        )
+        for place in np.ndindex(*bins):
+            (top, bottom), (left, right) = rows[place[0]], columns[place[1]]
+            if top < bottom and left < right:
+                part = x[image, :, top:bottom, left:right].reshape(channels, -1)
+                row, column = np.divmod(np.argmax(part, axis=1), right - left)
+                first = (image * channels + np.arange(channels)) * space[0] * space[1]
+                found[region, :, *place] = first + (top + row) * space[1] + left + column
+    return found
+
+
+def _bins(first: int, last: int, count: int, size: int) -> list[tuple[int, int]]:
+    """Start and end of each bin of a region along an axis, cut to the axis."""
+    extent = builtins.max(last - first + 1, 1)
+    edges = [
+        (first + number * extent // count, first - (-(number + 1) * extent // count))
+        for number in range(count)
+    ]
+    return [tuple(np.clip(edge, 0, size).tolist()) for edge in edges]
 
 
 def gather_nd(x: Array, indices: Array, batch_axes: int) -> Array:

@@ -324,6 +324,12 @@ class Recorder:
         found: Handle = self.apply("Dropout", x, *known, seed=seed)
         return found
 
+    def roi_argmax(self, x: Handle, rois: Handle, bins: Shape, scale: float) -> Handle:
+        found: Handle = self.apply(
+            "RoiArgMax", x, rois, pooled_shape=tuple(bins), spatial_scale=scale
+        )
+        return found
+
     def triangle(self, x: Handle, k: int, upper: bool) -> Handle:
         found: Handle = self.apply("Trilu", x, self.number(k, "int64"), upper=int(upper))
         return found

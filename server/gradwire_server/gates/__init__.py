@@ -163,6 +163,8 @@ GATES: dict[str, Gate] = {
         sampling.AffineGrid,
         sampling.GridSample,
         sampling.RoiAlign,
+        sampling.MaxRoiPool,
+        sampling.RoiArgMax,
         sampling.DeformConv,
         # Signal
         signal.DFT,

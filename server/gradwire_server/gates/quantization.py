@@ -293,7 +293,8 @@ class DynamicQuantizeLinear(Gate):
     """Numbers as bytes, in steps that the largest and the smallest of them set.
 
     Formula:   y_scale = (max(x, 0) - min(x, 0)) / 255, y_zero_point = saturate(round(-min(x, 0) /
-               y_scale)), y = saturate(round(x / y_scale) + y_zero_point); all 0 where x is 0
+               y_scale)), y = saturate(round(x / y_scale) + y_zero_point); where x is all 0, y_scale
+               = 1 / 255
     Gradient:  d y_scale/dx = 1/255 at the largest element, if it is positive, and -1/255 at the
                smallest, if it is negative; none through the integers
     Kinks:     Elements that are equally large, or small, share the gradient equally.
@@ -306,7 +307,7 @@ class DynamicQuantizeLinear(Gate):
     output_dtypes = ("uint8", "input:0", "uint8")
     examples = (
         Example(([-1.0, 0.0, 4.1],), ([0, 50, 255], 0.02, 50), gradients=([0.0, 0.0, 0.0],)),
-        Example(([0.0, 0.0],), ([0, 0], 0.0, 0), gradients=([0.0, 0.0],), at_kink=True),
+        Example(([0.0, 0.0],), ([0, 0], 1 / 255, 0), gradients=([0.0, 0.0],), at_kink=True),
     )
     samples = (
         Sample((TensorSpec((3, 4)),)),
@@ -319,10 +320,10 @@ class DynamicQuantizeLinear(Gate):
 
     def forward(self, xp: Namespace, x: Array) -> tuple[Array, ...]:
         low, high = self._range(xp, x)
-        scale = (high - low) / 255.0
-        step = xp.where(xp.equal(scale, 0.0), xp.ones_like(scale), scale)
-        zero = xp.round_to(xp.round(-low / step), "uint8")
-        level = xp.round(x / step) + xp.astype(zero, str(x.dtype))
+        span = xp.where(xp.equal(high, low), xp.ones_like(high), high - low)
+        scale = span / 255.0
+        zero = xp.round_to(xp.round(-low / scale), "uint8")
+        level = xp.round(x / scale) + xp.astype(zero, str(x.dtype))
         return xp.round_to(level, "uint8"), scale, zero
 
     def vjp(self, xp: Namespace, grad: Any, out: Any, x: Array) -> tuple[Any, ...]:

@@ -35,8 +35,8 @@ class AffineGrid(Gate):
     """Places to sample an image at, moved by an affine map for each row.
 
     Formula:   grid[n, i, j] = theta[n] @ (x_j, y_i, 1), with x and y in equal steps over [-1, 1],
-               from the middle of the first element to that of the last with align_corners, else
-               from edge to edge
+               from the middle of the first element to that of the last with align_corners (a
+               single one is at -1), else from edge to edge
     Gradient:  d grid/d theta = (x_j, y_i, 1)
     Shapes:    theta is [N, 2, 3], size [N, C, H, W] and grid [N, H, W, 2]; or with a depth before
                H, theta [N, 3, 4].
@@ -54,8 +54,8 @@ class AffineGrid(Gate):
             gradients=([[[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]]], None),
         ),
         Example(
-            ([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], [1, 1, 1, 2]), [[[[-1.0, 0.0], [1.0, 0.0]]]],
-            gradients=([[[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]]], None),
+            ([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], [1, 1, 1, 2]), [[[[-1.0, -1.0], [1.0, -1.0]]]],
+            gradients=([[[0.0, -2.0, 2.0], [0.0, -2.0, 2.0]]], None),
             attributes={"align_corners": 1},
         ),
     )  # fmt: skip
@@ -109,7 +109,7 @@ def _places(xp: Namespace, space: Shape, align_corners: int, dtype: str) -> Arra
     for axis in reversed(range(len(space))):
         size = space[axis]
         if align_corners:
-            line = [2 * i / (size - 1) - 1 if size > 1 else 0.0 for i in range(size)]
+            line = [2 * i / max(size - 1, 1) - 1 for i in range(size)]
         else:
             line = [(2 * i + 1) / size - 1 for i in range(size)]
         lying = floats(xp, line, vector_shape(axis, size, len(space)), dtype)
@@ -870,3 +870,131 @@ class _Layout(NamedTuple):
             moved = xp.reshape(offsets[axis], (parts, *flat[1:]))
             lines.append(_linear_line(xp, place + moved, size))
         return _Taps(xp, self.image, lines)
+
+
+class MaxRoiPool(Gate):
+    """Regions of an image, each divided into bins of whole elements whose largest counts.
+
+    Formula:   Y[r, c, i, j] = max of X[rois[r, 0], c] over bin (i, j) of region r, whose corners
+               are rounded to elements; 0 for an empty bin
+    Gradient:  to X 1 at the largest element of each bin; to rois none, as they are rounded
+    Kinks:     Of equal elements the first, row-major, gets the gradient.
+    Shapes:    X is [N, C, H, W], rois [R, 5] with (image, x1, y1, x2, y2) and Y [R, C,
+               *pooled_shape].
+    """
+
+    operator = "MaxRoiPool"
+    inputs = (Input("X"), Input("rois"))
+    attributes = (
+        Attribute("pooled_shape", "ints", required=True, doc="Bins of a region: height, width."),
+        Attribute("spatial_scale", "float", 1.0, doc="Size of X over the size rois are given for."),
+    )
+    examples = (
+        Example(
+            ([[[[1.0, 2.0], [4.0, 3.0]]]], [[0.0, 0.0, 0.0, 1.0, 1.0]]), [[[[4.0, 3.0]]]],
+            gradients=([[[[0.0, 0.0], [1.0, 1.0]]]], None), attributes={"pooled_shape": (1, 2)},
+        ),
+    )  # fmt: skip
+    samples = (
+        Sample(
+            (TensorSpec((2, 2, 4, 5)),
+             TensorSpec((2, 5), "float64", (1.0, 1.2, 0.0, 3.0, 4.0, 0.0, 8.0, 8.0, 3.0, 3.0))),
+            {"pooled_shape": (2, 3), "spatial_scale": 0.8},
+        ),
+        Sample((TensorSpec((1, 1, 2, 2)), TensorSpec((0, 5))), {"pooled_shape": (1, 1)}),
+    )  # fmt: skip
+    rejections = (
+        Rejection((TensorSpec((1, 1, 2, 2)), TensorSpec((1, 4))), "rois have shape (1, 4)",
+                  attributes={"pooled_shape": (1, 1)}),
+        Rejection((TensorSpec((1, 1, 2, 2)), TensorSpec((1, 5))), "pooled_shape is (1,)",
+                  "ATTRIBUTE_INVALID", {"pooled_shape": (1,)}),
+    )  # fmt: skip
+
+    def infer(
+        self, x: TensorSpec, rois: TensorSpec, pooled_shape: Ints, spatial_scale: float
+    ) -> TensorSpec:
+        return TensorSpec(_pooled_shape(x, rois, pooled_shape), x.dtype)
+
+    def forward(
+        self, xp: Namespace, x: Array, rois: Array, pooled_shape: Ints, spatial_scale: float
+    ) -> Array:
+        flat = xp.pad(xp.reshape(x, (prod(x.shape),)), (0,), (1,))
+        return xp.take(flat, xp.roi_argmax(x, rois, pooled_shape, spatial_scale), axis=0)
+
+    def vjp(
+        self,
+        xp: Namespace,
+        grad: Array,
+        out: Array,
+        x: Array,
+        rois: Array,
+        pooled_shape: Ints,
+        spatial_scale: float,
+    ) -> tuple[Any, ...]:
+        def to_x() -> Array:
+            places = xp.roi_argmax(x, rois, pooled_shape, spatial_scale)
+            count = prod(x.shape)
+            lying = (prod(grad.shape),)
+            zeros = xp.full((count + 1,), 0, str(x.dtype))
+            flat = xp.reshape(grad, lying)
+            total = xp.scatter(zeros, xp.reshape(places, lying), flat, 0, "add")
+            return xp.reshape(xp.slice(total, (0,), (count,), (1,)), x.shape)
+
+        return to_x, None
+
+
+class RoiArgMax(Gate):
+    """Where the largest element of each bin is: what MaxRoiPool takes. This operator is not ONNX's.
+
+    Formula:   Y[r, c, i, j] = position in X, row-major, of the largest element of bin (i, j) of
+               region r; the number of elements of X for an empty bin
+    Gradient:  None: the output is int64.
+    Shapes:    Those of MaxRoiPool.
+    """
+
+    operator = "RoiArgMax"
+    inputs = MaxRoiPool.inputs
+    attributes = MaxRoiPool.attributes
+    output_dtypes = ("int64",)
+    examples = (
+        Example(
+            ([[[[1.0, 2.0], [4.0, 3.0]]]], [[0.0, 0.0, 0.0, 1.0, 1.0]]), [[[[2, 3]]]],
+            gradients=(None, None), attributes={"pooled_shape": (1, 2)},
+        ),
+        Example(
+            ([[[[1.0, 2.0]]]], [[0.0, 0.0, 0.0, 5.0, 0.0]]), [[[[1, 2]]]],
+            gradients=(None, None), attributes={"pooled_shape": (1, 2)},
+        ),
+    )  # fmt: skip
+    samples = MaxRoiPool.samples
+    rejections = MaxRoiPool.rejections
+
+    def infer(
+        self, x: TensorSpec, rois: TensorSpec, pooled_shape: Ints, spatial_scale: float
+    ) -> TensorSpec:
+        return TensorSpec(_pooled_shape(x, rois, pooled_shape), "int64")
+
+    def forward(
+        self, xp: Namespace, x: Array, rois: Array, pooled_shape: Ints, spatial_scale: float
+    ) -> Array:
+        return xp.roi_argmax(x, rois, pooled_shape, spatial_scale)
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, *_: Any, **__: Any) -> tuple[None, ...]:
+        return None, None
+
+
+def _pooled_shape(x: TensorSpec, rois: TensorSpec, pooled_shape: Ints) -> Shape:
+    """The shape of regions pooled into bins (SHAPE_MISMATCH, ATTRIBUTE_INVALID)."""
+    if len(pooled_shape) != 2 or min(pooled_shape) < 1:
+        raise Invalid(
+            "ATTRIBUTE_INVALID",
+            f"pooled_shape is {pooled_shape} but must be two numbers from 1 on",
+            attribute="pooled_shape",
+        )
+    if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 5:
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"X has shape {x.shape} and rois have shape {rois.shape}, but must have [N, C, H, W] "
+            "and [R, 5]",
+        )
+    return checked_shape((rois.shape[0], x.shape[1], *pooled_shape), "pooled_shape")

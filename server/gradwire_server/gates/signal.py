@@ -359,10 +359,13 @@ class Window(Gate):
         return TensorSpec(checked_shape((length,), "size"), dtype_numbered(output_datatype))
 
     def forward(self, xp: Namespace, size: Ints, output_datatype: int, periodic: int) -> Array:
-        period = max(int(size[0]) - (not periodic), 1)
-        angle = xp.arange(int(size[0]), "float64") * (2 * pi / period)
+        length = int(size[0])
+        period = length if periodic else length - 1
+        angle = xp.arange(length, "float64") * (2 * pi / max(period, 1))
+        if period < 1:
+            angle = angle + pi  # one element is the middle of its window
         constant, once, twice = self.weights
-        wave = constant + once * xp.cos(angle) + twice * xp.cos(2 * angle)
+        wave = once * xp.cos(angle) + twice * xp.cos(2 * angle) + constant
         return xp.astype(wave, dtype_numbered(output_datatype))
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *_: Any, **__: Any) -> tuple[None, ...]:
