@@ -391,9 +391,19 @@ def test_print_is_readable() -> None:
         "input a: float64[2, 3]",
         "input b: float64[3, 2]",
         "product = MatMul(a, b)",
-        "%2 = ReduceSum(product, keepdims=0)",
-        "output out = %2",
+        "%4 = ReduceSum(product, keepdims=0)",
+        "output out = %4",
     ]
+
+
+def test_print_calls_a_value_by_the_id_that_the_server_uses() -> None:
+    graph = gw.Graph()
+    a = graph.parameter("a", [1.0, 2.0])
+    handle = gw.exp(a) + graph.constant(3.0)
+    graph.output("f", handle)
+    assert repr(handle) == f"<gradwire.Handle %{graph.id_of(handle)}: float64>"
+    assert str(graph).splitlines()[0] == "parameter a: float64[2] = [1.0, 2.0]"
+    assert f"%{graph.id_of(handle)} = Add" in str(graph)
 
 
 def test_building_is_linear() -> None:

@@ -374,9 +374,9 @@ class Graph:
         return found
 
     def label(self, key: int) -> str:
-        """How a value is called in print and in messages."""
+        """How a value is called in print and in messages: by its name, or its id."""
         if key > 0:
-            return self._names.get(key, f"%{key}")
+            return self._names.get(key) or f"%{key + self._next_slot - 1}"
         position = int(np.searchsorted(self._leaf_slots, -key, "right")) - 1
         leaf = self._leaves[position]
         if leaf.kind == "constant" and leaf.value is not None:
@@ -384,11 +384,7 @@ class Graph:
         return f"{leaf.name}[{-key - self._leaf_slots[position]}]" if leaf.elements else leaf.name
 
     def __str__(self) -> str:
-        lines = [
-            f"{leaf.kind} {leaf.name}: {leaf.dtype}[{', '.join(map(str, leaf.axes))}]"
-            for leaf in self.leaves
-            if leaf.kind != "constant"
-        ]
+        lines = [_leaf_line(leaf) for leaf in self.leaves if leaf.kind != "constant"]
         count = self.node_count
         shown = range(count)
         if count > _LINES_SHOWN:
@@ -684,6 +680,14 @@ def _result_dtype(
 
 def _is_whole(value: Any) -> bool:
     return all(isinstance(each, int) for each in (value if isinstance(value, tuple) else (value,)))
+
+
+def _leaf_line(leaf: Leaf) -> str:
+    line = f"{leaf.kind} {leaf.name}: {leaf.dtype}[{', '.join(map(str, leaf.axes))}]"
+    if leaf.value is None:
+        return line
+    few = leaf.value.size <= 4
+    return f"{line} = {leaf.value.tolist() if few else f'{leaf.value.size} stored elements'}"
 
 
 def _check_axes(place: str, axes: tuple[int | str, ...], elements: bool) -> None:
