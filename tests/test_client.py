@@ -208,8 +208,13 @@ def test_closed_connection_and_session_say_so() -> None:
 
 
 def test_passed_timeout_says_so(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", value=0.5)
+    for _ in range(9_000):  # more than can be sent and computed in a millisecond
+        x = gw.sin(x)
+    graph.output("f", x)
     with pytest.raises(gw.DeadlineError, match="give a longer one"):
-        server.evaluate(product(), {"a": A, "b": B}, timeout=1e-6)
+        server.evaluate(graph, timeout=1e-3)
 
 
 def test_file_that_cannot_be_written_is_a_file_error(tmp_path: Path) -> None:
