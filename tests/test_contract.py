@@ -17,6 +17,7 @@ from wire import LEAVES, chain, leaf, neuron, scalar, source
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import REASONS
+from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
 
 SMALL = Limits(max_nodes=100, max_values=200, max_memory_bytes=1 << 20, max_message_bytes=1 << 20)
@@ -138,6 +139,7 @@ def test_evaluations_over_the_queue_are_refused() -> None:
         assert len(failures) < 4
         for failure in failures:
             assert refused(failure).metadata["limit"] == "max-waiting"
+            assert refused(failure).metadata["actual"] == "2"
     server.close()
 
 
@@ -165,6 +167,36 @@ def test_session_begins_with_open(stub: service_pb2_grpc.GradientServiceStub) ->
     with pytest.raises(grpc.RpcError) as failed:
         next(stub.Session(iter([request])))
     assert refused(failed.value).reason == "REQUEST_INVALID"
+
+
+def test_our_own_fault_is_told_with_a_request_id_and_explained_only_in_the_log(
+    stub: service_pb2_grpc.GradientServiceStub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("a secret of the house")
+
+    monkeypatch.setattr(type(GATES["Neg"]), "forward", break_down)
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron())))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in failed.value.details()
+    (fault,) = (record for record in caplog.records if record.message == "fault")
+    assert vars(fault)["request_id"] in failed.value.details()
+    assert fault.exc_info
+    assert "a secret of the house" in str(fault.exc_info[1])
+
+
+def test_refusal_with_a_name_too_long_for_metadata_still_arrives(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    graph = neuron()
+    for each in graph.circuit.inputs[:2]:
+        each.name = "w" * 100_000
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(graph)))
+    assert refused(failed.value).reason == "NAME_INVALID"
 
 
 def test_catalogue_and_limits_are_described(

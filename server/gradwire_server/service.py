@@ -178,8 +178,9 @@ class GradientService(service_pb2_grpc.GradientServiceServicer):
         """Runs work on the pool; at most max_waiting calls queue for it (LIMIT_EXCEEDED)."""
         limit = self._limits.max_evaluations + self._limits.max_waiting
         if self._waiting >= limit:
+            waiting = self._waiting + 1 - self._limits.max_evaluations
             raise OverLimit.of(
-                "max-waiting", self._limits.max_waiting, limit, "evaluations waiting"
+                "max-waiting", self._limits.max_waiting, waiting, "evaluations waiting"
             )
         self._waiting += 1
 
