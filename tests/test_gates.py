@@ -267,7 +267,7 @@ FLOATING = [
     if isinstance(gate, ElementwiseGate)
     and any("float64" in each.dtypes for each in gate.inputs)
     and gate.output_dtype is None
-    and op != "Cast"
+    and not any(each.required for each in gate.attributes)
 ]
 
 
