@@ -51,6 +51,7 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
             "not the GraphFile around it",
         ) from None
     _check_versions(message)
+    _check_notes(message)
     if not message.HasField("circuit"):
         raise Invalid("GRAPH_INVALID", "the graph has no circuit")
     circuit = message.circuit
@@ -242,6 +243,15 @@ def _check_versions(message: graph_pb2.Graph) -> None:
             f"the graph's operator_set_version is {message.operator_set_version} but this server "
             f"knows {oldest} to {newest}",
         )
+
+
+def _check_notes(message: graph_pb2.Graph) -> None:
+    keys = [note.key for note in message.notes]
+    if "" in keys:
+        raise Invalid("NAME_INVALID", "a note has an empty key")
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Invalid("NAME_INVALID", f"the note key {twice!r} is used {keys.count(twice)} times")
 
 
 def _ids(column: Sequence[int]) -> Ids:

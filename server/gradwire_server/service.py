@@ -91,7 +91,7 @@ class GradientService(service_pb2_grpc.GradientServiceServicer):
         self, request: pb.DifferentiateGraphRequest, context: Any
     ) -> pb.DifferentiateGraphResponse:
         async with self._answering("DifferentiateGraph", context) as stop:
-            data = await self._compute(stop, self._differentiate, request)
+            data = await self._compute(stop, self._differentiate, request, stop)
         return pb.DifferentiateGraphResponse(graph=data)
 
     async def DescribeServer(  # noqa: N802
@@ -166,18 +166,21 @@ class GradientService(service_pb2_grpc.GradientServiceServicer):
             response.error.CopyFrom(codec.encode_error(refusal, code))
         return response
 
-    def _differentiate(self, request: pb.DifferentiateGraphRequest) -> bytes:
+    def _differentiate(self, request: pb.DifferentiateGraphRequest, stop: Event) -> bytes:
         graph = codec.decode_source(request.graph, self._limits)
         sizes = {each.symbol: each.size for each in request.symbol_sizes}
-        found = gradient_graph(graph, tuple(request.with_respect_to), sizes, self._limits)
+        found = gradient_graph(
+            graph, tuple(request.with_respect_to), sizes, self._limits, stop.is_set
+        )
         return codec.encode_graph(found, f"gradwire {__version__}")
 
     async def _compute(self, stop: Event, work: Callable[..., T], *arguments: Any) -> T:
         """Runs work on the pool; at most max_waiting calls queue for it (LIMIT_EXCEEDED)."""
         limit = self._limits.max_evaluations + self._limits.max_waiting
         if self._waiting >= limit:
+            waiting = self._waiting + 1 - self._limits.max_evaluations
             raise OverLimit.of(
-                "max-waiting", self._limits.max_waiting, limit, "evaluations waiting"
+                "max-waiting", self._limits.max_waiting, waiting, "evaluations waiting"
             )
         self._waiting += 1
 
