@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2
 
 from gradwire.payloads import PATHS, Buffer, Lifted, field, lifted
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
@@ -189,8 +190,22 @@ def encode_response(found: Found) -> bytes:
 def encode_answer(request_id: int, found: Found) -> bytes:
     """A SessionResponse with a result, serialized."""
     pieces = _result(*found)
-    head = service_pb2.SessionResponse(request_id=request_id).SerializeToString()
-    return b"".join((head, field(3, _size(pieces)), *pieces))
+    return b"".join((_answer_head(request_id), field(3, _size(pieces)), *pieces))
+
+
+def encode_outcome(found: Found | Refusal) -> bytes:
+    """An Outcome in its field, serialized."""
+    if isinstance(found, Refusal):
+        error = service_pb2.Outcome(error=encode_error(found)).SerializeToString()
+        return field(1, len(error)) + error
+    pieces = _result(*found)
+    head = field(1, _size(pieces))
+    return b"".join((field(1, len(head) + _size(pieces)), head, *pieces))
+
+
+def encode_outcomes(request_id: int, outcomes: Sequence[bytes]) -> bytes:
+    """A SessionResponse with what became of several steps, serialized."""
+    return b"".join((_answer_head(request_id), field(5, _size(outcomes)), *outcomes))
 
 
 def encode_events(kind: str, slabs: Iterable[Slab]) -> Iterator[bytes]:
@@ -211,10 +226,10 @@ def encode_finished(
     return b"".join((field(4, size), counts, result_head, *pieces))
 
 
-def encode_error(refusal: Refusal, code: int) -> service_pb2.Error:
+def encode_error(refusal: Refusal) -> service_pb2.Error:
     """A refusal as an answer inside a session."""
     return service_pb2.Error(
-        code=code,
+        code=code_pb2.Code.Value(refusal.status),
         reason=refusal.reason,
         message=refusal.message,
         facts=[service_pb2.Fact(key=key, value=fact) for key, fact in refusal.facts.items()],
@@ -452,6 +467,10 @@ def _result(
         for head, data in _columns(slabs):
             pieces += field(number, len(head) + len(data)), head, data
     return pieces
+
+
+def _answer_head(request_id: int) -> bytes:
+    return service_pb2.SessionResponse(request_id=request_id).SerializeToString()
 
 
 def _size(pieces: Sequence[Buffer]) -> int:

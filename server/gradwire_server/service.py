@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from time import monotonic
@@ -27,7 +27,7 @@ from gradwire.version import __version__
 from gradwire_server import codec
 from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
-from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
 from gradwire_server.gates import GATES
@@ -97,7 +97,7 @@ class GradientService(grpc.GenericRpcHandler):
         waiting = "max-waiting", limits.max_waiting, "evaluations waiting"
         found = {
             "Evaluate": _Method(
-                unary(on_lane(calls, self._unary("Evaluate", self._evaluate))), calls, *waiting
+                unary(on_lane(calls, self._unary("Evaluate", self.evaluate))), calls, *waiting
             ),
             "DifferentiateGraph": _Method(
                 unary(on_lane(calls, self._unary("DifferentiateGraph", self._differentiate))),
@@ -137,14 +137,15 @@ class GradientService(grpc.GenericRpcHandler):
 
         return handle
 
-    def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+    def evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+        """One EvaluateRequest, serialized, to one EvaluateResponse (Refusal, Stopped)."""
         request, payloads = codec.decode_request(pb.EvaluateRequest, data)
         with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
             if stopped():
                 raise Stopped
             entry = self._graph(request.graph, payloads)
             job = self._job(entry, codec.decode_evaluation(request.evaluation, payloads))
-            return codec.encode_response(evaluate.run(job, stopped))
+            return codec.encode_response(engine.run(job, stopped))
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
@@ -165,21 +166,21 @@ class GradientService(grpc.GenericRpcHandler):
         if not request.evaluation.HasField("values") and not request.evaluation.HasField(
             "gradients"
         ):
-            wanted = evaluate.everything(wanted)
+            wanted = engine.everything(wanted)
         job = self._job(entry, wanted)
         started = pb.Started(value_count=entry.graph.value_count)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
-        values = evaluate.leaf_values(job.plan, job.point)
-        for slabs in evaluate.run_forward(job.plan, job.choice, values):
+        values = engine.leaf_values(job.plan, job.point)
+        for slabs in engine.run_forward(job.plan, job.choice, values):
             yield [*codec.encode_events("node_values", _counted(slabs, sent, 0))]
         gradients: list[tuple[str, Any]] = []
         if not wanted.forward_only:
-            grads = evaluate.seeded(values, job.seeds)
-            for slabs in evaluate.run_backward(job.plan, job.choice, values, grads):
+            grads = engine.seeded(values, job.seeds)
+            for slabs in engine.run_backward(job.plan, job.choice, values, grads):
                 yield [*codec.encode_events("node_gradients", _counted(slabs, sent, 1))]
-            gradients = list(evaluate.leaf_gradients(job.plan, job.choice, grads))
-        yield [codec.encode_finished(evaluate.outputs(job.plan, values), gradients, sent)]
+            gradients = list(engine.leaf_gradients(job.plan, job.choice, grads))
+        yield [codec.encode_finished(engine.outputs(job.plan, values), gradients, sent)]
 
     def _session(
         self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
@@ -231,11 +232,18 @@ class GradientService(grpc.GenericRpcHandler):
         stopped: Callable[[], bool],
     ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
+
+        def step(message: pb.Step) -> engine.Found:
+            bindings = codec.decode_bindings(message.bindings, payloads)
+            return session.step(bindings, message.forward_only, stopped)
+
         try:
             match request.WhichOneof("action"):
                 case "step":
-                    bindings = codec.decode_bindings(request.step.bindings, payloads)
-                    found = session.step(bindings, request.step.forward_only, stopped)
+                    found = step(request.step)
+                case "steps":
+                    outcomes = self._outcomes(request.steps.steps, step)
+                    return codec.encode_outcomes(request.request_id, outcomes)
                 case "backward":
                     seeds = codec.decode_seeds(request.backward.seeds, payloads)
                     found = session.backward(seeds, stopped)
@@ -245,10 +253,30 @@ class GradientService(grpc.GenericRpcHandler):
                     raise Invalid("REQUEST_INVALID", "the request has no action")
             return codec.encode_answer(request.request_id, found)
         except Refusal as refusal:
-            error = codec.encode_error(refusal, code_pb2.Code.Value(refusal.status))
+            error = codec.encode_error(refusal)
             return pb.SessionResponse(
                 request_id=request.request_id, error=error
             ).SerializeToString()
+
+    def _outcomes(
+        self, steps: Sequence[pb.Step], run: Callable[[pb.Step], engine.Found]
+    ) -> list[bytes]:
+        """What became of each step; once the results are too large, the rest is refused."""
+        if not steps:
+            raise Invalid("REQUEST_INVALID", "steps holds no step")
+        limit, held = self._limits.max_memory_bytes, 0
+        outcomes = []
+        for message in steps:
+            found: engine.Found | Refusal
+            try:
+                if held > limit:
+                    raise OverLimit.of("max-memory-bytes", limit, held, "bytes of results")
+                found = run(message)
+            except Refusal as refusal:
+                found = refusal
+            outcomes.append(codec.encode_outcome(found))
+            held += len(outcomes[-1])
+        return outcomes
 
     def _differentiate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = codec.decode_request(pb.DifferentiateGraphRequest, data)
@@ -269,8 +297,8 @@ class GradientService(grpc.GenericRpcHandler):
     def _graph(self, source: pb.GraphSource, payloads: Lifted) -> Entry:
         return self._cache.find(codec.source_bytes(source, payloads))
 
-    def _job(self, entry: Entry, wanted: evaluate.Evaluation) -> evaluate.Job:
-        job = evaluate.prepare(entry.graph, wanted, self._limits, entry.job)
+    def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
+        job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
         entry.keep(job)
         return job
 

@@ -46,6 +46,11 @@ class Lane(ThreadPoolExecutor):
         """Whether every thread is taken."""
         return self._workers - len(self._resting) >= self._most
 
+    @property
+    def resting(self) -> int:
+        """Threads that wait for work."""
+        return len(self._resting)
+
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Runs work(*arguments) on a thread, or as soon as one is free."""
         task = work if not (arguments or named) else _Task(work, arguments, named)
@@ -145,7 +150,7 @@ class Turns:
 
     def __init__(self, most: int, waiting: int) -> None:
         self._may_wait = waiting
-        self._waiting = 0
+        self.waiting = 0
         self._lock = Lock()
         self._free = Semaphore(most)
 
@@ -159,13 +164,13 @@ class Turns:
 
     def _wait(self) -> None:
         with self._lock:
-            if self._waiting >= self._may_wait:
+            if self.waiting >= self._may_wait:
                 raise OverLimit.of(
-                    "max-waiting", self._may_wait, self._waiting + 1, "evaluations waiting"
+                    "max-waiting", self._may_wait, self.waiting + 1, "evaluations waiting"
                 )
-            self._waiting += 1
+            self.waiting += 1
         try:
             self._free.acquire()
         finally:
             with self._lock:
-                self._waiting -= 1
+                self.waiting -= 1
