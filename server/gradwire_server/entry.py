@@ -6,12 +6,11 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import grpc
@@ -21,23 +20,20 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from gradwire_server.limits import Limits
 from gradwire_server.service import SERVICE, GradientService, on_lane
 from gradwire_server.threads import Lane
+from gradwire_server.workers import AddressError, Told, supervise
 
 _REFLECTION_THREADS = 16
-
-
-class AddressError(Exception):
-    """The address cannot be listened on."""
 
 
 class Server:
     """A gRPC server: the service, health checks and reflection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, shares_port: bool = False) -> None:
         self._service = GradientService(limits)
         self._health = health.HealthServicer()
         self._reflection = Lane("gradwire-reflection", _REFLECTION_THREADS)
         self._server = grpc.server(
-            self._service.light, handlers=[self._service], options=_options(limits)
+            self._service.light, handlers=[self._service], options=_options(limits, shares_port)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
@@ -49,10 +45,7 @@ class Server:
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise AddressError(
-                f"cannot listen on {address}: it is in use, not of this machine, or not an "
-                "address; give HOST:PORT with another port (0 for any free one) or unix:PATH"
-            ) from None
+            raise AddressError.of(address) from None
         self._server.start()
         for name in ("", SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -92,26 +85,50 @@ def serve(
     address: str,
     limits: Limits,
     *,
+    workers: int = 1,
     drain_seconds: float = 30.0,
     log_level: str = "WARNING",
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains (AddressError)."""
+    """Serves until SIGTERM or SIGINT, then drains (AddressError, WorkerError)."""
+
+    def listens(place: str) -> None:
+        announce(f"gradwire listens on {place}")
+        sys.stdout.flush()
+
     _log_as_json(log_level)
-    told = Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: told.set())
+    if workers > 1:
+        supervise(address, workers, _Work(limits, drain_seconds, log_level), listens)
+        return
+    told = Told()
     _remove_dead_socket(address)
     server = Server(limits)
-    announce(f"gradwire listens on {server.start(address)}")
-    sys.stdout.flush()
+    listens(server.start(address))
     told.wait()
     server.stop(drain_seconds)
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+@dataclass(frozen=True)
+class _Work:
+    """What one of several workers does."""
+
+    limits: Limits
+    drain_seconds: float
+    log_level: str
+
+    def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
+        _log_as_json(self.log_level)
+        server = Server(self.limits, shares_port=True)
+        server.start(address)
+        listens()
+        told.wait()
+        server.stop(self.drain_seconds)
+
+
+def _options(limits: Limits, shares_port: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
+        # else a second server on the port is an error, not a silent share
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", 60_000),
