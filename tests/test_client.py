@@ -308,6 +308,38 @@ def test_session_survives_a_bad_step_and_minimizes(server: gw.Connection) -> Non
     np.testing.assert_allclose(found.x, [1, 2, 2], atol=1e-5)
 
 
+def quadratic() -> gw.Graph:
+    graph = gw.Graph()
+    x = graph.parameter("x", np.zeros(3))
+    graph.output("f", gw.reduce_sum(x * x * x, keepdims=0))
+    return graph
+
+
+def test_many_points_are_each_as_alone(server: gw.Connection) -> None:
+    points = np.random.default_rng(0).normal(size=(600, 3))  # several messages
+    with server.session(quadratic()) as session:
+        values, gradients = session.values_and_gradients(points)
+        alone = [session.value_and_gradient(point) for point in points[::100]]
+        with pytest.raises(gw.InvalidRequestError, match="give one row for each point"):
+            session.values_and_gradients(points[0])
+    np.testing.assert_allclose(values, (points**3).sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(gradients, 3 * points**2, rtol=1e-12)
+    np.testing.assert_array_equal(values[::100], [value for value, _ in alone])
+
+
+def test_step_that_fails_among_many_is_named(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", shape=(3,))
+    index = graph.input("index", dtype="int64")
+    graph.output("f", gw.gather(x, index))
+    x0 = np.arange(3.0)
+    with server.session(graph, {"x": x0}) as session:
+        with pytest.raises(gw.InvalidRequestError, match=r"step 1: .*index 9"):
+            session.steps([{"index": 0}, {"index": 9}, {"index": 2}])
+        assert session.step()["f"].value == 2  # the last good point
+        assert [each["f"].value for each in session.steps([{"index": 1}])] == [1]
+
+
 def test_second_order_by_differentiating_twice(server: gw.Connection) -> None:
     graph = gw.Graph()
     x = graph.input("x")
@@ -335,6 +367,8 @@ def test_asynchronous_client_does_the_same(server: gw.Connection) -> None:
             result = await connection.evaluate(product(), {"a": A, "b": B})
             async with await connection.session(product(), {"a": A, "b": B}) as session:
                 value, _ = await session.value_and_gradient({"a": A})
+                (same,) = await session.steps([{"a": A}])
+                assert same["out"].value == value
                 flat, gradient = await session.value_and_gradient(np.append(A, B))
                 assert flat == value
                 assert gradient.shape == (A.size + B.size,)

@@ -104,6 +104,87 @@ def test_session_answers_in_order_and_survives_a_bad_step(
     assert numbers(list(answers[4].result.gradients)) == pytest.approx(doubled, rel=1e-12)
 
 
+def open_and(action: service_pb2.SessionRequest) -> Iterator[service_pb2.SessionRequest]:
+    yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
+    yield action
+
+
+def step(value: float, leaf: str = "w2") -> service_pb2.Step:
+    return service_pb2.Step(bindings=[service_pb2.Binding(leaf=leaf, tensor=scalar(value))])
+
+
+def test_many_steps_are_answered_as_each_alone(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    steps = [step(1.0), step(2.0, "nowhere"), step(-3.0, "w1"), service_pb2.Step(forward_only=True)]
+    many = service_pb2.SessionRequest(request_id=7, steps=service_pb2.Steps(steps=steps))
+    _, answer = stub.Session(open_and(many))
+    assert answer.request_id == 7
+
+    def one_by_one() -> Iterator[service_pb2.SessionRequest]:
+        yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
+        for each in steps:
+            yield service_pb2.SessionRequest(step=each)
+
+    _, *alone = stub.Session(one_by_one())
+    kinds = [outcome.WhichOneof("outcome") for outcome in answer.outcomes.outcomes]
+    assert kinds == ["result", "error", "result", "result"]
+    for outcome, single in zip(answer.outcomes.outcomes, alone, strict=True):
+        assert outcome.result == single.result
+        assert outcome.error == single.error
+
+
+def test_no_steps_at_all_are_refused(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    empty = service_pb2.SessionRequest(steps=service_pb2.Steps())
+    _, answer = stub.Session(open_and(empty))
+    assert answer.error.reason == "REQUEST_INVALID"
+
+
+def test_steps_stop_where_their_results_grow_too_large(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    graph = chain(1)
+    graph.circuit.inputs[0].CopyFrom(leaf("x", None, 10_000))
+    x = tensor_pb2.Tensor(data_type=F64, shape=[10_000], data=bytes(80_000))
+    given = [service_pb2.Binding(leaf="x", tensor=x)]
+    evaluation = service_pb2.Evaluation(bindings=given, forward_only=True)
+    steps = service_pb2.Steps(steps=[service_pb2.Step() for _ in range(20)])
+
+    def requests() -> Iterator[service_pb2.SessionRequest]:
+        opening = service_pb2.Open(graph=source(graph), evaluation=evaluation)
+        yield service_pb2.SessionRequest(open=opening)
+        yield service_pb2.SessionRequest(steps=steps)
+        yield service_pb2.SessionRequest(step=service_pb2.Step())
+
+    _, answer, after = stub.Session(requests())
+    kinds = [outcome.WhichOneof("outcome") for outcome in answer.outcomes.outcomes]
+    assert kinds == ["result"] * 14 + ["error"] * 6  # 14 times 80 kB are over 1 MiB
+    assert answer.outcomes.outcomes[-1].error.reason == "LIMIT_EXCEEDED"
+    assert after.WhichOneof("outcome") == "result"
+
+
+def test_bytes_that_are_no_message_are_refused() -> None:
+    server = EmbeddedServer(SMALL)
+    with grpc.insecure_channel(server.address) as channel:
+        method = channel.unary_unary("/gradwire.v1.GradientService/Evaluate")
+        with pytest.raises(grpc.RpcError) as failed:
+            method(b"\xff\xff")
+    server.close()
+    assert refused(failed.value).reason == "REQUEST_INVALID"
+
+
+def test_streams_over_the_limit_are_refused() -> None:
+    server = EmbeddedServer(Limits(max_streams=1))
+    request = service_pb2.EvaluateStreamRequest(graph=source(chain(300_000)))
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        first = stub.EvaluateStream(request)
+        next(first)
+        with pytest.raises(grpc.RpcError) as failed:
+            next(stub.EvaluateStream(request))
+        first.cancel()
+    server.close()
+    assert refused(failed.value).metadata["limit"] == "max-streams"
+
+
 def test_gradient_graph_evaluates_to_the_gradients(
     stub: service_pb2_grpc.GradientServiceStub,
 ) -> None:

@@ -91,10 +91,10 @@ def answer(data: bytes) -> str:
     except DecodeError:
         return "DECODE"
     try:
-        graph = codec.decode_source(request.graph, LIMITS)
+        graph = codec.decode_graph(codec.source_bytes(request.graph), LIMITS)
         asked = codec.decode_evaluation(request.evaluation)
         job = evaluate.prepare(graph, asked, LIMITS)
-        codec.encode_result(*evaluate.run(job, lambda: False)).SerializeToString()
+        codec.encode_response(evaluate.run(job, lambda: False))
         codec.encode_graph(gradient_graph(graph, (), {}, LIMITS), "test")
     except Refusal as refusal:
         return refusal.reason

@@ -159,14 +159,20 @@ class _Serve(click.Command):
     type=click.Choice(["debug", "info", "warning", "error"]), help="Of the JSON log on stderr.",
 )  # fmt: skip
 @click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(min=1), metavar="PROCESSES",
+    help="Processes that share the port; limits hold for each.",
+)  # fmt: skip
+@click.option(
     "--drain-seconds", default=30.0, show_default=True,
     help="How long running calls may go on after SIGTERM.",
 )  # fmt: skip
-def serve(listen: str, log_level: str, drain_seconds: float, **limits: int) -> None:
+def serve(listen: str, log_level: str, workers: int, drain_seconds: float, **limits: int) -> None:
     """Serve gradients over gRPC until told to stop."""
     from gradwire.local import serve as serve_until_told
 
-    serve_until_told(listen, log_level=log_level, drain_seconds=drain_seconds, **limits)
+    serve_until_told(
+        listen, workers=workers, log_level=log_level, drain_seconds=drain_seconds, **limits
+    )
 
 
 @main.command()

@@ -8,7 +8,7 @@ with gw.connect("localhost:50051") as server:
 from __future__ import annotations
 
 from asyncio import InvalidStateError
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from queue import SimpleQueue
@@ -204,6 +204,19 @@ class Session:
         step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
         return self._result(service_pb2.SessionRequest(step=step))
 
+    def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """`step` at each point in turn, many in one message: for populations and line searches.
+
+        The messages are sent before the first answer is read. The error of the first point that
+        fails is raised when all have been tried.
+        """
+        asked = [
+            self._send(service_pb2.SessionRequest(steps=steps))
+            for steps in requests.steps(self.graph, points, self._batched)
+        ]
+        answers = [self._receive(request_id) for request_id in asked]
+        return requests.results(answers, self.graph)
+
     def backward(self, seeds: Mapping[str, Any]) -> Result:
         """Backward again at the last point, with other seeds."""
         backward = service_pb2.Backward(seeds=requests.seed_messages(self.graph, seeds))
@@ -225,15 +238,37 @@ class Session:
         (name,) = self.graph.outputs
         return scalar(result.outputs[name], f"output {name!r}"), gradient
 
+    def values_and_gradients(self, points: Any) -> tuple[Array, Array]:
+        """`value_and_gradient` at many flat vectors [points, n]: values [points], [points, n]."""
+        flat = np.asarray(points)
+        if flat.ndim != 2:
+            raise InvalidRequestError(
+                "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
+            )
+        results = self.steps([_unpacked(self.graph, row) for row in flat])
+        (name,) = self.graph.outputs
+        values = [scalar(result.outputs[name], f"output {name!r}") for result in results]
+        gradients = [_packed(self.graph, result, flat) for result in results]
+        return np.array(values), np.array(gradients, flat.dtype).reshape(flat.shape)
+
     def _result(self, request: service_pb2.SessionRequest) -> Result:
         return decode_result(self._ask(request).result, self.graph)
 
     def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
+        return self._receive(self._send(request))
+
+    def _send(self, request: service_pb2.SessionRequest) -> int:
         self._next_id += 1
         request.request_id = self._next_id
         self._requests.put(request)
+        return self._next_id
+
+    def _receive(self, request_id: int) -> service_pb2.SessionResponse:
         with self._connection._explained(self.graph):
             answer: service_pb2.SessionResponse | None = next(self._answers, None)
+            # an earlier call was interrupted, and its answer left unread
+            while answer is not None and answer.request_id < request_id:
+                answer = next(self._answers, None)
         if answer is None:
             raise ServerError("INTERNAL", "the server ended the session")
         if answer.HasField("error"):
@@ -410,6 +445,14 @@ class AsyncSession:
         step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
         answer = await self._ask(service_pb2.SessionRequest(step=step))
         return decode_result(answer.result, self.graph)
+
+    async def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """As Session.steps; a message is answered before the next one is sent."""
+        answers = [
+            await self._ask(service_pb2.SessionRequest(steps=steps))
+            for steps in requests.steps(self.graph, points, self._batched)
+        ]
+        return requests.results(answers, self.graph)
 
     async def backward(self, seeds: Mapping[str, Any]) -> Result:
         """As Session.backward."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -11,7 +11,12 @@ import numpy as np
 from gradwire import tensors
 from gradwire.builder import Graph, Handle
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
+from gradwire.results import Result, decode_result
 from gradwire.v1 import service_pb2, tensor_pb2
+
+#: What one message of many steps holds at most, about: enough that the message costs nothing.
+STEPS_BYTES = 1 << 20
+STEPS_COUNT = 256
 
 #: False: none. True: all. Otherwise names, ids and handles.
 Chosen = bool | Iterable[str | int | Handle]
@@ -121,6 +126,33 @@ def bindings(
     return found
 
 
+def steps(
+    graph: Graph, points: Iterable[Mapping[str, Any]], batched: Sequence[str] = ()
+) -> Iterator[service_pb2.Steps]:
+    """Many points in few messages, each of about STEPS_BYTES and STEPS_COUNT at most."""
+    message, size = service_pb2.Steps(), 0
+    for point in points:
+        step = message.steps.add(bindings=bindings(graph, point, batched))
+        size += step.ByteSize()
+        if size >= STEPS_BYTES or len(message.steps) >= STEPS_COUNT:
+            yield message
+            message, size = service_pb2.Steps(), 0
+    if message.steps:
+        yield message
+
+
+def results(answers: Iterable[service_pb2.SessionResponse], graph: Graph) -> list[Result]:
+    """The results of many steps; the first error, where there is one."""
+    found = []
+    for number, outcome in enumerate(
+        outcome for answer in answers for outcome in answer.outcomes.outcomes
+    ):
+        if outcome.HasField("error"):
+            raise step_error(outcome.error, graph, f"step {number}: ")
+        found.append(decode_result(outcome.result, graph))
+    return found
+
+
 def seed_messages(graph: Graph, seeds: Mapping[str, Any]) -> list[tensor_pb2.NamedTensor]:
     """Seeds by the output's name, in the output's data type (OUTPUT_UNKNOWN)."""
     found = []
@@ -159,12 +191,15 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
     return error_for(code, reason, at_line(message, facts, graph), facts)
 
 
-def step_error(error: service_pb2.Error, graph: Graph) -> GradwireError:
+def step_error(error: service_pb2.Error, graph: Graph, place: str = "") -> GradwireError:
     """The error of one request of a session."""
     facts = {fact.key: fact.value for fact in error.facts}
     names = {status.value[0]: status.name for status in grpc.StatusCode}
     return error_for(
-        names.get(error.code, "UNKNOWN"), error.reason, at_line(error.message, facts, graph), facts
+        names.get(error.code, "UNKNOWN"),
+        error.reason,
+        place + at_line(error.message, facts, graph),
+        facts,
     )
 
 
