@@ -291,6 +291,8 @@ def _check_notes(message: graph_pb2.Graph) -> None:
 
 
 def _ids(column: Sequence[int]) -> Ids:
+    if hasattr(column, "__array__"):  # from protobuf 7.34 on, a hundred times as fast
+        return np.array(column, np.int64)
     return np.fromiter(column, np.int64, len(column))
 
 
