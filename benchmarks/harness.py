@@ -7,6 +7,7 @@ them; a ratio is taken within a round, and its median and spread over the rounds
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -33,11 +34,11 @@ TURN_SECONDS = 0.1
 _MOST_REPEATS = 10_000
 
 
-class Unable(Exception):
+class UnableError(Exception):
     """A contender cannot do this case; the text says why, and goes into the table."""
 
 
-class WrongResult(Exception):
+class WrongResultError(Exception):
     """A contender computes something else: nothing is timed."""
 
 
@@ -57,7 +58,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Goal:
-    """Ours takes at most `most` times as long as the fastest of the peers, in every case chosen."""
+    """Ours takes at most `most` times as long as the fastest of the peers, in every case chosen.
+
+    Without peers, `most` is in seconds.
+    """
 
     text: str
     peers: tuple[str, ...]
@@ -103,10 +107,15 @@ def race(case: Case, contenders: Mapping[str, Callable[[], object]], rounds: int
     repeats = {name: _repeats(call) for name, call in contenders.items()}
     names = list(contenders)
     case.seconds |= {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            case.seconds[name].append(_timed(contenders[name], repeats[name]))
+    gc.collect()
+    gc.freeze()  # nobody's collections walk through the programs that others have built
+    try:
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                case.seconds[name].append(_timed(contenders[name], repeats[name]))
+    finally:
+        gc.unfreeze()
 
 
 def _repeats(call: Callable[[], object]) -> int:
@@ -131,16 +140,16 @@ def seconds_of(call: Callable[[], object]) -> float:
 def require_equal(
     who: str, what: str, found: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float = 1e-9
 ) -> None:
-    """Compares a contender's numbers with ours (WrongResult)."""
+    """Compares a contender's numbers with ours (WrongResultError)."""
     found, expected = np.asarray(found), np.asarray(expected)
     if found.shape != expected.shape:
-        raise WrongResult(f"{who}: {what} has shape {found.shape}, ours {expected.shape}")
+        raise WrongResultError(f"{who}: {what} has shape {found.shape}, ours {expected.shape}")
     # a sum that cancels is no worse than its terms, whose size the largest number stands for
     allowed = tolerance * np.abs(expected) + 1e-6 * tolerance * np.abs(expected).max(initial=0)
     wrong = ~(np.abs(found - expected) <= allowed)
     if wrong.any():
         worst = int(np.argmax(np.where(wrong, np.abs(found - expected) - allowed, -1)))
-        raise WrongResult(
+        raise WrongResultError(
             f"{who}: {np.count_nonzero(wrong)} of {wrong.size} in {what} differ from ours, such as "
             f"{found.flat[worst]!r} for {expected.flat[worst]!r}; mend the contender, or Gradwire"
         )

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.circuits import Circuit, Floats
-from benchmarks.harness import CACHE, FOLDER, Unable, seconds_of
+from benchmarks.harness import CACHE, FOLDER, UnableError, seconds_of
 
 NAME = "C tape"
 
@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL:
     """tape.c as a library: with libmvec's vectors of exp and tanh where this machine has them."""
     gcc = shutil.which("gcc")
     if gcc is None:
-        raise Unable("there is no gcc here")
+        raise UnableError("there is no gcc here")
     source = FOLDER / "tape.c"
     digest = hashlib.sha256(source.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
     built = CACHE / f"tape-{digest}.so"
@@ -41,9 +41,11 @@ def library() -> ctypes.CDLL:
 
 
 class Tape:
-    """One circuit at its own point, run in whichever way is fastest for it."""
+    """One circuit at its own point, run in whichever of the ways is fastest for it."""
 
-    def __init__(self, circuit: Circuit) -> None:
+    def __init__(
+        self, circuit: Circuit, ways: tuple[str, ...] = ("switch", "goto", "runs")
+    ) -> None:
         self._library = library()
         self._circuit = circuit
         self._opcodes, self._first, self._second = _columns(circuit)
@@ -51,19 +53,20 @@ class Tape:
         self._grads = np.zeros(circuit.values)
         self._values[: circuit.leaves] = circuit.point
         self._order = np.arange(circuit.values, dtype=np.int32)
-        ways = [self._by_gate("tape_switch"), self._by_gate("tape_goto"), self._by_runs()]
-        self.run, order = min(ways, key=lambda way: min(seconds_of(way[0]) for _ in range(3)))
-        self._order = order
+        made = [self._by_runs() if way == "runs" else self._by_gate(way) for way in ways]
+        if len(made) > 1:
+            made.sort(key=lambda way: min(seconds_of(way[0]) for _ in range(3)))
+        self.run, self._order = made[0]
 
-    def found(self) -> tuple[Floats, Floats]:
+    def kept(self) -> dict[str, Floats]:
         """Values and gradients, in the circuit's order."""
         self.run()
         values, grads = np.empty_like(self._values), np.empty_like(self._grads)
         values[self._order], grads[self._order] = self._values, self._grads
-        return values, grads
+        return {"values": values, "gradients": grads}
 
     def _by_gate(self, name: str) -> tuple[Callable[[], object], np.ndarray]:
-        circuit, call = self._circuit, getattr(self._library, name)
+        circuit, call = self._circuit, getattr(self._library, f"tape_{name}")
         columns = (self._opcodes, self._first, self._second, self._values, self._grads)
         arguments = (circuit.leaves, circuit.values, *map(_pointer, columns))
         return (lambda: call(*arguments)), self._order
@@ -81,8 +84,7 @@ class Tape:
         needed = (starts, kinds, first, second, self._values, self._grads)
         arguments = (circuit.values, runs, *map(_pointer, needed))
         call = self._library.tape_runs
-        # the lambda holds the arrays, whose addresses are all that C is given
-        return (lambda needed=needed: call(*arguments)), order[: circuit.values]
+        return (lambda: call(*arguments)), order[: circuit.values]
 
 
 class RowsTape:
@@ -107,13 +109,12 @@ class RowsTape:
         cuts = [blocks * part // self._threads for part in range(self._threads + 1)]
         list(self._pool.map(self._run_blocks, cuts, cuts[1:]))
 
-    def found(self) -> tuple[Floats, Floats]:
+    def kept(self) -> dict[str, Floats]:
         """Values and gradients, [values, rows]."""
         self.run()
         count = self._circuit.values
-        return tuple(
-            each.transpose(1, 0, 2).reshape(count, -1) for each in (self._values, self._grads)
-        )
+        found = {"values": self._values, "gradients": self._grads}
+        return {what: a.transpose(1, 0, 2).reshape(count, -1) for what, a in found.items()}
 
     def _run_blocks(self, start: int, stop: int) -> None:
         arrays = (*self._columns, self._values, self._grads)
@@ -139,4 +140,5 @@ def _columns(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+    """The array's address, which holds the array as long as it is held itself."""
+    return array.ctypes.data_as(ctypes.c_void_p)
