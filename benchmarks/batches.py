@@ -41,7 +41,7 @@ def run(quick: bool) -> Report:
         for gates in (100, 1000) if quick else (100, 1000, 10_000):
             circuit = grow(kind, gates)
             rows = circuit.rows(ROWS)
-            ours = Ours(graph_bytes(circuit), rows, batched=True)
+            ours = Ours(graph_bytes(circuit), {"x": rows}, rows=ROWS)
             case = Case(f"{kind}, {gates:,} gates", kind, gates, per=gates * ROWS)
             ready = entrants.ready(case, ours_kept(ours, circuit), gates, circuit, rows)
             contenders = {OURS: ours.run} | {name: each.run for name, each in ready.items()}

@@ -230,8 +230,40 @@ def _bounds(
     return apply(operator, x0, 0.0), apply(operator, x1, 0.0)
 
 
-def graph_bytes(circuit: Circuit) -> bytes:
-    """The circuit as a serialized gradwire.v1.Graph: one vector `x` feeds all scalar gates."""
+def chain() -> Circuit:
+    """Thirty gates, each on the value of the last one: for tensors, three times the same ten."""
+    v, x, y = None, 0, 1  # the value before, and two leaves
+    ten = [
+        (TANH, v, v),
+        (MUL, v, x),
+        (EXP, v, v),
+        (SIGMOID, v, v),
+        (ADD, v, y),
+        (SQUARE, v, v),
+        (NEG, v, v),
+        (SUB, v, x),
+        (MAX, v, y),
+        (MUL, v, y),
+    ]
+    columns = [
+        (operator, *(value if operand is None else operand for operand in operands))
+        for value, (operator, *operands) in enumerate(ten * 3, 1)
+    ]
+    operators, first, second = zip(*columns, strict=True)
+    return Circuit(
+        "chain",
+        np.array(operators, np.uint8),
+        np.array(first, np.int32),
+        np.array(second, np.int32),
+        np.array([0.5, -0.25]),
+    )
+
+
+def graph_bytes(circuit: Circuit, tensors: tuple[str, int] | None = None) -> bytes:
+    """The circuit as a serialized gradwire.v1.Graph.
+
+    One vector `x` feeds all scalar gates; or, given (dtype, size), every leaf is a tensor.
+    """
     binary = circuit.operators <= MAX
     square = circuit.operators == SQUARE
     two = binary | square
@@ -242,18 +274,25 @@ def graph_bytes(circuit: Circuit) -> bytes:
         operator_set_version=OPERATOR_SET,
         gates=[
             graph_pb2.Gate(
-                operator="Mul" if name == "Square" else name,
-                input_count=2 if row in BINARY or row == SQUARE else 1,
+                operator=name,
+                input_count=2 if row in BINARY else 1,
                 output_count=1,
             )
             for row, name in enumerate(NAMES)
-            if row != SQUARE
+            if row != SQUARE  # which is Mul of a value by itself
         ],
     )
     rows = np.where(square, MUL, circuit.operators - (circuit.operators > SQUARE))
-    leaf = message.circuit.inputs.add(name="x", layout=graph_pb2.Leaf.LAYOUT_ELEMENTS)
-    leaf.type.data_type = tensor_pb2.DATA_TYPE_FLOAT64
-    leaf.type.axes.add(size=circuit.leaves)
+    if tensors is None:
+        leaf = message.circuit.inputs.add(name="x", layout=graph_pb2.Leaf.LAYOUT_ELEMENTS)
+        leaf.type.data_type = tensor_pb2.DATA_TYPE_FLOAT64
+        leaf.type.axes.add(size=circuit.leaves)
+    else:
+        dtype, size = tensors
+        for position in range(circuit.leaves):
+            leaf = message.circuit.inputs.add(name=f"x{position}")
+            leaf.type.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{dtype.upper()}")
+            leaf.type.axes.add(size=size)
     message.circuit.node_gates.extend(rows.tolist())
     message.circuit.node_inputs.extend(operands[kept].tolist())
     message.circuit.outputs.add(name="y", value_ids=[circuit.values])

@@ -144,8 +144,9 @@ def require_equal(
     found, expected = np.asarray(found), np.asarray(expected)
     if found.shape != expected.shape:
         raise WrongResultError(f"{who}: {what} has shape {found.shape}, ours {expected.shape}")
-    # a sum that cancels is no worse than its terms, whose size the largest number stands for
-    allowed = tolerance * np.abs(expected) + 1e-6 * tolerance * np.abs(expected).max(initial=0)
+    # a sum that cancels is only as exact as its terms, whose size the largest number stands for
+    rounding = 16 * np.finfo(expected.dtype).eps * np.abs(expected).max(initial=0)
+    allowed = tolerance * np.abs(expected) + rounding
     wrong = ~(np.abs(found - expected) <= allowed)
     if wrong.any():
         worst = int(np.argmax(np.where(wrong, np.abs(found - expected) - allowed, -1)))

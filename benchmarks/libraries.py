@@ -97,7 +97,7 @@ class NumpyRows:
 
     def __init__(self, circuit: Circuit, rows: Floats) -> None:
         self._circuit, self._steps = circuit, circuit.steps()
-        self._values = np.zeros((circuit.values, len(rows)))
+        self._values = np.zeros((circuit.values, len(rows)), rows.dtype)
         self._values[: circuit.leaves] = rows.T
         self._grads = np.zeros_like(self._values)
 
@@ -145,7 +145,7 @@ def _backward(operator: int, g: Floats, z: Floats, x: Floats, y: Floats) -> tupl
         case 3:
             return g / y, -g * z / y
         case 4:
-            to_x = g * np.where(x == y, 0.5, x > y)
+            to_x = np.where(x > y, g, np.where(x == y, g / 2, 0 * g))
             return to_x, g - to_x
         case 5:
             return (-g,)
@@ -259,7 +259,7 @@ class Torch:
 class Jax:
     """JAX, the whole circuit compiled: gradients of all values by zeros that are added to them."""
 
-    def __init__(self, circuit: Circuit) -> None:
+    def __init__(self, circuit: Circuit, rows: Floats | None = None) -> None:
         jax = load("jax")
         jax.config.update("jax_enable_x64", True)
         jnp = jax.numpy
@@ -280,15 +280,15 @@ class Jax:
             values = list(leaves)
             for zero, (operator, i, j) in zip(added, circuit.steps(), strict=True):
                 values.append(functions[operator](values[i], values[j]) + zero)
-            return values[-1], values
+            return values[-1].sum(), values
 
         def everything(x: Any) -> Any:
             leaves = [x[i] for i in range(circuit.leaves)]
-            added = [jnp.zeros((), x.dtype)] * circuit.gates
+            added = [jnp.zeros(x.shape[1:], x.dtype)] * circuit.gates
             grads, values = jax.grad(output, argnums=(0, 1), has_aux=True)(leaves, added)
             return jnp.stack(values), jnp.stack([*grads[0], *grads[1]])
 
-        self._point = jnp.asarray(circuit.point)
+        self._point = jnp.asarray(circuit.point if rows is None else rows.T)
         self._compiled = jax.jit(everything).lower(self._point).compile()
 
     def run(self) -> Any:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from benchmarks.circuits import Floats
 from gradwire_server.codec import decode_graph
 from gradwire_server.engine import evaluation
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Found, Job, Slab
 from gradwire_server.limits import Limits
 
+Numbers = npt.NDArray[Any]
+
 LIMITS = Limits(max_memory_bytes=16 << 30)
 
 
 class Ours:
-    """A planned evaluation of a graph whose only input is `x`; every value and gradient is kept."""
+    """A planned evaluation of a graph; every value and every gradient is kept."""
 
-    def __init__(self, data: bytes, x: Floats, batched: bool = False) -> None:
-        self.job = prepared(data, x, batched)
+    def __init__(self, data: bytes, bindings: Mapping[str, Numbers], **options: Any) -> None:
+        self.job = prepared(data, bindings, **options)
 
     def run(self) -> Found:
         return run(self.job)
 
-    def found(self) -> tuple[Floats, Floats]:
-        """Values and gradients by id, [ids] or [ids, rows]."""
+    def found(self) -> tuple[Numbers, Numbers]:
+        """Values and gradients by id, along the first axis."""
         _, _, values, gradients = self.run()
         return _stacked(values), _stacked(gradients)
 
 
-def prepared(data: bytes, x: Floats, batched: bool = False) -> Job:
-    """From the bytes of a graph to a plan that is ready to run."""
+def prepared(
+    data: bytes,
+    bindings: Mapping[str, Numbers],
+    rows: int = 0,
+    seeds: Mapping[str, Numbers] | None = None,
+) -> Job:
+    """From the bytes of a graph to a plan that is ready to run; with rows, all are batched."""
     wanted = Evaluation(
-        bindings={"x": Binding(x, batched)},
-        batch_size=len(x) if batched else 0,
+        bindings={name: Binding(array, bool(rows)) for name, array in bindings.items()},
+        batch_size=rows,
+        seeds=seeds or {},
         values=ALL,
         gradients=ALL,
     )
@@ -42,16 +51,12 @@ def prepared(data: bytes, x: Floats, batched: bool = False) -> Job:
 
 
 def run(job: Job) -> Found:
+    """Forward and backward."""
     with np.errstate(all="ignore"):  # as the service does
         return evaluation.run(job, _never)
 
 
-def unseen(data: bytes, x: Floats) -> Found:
-    """From the bytes of a graph to its last gradient."""
-    return run(prepared(data, x))
-
-
-def _stacked(slabs: Iterable[Slab]) -> Floats:
+def _stacked(slabs: Iterable[Slab]) -> Numbers:
     """All slabs as one array in the order of ids."""
     slabs = list(slabs)
     ids = np.concatenate([slab.ids for slab in slabs])
