@@ -162,7 +162,7 @@ def _cases(circuit: Circuit, entrants: Entrants, rounds: int) -> Iterable[Case]:
     race(fresh, contenders, rounds)
     for name in ("CasADi", "JAX jit"):
         if name in ready:  # once: it takes too long for rounds
-            fresh.seconds[name] = [entrants.prepare_seconds[name] + seconds_of(ready[name].run)]
+            fresh.figures[name] = [entrants.prepare_seconds[name] + seconds_of(ready[name].run)]
         elif name in case.missing:
             fresh.missing[name] = case.missing[name]
     yield fresh

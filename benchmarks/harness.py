@@ -44,14 +44,17 @@ class WrongResultError(Exception):
 
 @dataclass
 class Case:
-    """One row of a table: seconds of every contender, round by round, or why there are none."""
+    """One row of a table: what every contender took, round by round, or why it took no part.
+
+    Figures are seconds, or bytes; the table shows them in `unit`, divided by `per`.
+    """
 
     name: str
     group: str  # cases of one group form one line of a plot
     size: float  # where the case stands on the plot's axis
-    per: float = 1.0  # seconds are divided by this: gates, or gates and rows
+    per: float = 1.0
     unit: str = "ns"
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -60,7 +63,7 @@ class Case:
 class Goal:
     """Ours takes at most `most` times as long as the fastest of the peers, in every case chosen.
 
-    Without peers, `most` is in seconds.
+    Without peers, ours is at most `most`, in seconds or bytes, shown in `unit`.
     """
 
     text: str
@@ -68,6 +71,7 @@ class Goal:
     most: float
     group: str = ""
     least_size: float = 0
+    unit: str = "s"
 
 
 @dataclass
@@ -81,12 +85,12 @@ class Report:
     goals: list[Goal] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
-    def write(self, quick: bool) -> None:
-        """Into results/{benchmark}.json; of a quick run under another name, never to be shown."""
-        RESULTS.mkdir(exist_ok=True)
-        name = f"quick-{self.benchmark}" if quick else self.benchmark
-        content = {"machine": machine(), **asdict(self)}
-        (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    def write(self, results: Path) -> Path:
+        """As JSON, for the page."""
+        results.mkdir(exist_ok=True)
+        path = results / f"{self.benchmark}.json"
+        path.write_text(json.dumps({"machine": machine(), **asdict(self)}, indent=1) + "\n")
+        return path
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,14 @@ def race(case: Case, contenders: Mapping[str, Callable[[], object]], rounds: int
     """Times every contender in every round, into the case."""
     repeats = {name: _repeats(call) for name, call in contenders.items()}
     names = list(contenders)
-    case.seconds |= {name: [] for name in names}
+    case.figures |= {name: [] for name in names}
     gc.collect()
     gc.freeze()  # nobody's collections walk through the programs that others have built
     try:
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                case.seconds[name].append(_timed(contenders[name], repeats[name]))
+                case.figures[name].append(_timed(contenders[name], repeats[name]))
     finally:
         gc.unfreeze()
 

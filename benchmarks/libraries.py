@@ -286,14 +286,16 @@ class Jax:
             leaves = [x[i] for i in range(circuit.leaves)]
             added = [jnp.zeros(x.shape[1:], x.dtype)] * circuit.gates
             grads, values = jax.grad(output, argnums=(0, 1), has_aux=True)(leaves, added)
-            return jnp.stack(values), jnp.stack([*grads[0], *grads[1]])
+            found = values, [*grads[0], *grads[1]]
+            # thousands of scalars are two arrays; tensors would only be copied once more
+            return tuple(map(jnp.stack, found)) if x.ndim == 1 else found
 
         self._point = jnp.asarray(circuit.point if rows is None else rows.T)
+        self._ready = jax.block_until_ready
         self._compiled = jax.jit(everything).lower(self._point).compile()
 
     def run(self) -> Any:
-        values, grads = self._compiled(self._point)
-        return values.block_until_ready(), grads.block_until_ready()
+        return self._ready(self._compiled(self._point))
 
     def kept(self) -> Kept:
         values, grads = self.run()
