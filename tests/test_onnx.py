@@ -15,6 +15,9 @@ from onnx.backend.test.case.node import collect_testcases
 from gradwire_server.gates import GATES, OPERATOR_SETS
 from gradwire_server.specs import ITEM_SIZES, Tensor
 
+#: Cases whose expected numbers ONNX wrote down with four digits.
+ROUNDED = {"test_averagepool_2d_ceil_last_window_starts_on_pad"}
+
 
 @cache
 def collected() -> dict[str, Any]:
@@ -85,7 +88,8 @@ def test_node_case_of_onnx(name: str) -> None:
             out = np.asarray(outs[declared.name])
             assert out.dtype == expected.dtype, found
             assert out.shape == expected.shape, found
-            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6, err_msg=str(found))
+            close = 1e-3 if name in ROUNDED else 1e-5
+            np.testing.assert_allclose(out, expected, rtol=close, atol=1e-6, err_msg=str(found))
         assert [spec.shape for spec in specs] == [np.shape(out) for out in found.run()]
 
 

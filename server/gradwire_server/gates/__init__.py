@@ -3,9 +3,11 @@
 from gradwire_server.gates import (
     activations,
     arithmetic,
+    convolution,
     linear_algebra,
     logic,
     losses,
+    pooling,
     reductions,
     shapes,
     transcendental,
@@ -118,6 +120,17 @@ GATES: dict[str, Gate] = {
         linear_algebra.MatMul,
         linear_algebra.Gemm,
         linear_algebra.Einsum,
+        # Convolution
+        convolution.Conv,
+        convolution.ConvTranspose,
+        # Pooling
+        pooling.MaxPool,
+        pooling.AveragePool,
+        pooling.LpPool,
+        pooling.GlobalMaxPool,
+        pooling.GlobalAveragePool,
+        pooling.GlobalLpPool,
+        pooling.MaxUnpool,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
