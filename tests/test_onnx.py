@@ -47,9 +47,15 @@ def collected() -> dict[str, Any]:
 def has_our_meaning(operator: str, version: int) -> bool:
     """Whether an operator of that operator set still is the one of the oldest that we know.
 
-    Cases name the operator set that their operator is from, which may be long before ours.
+    Cases name the operator set that their operator is from, which may be long before ours; an
+    operator may be younger than our oldest operator set.
     """
-    ours = onnx.defs.get_schema(operator, OPERATOR_SETS[0])
+    born = min(
+        schema.since_version
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.name == operator and not schema.domain
+    )
+    ours = onnx.defs.get_schema(operator, max(born, OPERATOR_SETS[0]))
     return bool(onnx.defs.get_schema(operator, version).since_version >= ours.since_version)
 
 

@@ -183,7 +183,7 @@ class Recorder:
         """A stored tensor; equal ones are stored once."""
         key = (tensor.dtype, tensor.shape, tensor.data)
         if key not in self.constants:
-            value = known_value(tensor.dtype, arrays.constant(tensor))
+            value = known_value(arrays.constant(tensor))
             spec = TensorSpec(tensor.shape, tensor.dtype, value)
             name = ("constant", len(self.constants))
             self.constants[key] = Handle(self, name, spec), tensor
@@ -301,6 +301,20 @@ class Recorder:
         found: Handle = self.apply(
             "ScatterElements", x, indices, updates, axis=axis, reduction=reduction
         )
+        return found
+
+    def gather_nd(self, x: Handle, indices: Handle, batch_axes: int) -> Handle:
+        found: Handle = self.apply("GatherND", x, indices, batch_dims=batch_axes)
+        return found
+
+    def scatter_nd(
+        self, x: Handle, indices: Handle, updates: Handle, reduction: str = "none"
+    ) -> Handle:
+        found: Handle = self.apply("ScatterND", x, indices, updates, reduction=reduction)
+        return found
+
+    def triangle(self, x: Handle, k: int, upper: bool) -> Handle:
+        found: Handle = self.apply("Trilu", x, self.number(k, "int64"), upper=int(upper))
         return found
 
     def cumulative_sum(
@@ -460,9 +474,7 @@ def _leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
                 )
         shape = tuple(axis if isinstance(axis, int) else symbols[axis][0] for axis in leaf.axes)
         known = leaf.value is not None and position in static
-        value = (
-            known_value(leaf.dtype, arrays.constant(leaf.value)) if known and leaf.value else None
-        )
+        value = known_value(arrays.constant(leaf.value)) if known and leaf.value else None
         specs.append(TensorSpec(shape, leaf.dtype, value))
     return specs
 
@@ -501,7 +513,7 @@ def _record_backward(
             (out,), (grad,) = out, grad
         declared = row.gate.declared_inputs(len(ids))
         given = [
-            values[i].spec.value if each.known and i else values[i]
+            values[i].spec.value if each.flat and i else values[i]
             for each, i in zip(declared, ids, strict=True)
         ]
         entries = row.gate.vjp(recorder, grad, out, *given, **row.gate.complete(row.attributes))

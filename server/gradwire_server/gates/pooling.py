@@ -116,6 +116,7 @@ class MaxPool(_Pool):
                   doc="How Indices count: 0 row-major, 1 column-major."),
     )  # fmt: skip
     outputs = (1, 2)
+    output_dtypes = ("input:0", "int64")
     examples = (
         Example(([[[1.0, 3.0, 2.0, 0.0]]],), ([[[3.0, 3.0, 2.0]]], [[[1, 1, 2]]]),
                 gradients=([[[0.0, 2.0, 1.0, 0.0]]],), attributes={"kernel_shape": (2,)}),
