@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gate_cases import Case, all_cases
 
 import gradwire as gw
 from gradwire import tensors
 from gradwire.v1 import service_pb2, tensor_pb2
 from gradwire_server.gates import GATES
+from gradwire_server.specs import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,6 +63,21 @@ def test_number_takes_the_handles_dtype(server: gw.Connection) -> None:
     assert server.evaluate(graph, {"x": 1})["f"].value.dtype == np.float32
 
 
+@pytest.mark.parametrize("case", list(all_cases()), ids=lambda case: case.operator)
+def test_client_knows_the_data_types_that_the_server_infers(case: Case) -> None:
+    graph = gw.Graph()
+    handles = [None if x is None else graph.constant(x) for x in case.inputs]
+    attributes = {
+        name: np.frombuffer(value.data, value.dtype).reshape(value.shape)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in case.attributes.items()
+    }
+    expected = [str(np.asarray(out).dtype) for out in case.run()]
+    outs = graph.apply(case.operator, handles, attributes, len(expected))
+    assert [out.dtype for out in outs] == expected
+
+
 def test_handle_refuses_to_branch() -> None:
     with pytest.raises(TypeError, match=r"use gw\.where"):
         bool(gw.Graph().input("x") > 0)
@@ -81,7 +98,7 @@ def test_client_and_server_refuse_with_the_same_words(server: gw.Connection) -> 
     x, y = graph.input("x"), graph.input("y", dtype="float32")
     with pytest.raises(gw.InvalidRequestError) as by_client:
         gw.add(x, y)
-    graph._add("Add", {}, [x.key, y.key], "float64", 1)  # past the client's check
+    graph._add("Add", {}, [x.key, y.key], ["float64"])  # past the client's check
     graph.output("f", gw.identity(x))
     with pytest.raises(gw.InvalidRequestError) as by_server:
         server.evaluate(graph, {"x": 1.0, "y": 1.0})

@@ -290,7 +290,7 @@ class Graph:
         self._made_at[self.node_count] = made_at
         keys = [0 if each is None else each.key for each in handles]
         return self._add(
-            operator, checked, keys, _result_dtype(signature, dtypes, checked), outputs
+            operator, checked, keys, _result_dtypes(signature, dtypes, checked, outputs)
         )
 
     def made_at(self, node: int) -> str | None:
@@ -493,8 +493,9 @@ class Graph:
         return lifted
 
     def _add(
-        self, operator: str, attributes: dict[str, Any], keys: list[int], dtype: str, outputs: int
+        self, operator: str, attributes: dict[str, Any], keys: list[int], dtypes: list[str]
     ) -> tuple[Handle, ...]:
+        outputs = len(dtypes)
         row_key = (operator, *map(_hashable, attributes.items()), len(keys), outputs)
         row = self._rows.setdefault(row_key, len(self._rows))
         if row == len(self._row_list):
@@ -504,9 +505,9 @@ class Graph:
         self._node_inputs.extend(keys)
         self._node_firsts.append(first)
         self._value_count += outputs
-        self._dtypes.extend([dtype] * outputs)
+        self._dtypes.extend(dtypes)
         self._bytes = None
-        return tuple(Handle(self, first + slot, dtype) for slot in range(outputs))
+        return tuple(Handle(self, first + slot, dtype) for slot, dtype in enumerate(dtypes))
 
     def _places(self) -> tuple[Any, int]:
         """Value id of each leaf slot, and what is added to the key of a node value."""
@@ -590,11 +591,11 @@ class Graph:
             keys = [key_of(value_id) for value_id in inputs[start : start + count]]
             start += count
             signature = SIGNATURES.get(operator)
-            dtype = "float64"
+            dtypes = ["float64"] * outputs
             if signature is not None:
                 given = [self._dtype_of_key(key) if key else None for key in keys]
-                dtype = _result_dtype(signature, given, attributes)
-            self._add(operator, attributes, keys, dtype, outputs)
+                dtypes = _result_dtypes(signature, given, attributes, outputs)
+            self._add(operator, attributes, keys, dtypes)
         for output in circuit.outputs:
             self._outputs[output.name] = [key_of(value_id) for value_id in output.value_ids]
         for value_id, name in zip(circuit.named_ids, circuit.names, strict=True):
@@ -662,24 +663,34 @@ def _dtype_of(value: Any) -> str:
     return str(np.asarray(value).dtype)
 
 
-def _result_dtype(
-    signature: Signature, dtypes: Sequence[str | None], attributes: dict[str, Any]
-) -> str:
-    source, _, which = signature.output_dtype.partition(":")
-    if source == "input":
-        return dtypes[int(which)] or "float64"
-    if source != "attribute":
-        return source
-    if which == "to":
-        return tensors.dtype_of(attributes["to"])
-    value = next(iter(attributes.values()))
-    if isinstance(value, np.ndarray):
-        return str(value.dtype)
-    return "int64" if isinstance(value, (int, tuple)) and _is_whole(value) else "float32"
+def _result_dtypes(
+    signature: Signature, dtypes: Sequence[str | None], attributes: dict[str, Any], outputs: int
+) -> list[str]:
+    """The data type of each output; the last one declared holds for those after it."""
+    sources = signature.output_dtypes
+    last = len(sources) - 1
+    return [_result_dtype(sources[min(slot, last)], dtypes, attributes) for slot in range(outputs)]
 
 
-def _is_whole(value: Any) -> bool:
-    return all(isinstance(each, int) for each in (value if isinstance(value, tuple) else (value,)))
+def _result_dtype(source: str, dtypes: Sequence[str | None], attributes: dict[str, Any]) -> str:
+    """What an entry of `Signature.output_dtypes` means here."""
+    for alternative in source.split("|"):
+        kind, _, place = alternative.partition(":")
+        if not place:
+            return kind
+        which, _, means = place.partition("=")
+        if kind == "input":
+            found = dtypes[int(which)] if int(which) < len(dtypes) else None
+            if found:
+                return found
+        elif which in attributes:
+            return means or _attribute_dtype(attributes[which])
+    return "float64"
+
+
+def _attribute_dtype(value: Any) -> str:
+    """That of a tensor, or the one that ONNX's number means."""
+    return str(value.dtype) if isinstance(value, np.ndarray) else tensors.dtype_of(value)
 
 
 def _leaf_line(leaf: Leaf) -> str:
