@@ -12,7 +12,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
-from wire import LEAVES, chain, leaf, neuron, scalar, source
+from wire import F64, LEAVES, chain, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
