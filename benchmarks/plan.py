@@ -20,7 +20,8 @@ from gradwire.v1 import graph_pb2, tensor_pb2
 from gradwire_server.codec import decode_graph
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
-from gradwire_server.plan import Plan, make_plan, require_memory
+from gradwire_server.memory import Kept, Lifetimes, require_peak
+from gradwire_server.plan import Plan, make_plan
 from gradwire_server.specs import TensorSpec
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -64,7 +65,8 @@ def plan(graph: Graph, rows: int) -> Plan:
     """The plan of a circuit for its one leaf, checked against the limit of memory."""
     spec = TensorSpec((graph.leaves[0].id_count,))
     found = make_plan(graph, (spec,), (rows > 0,), rows)
-    require_memory(found, True, LIMITS)
+    everything = np.ones(graph.value_count + 1, bool)
+    require_peak(Lifetimes(found, Kept(everything, everything, found.floating)), LIMITS)
     return found
 
 

@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire_server import arrays
-from gradwire_server.errors import Invalid, OverLimit, Refusal
+from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.graph import Graph, Ids, Leaf, Row
-from gradwire_server.limits import Limits
 from gradwire_server.specs import Shape, TensorSpec
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
@@ -56,6 +55,11 @@ class Plan:
     def is_batched(self, value_id: int) -> bool:
         """Whether the value has a leading batch axis."""
         return bool(self.batch_size) and bool(self.batched[value_id])
+
+    @cached_property
+    def batched_flags(self) -> bytes:
+        """By value id: 1 where it has a leading batch axis; quicker to look up than an array."""
+        return self.batched.tobytes()
 
     @cached_property
     def floating(self) -> npt.NDArray[np.bool_]:
@@ -113,14 +117,6 @@ def _held(spec: TensorSpec) -> int:
     return spec.nbytes or 8 * max(spec.shape, default=0)
 
 
-def require_memory(plan: Plan, gradients: bool, limits: Limits) -> None:
-    """Refuses what would not fit, before anything runs (LIMIT_EXCEEDED)."""
-    needed = plan.nbytes(gradients)
-    if needed > limits.max_memory_bytes:
-        what = "bytes of values and gradients" if gradients else "bytes of values"
-        raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what)
-
-
 def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:
     """Gives the leaf's symbols their sizes; equal symbols are equal sizes (SHAPE_MISMATCH)."""
     for axis, (extent, size) in enumerate(zip(leaf.axes, shape, strict=True)):
@@ -146,27 +142,31 @@ def static_leaves(graph: Graph) -> frozenset[int]:
         if slots:
             starts = graph.input_starts[np.flatnonzero(graph.node_rows == number)]
             wanted.extend(np.unique(graph.node_inputs[starts[:, None] + slots]).tolist())
-    if wanted and graph.node_count > _FEW_NODES:
-        marks = np.zeros(graph.value_count + 1, bool)
-        marks[wanted] = True
-        ids = np.flatnonzero(_reached_from(_dependencies(graph), marks))
-    else:
-        ids = np.array(_followed(graph, wanted), np.int64)
+    ids = depended_on(graph, wanted)
     ids = ids[(ids > 0) & (ids < graph.leaf_first_ids[-1])]
     return frozenset((np.searchsorted(graph.leaf_first_ids, ids, "right") - 1).tolist())
 
 
-def _followed(graph: Graph, wanted: list[int]) -> list[int]:
+def depended_on(graph: Graph, value_ids: list[int]) -> Ids:
     """These values and all that they depend on."""
+    if not value_ids or graph.node_count <= _FEW_NODES:
+        return np.array(_followed(graph, value_ids), np.int64)
+    marks = np.zeros(graph.value_count + 1, bool)
+    marks[value_ids] = True
+    return np.flatnonzero(_reached_from(_dependencies(graph), marks))
+
+
+def _followed(graph: Graph, wanted: list[int]) -> list[int]:
     seen = set(wanted)
-    while wanted:
-        value_id = wanted.pop()
+    waiting = list(seen)
+    while waiting:
+        value_id = waiting.pop()
         if value_id >= graph.leaf_first_ids[-1]:
             node = graph.node_of(value_id)
             sources = graph.node_inputs[graph.input_starts[node] : graph.input_starts[node + 1]]
             fresh = set(sources.tolist()) - seen
             seen |= fresh
-            wanted.extend(fresh)
+            waiting.extend(fresh)
     return list(seen)
 
 
