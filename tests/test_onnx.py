@@ -16,8 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from gradwire_server.gates import GATES, OPERATOR_SETS
 from gradwire_server.specs import ANY, FLOATS, ITEM_SIZES, ONNX_NUMBERS, Tensor
 
-#: Cases whose expected numbers ONNX writes with four digits.
+#: Cases whose expected numbers ONNX wrote down with four digits.
 ROUNDED = {
+    "test_averagepool_2d_ceil_last_window_starts_on_pad",
     "test_gridsample_bicubic",
     "test_roialign_aligned_false",
     "test_roialign_aligned_true",
@@ -107,8 +108,8 @@ def test_node_case_of_onnx(name: str) -> None:
             out = np.asarray(outs[declared.name])
             assert out.dtype == expected.dtype, found
             assert out.shape == expected.shape, found
-            rtol = case.rtol if name in ROUNDED else 1e-5
-            np.testing.assert_allclose(out, expected, rtol=rtol, atol=1e-6, err_msg=str(found))
+            close = 1e-3 if name in ROUNDED else 1e-5
+            np.testing.assert_allclose(out, expected, rtol=close, atol=1e-6, err_msg=str(found))
         assert [spec.shape for spec in specs] == [np.shape(out) for out in found.run()]
 
 

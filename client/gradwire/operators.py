@@ -20,6 +20,7 @@ __all__ = [
     "asinh",
     "atan",
     "atanh",
+    "average_pool",
     "bit_cast",
     "bit_shift",
     "bitwise_and",
@@ -38,7 +39,9 @@ __all__ = [
     "compress",
     "concat",
     "constant_of_shape",
+    "conv",
     "conv_integer",
+    "conv_transpose",
     "cos",
     "cosh",
     "cum_sum",
@@ -64,6 +67,9 @@ __all__ = [
     "gather_nd",
     "gelu",
     "gemm",
+    "global_average_pool",
+    "global_lp_pool",
+    "global_max_pool",
     "greater",
     "greater_or_equal",
     "grid_sample",
@@ -79,10 +85,13 @@ __all__ = [
     "less_or_equal",
     "log",
     "log_softmax",
+    "lp_pool",
     "mat_mul",
     "mat_mul_integer",
     "max",
+    "max_pool",
     "max_roi_pool",
+    "max_unpool",
     "mean",
     "mel_weight_matrix",
     "min",
@@ -210,6 +219,7 @@ def div(a: Operand, b: Operand) -> Handle:
 
     Formula:   out = A / B
     Gradient:  d out/dA = 1 / B,  d out/dB = -out / B
+    Kinks:     Where B is 0 the gradient is not finite, and 0 where nothing depends on it.
     Shapes:    A and B broadcast.
     """
     return apply(
@@ -266,6 +276,7 @@ def reciprocal(x: Operand) -> Handle:
 
     Formula:   out = 1 / X
     Gradient:  d out/dX = -out ** 2
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
     return apply("Reciprocal", (x,), {})
@@ -401,6 +412,7 @@ def log(x: Operand) -> Handle:
 
     Formula:   out = log(X)
     Gradient:  d out/dX = 1 / X
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
     return apply("Log", (x,), {})
@@ -2483,6 +2495,254 @@ def conv_integer(
             "pads": pads,
             "strides": strides,
         },
+    )
+
+
+def conv(
+    x: Operand,
+    w: Operand,
+    b: Operand | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Convolution: a window moves over the spatial axes, and each place yields a weighted sum.
+
+    Formula:   Y[n, m, i] = B[m] + sum over c, k of W[m, c, k] * X[n, c, i * strides + k *
+               dilations - pads]; X is 0 outside
+    Gradient:  to X = ConvTranspose of grad by W;  to W = sum over n, i of grad[n, m, i] * X[n, c,
+               i * strides + k * dilations - pads], a convolution of X by grad;  to B = sum of
+               grad
+    Shapes:    X [N, C, sizes], W [M, C / group, kernel], B [M] give [N, M, counts], with (size +
+               both pads - (kernel - 1) * dilation - 1) // stride + 1 windows an axis.
+    """
+    return apply(
+        "Conv",
+        (
+            x,
+            w,
+            b,
+        ),
+        {
+            "auto_pad": auto_pad,
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+        },
+    )
+
+
+def conv_transpose(
+    x: Operand,
+    w: Operand,
+    b: Operand | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+) -> Handle:
+    """Transposed convolution: each element of X adds a scaled kernel to the output.
+
+    Formula:   Y[n, m, j] = B[m] + sum over c, i, k with j = i * strides + k * dilations - pads of
+               X[n, c, i] * W[c, m, k]
+    Gradient:  to X = Conv of grad by W;  to W = sum over n, i of X[n, c, i] * grad[n, m, i *
+               strides + k * dilations - pads];  to B = sum of grad
+    Shapes:    X [N, C, sizes], W [C, M / group, kernel], B [M] give [N, M, ..] with (size - 1) *
+               stride + (kernel - 1) * dilation + 1 + output_padding - both pads elements an axis;
+               or output_shape, where that is given, and pads are what makes it so.
+    """
+    return apply(
+        "ConvTranspose",
+        (
+            x,
+            w,
+            b,
+        ),
+        {
+            "auto_pad": auto_pad,
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "output_padding": output_padding,
+            "output_shape": output_shape,
+        },
+    )
+
+
+def max_pool(
+    x: Operand,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    storage_order: int = 0,
+) -> tuple[Handle, ...]:
+    """Largest element of each window, and where it is.
+
+    Formula:   Y = max of X in the window, padding left out;  Indices = its place in X, flattened
+               row-major, or with storage_order 1 column-major within a channel
+    Gradient:  d Y/d X = 1 for the element at Indices, 0 for the others
+    Kinks:     of equal elements in a window the first, row-major, gets the whole gradient.
+    Shapes:    X [N, C, sizes] gives two of [N, C, counts]: (size + both pads - (kernel - 1) *
+               dilation - 1) / stride + 1 windows an axis, rounded down, or up with ceil_mode.
+    """
+    return apply_several(
+        "MaxPool",
+        (x,),
+        {
+            "auto_pad": auto_pad,
+            "ceil_mode": ceil_mode,
+            "dilations": dilations,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "storage_order": storage_order,
+        },
+        2,
+    )
+
+
+def average_pool(
+    x: Operand,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    count_include_pad: int = 0,
+) -> Handle:
+    """Mean of each window.
+
+    Formula:   Y = (sum of X in the window) / n;  n is how many elements of the window are in X,
+               or with count_include_pad in X and its pads
+    Gradient:  d Y/d X = 1 / n for each element in the window
+    Shapes:    X [N, C, sizes] gives [N, C, counts]: (size + both pads - (kernel - 1) * dilation -
+               1) / stride + 1 windows an axis, rounded down, or up with ceil_mode.
+    """
+    return apply(
+        "AveragePool",
+        (x,),
+        {
+            "auto_pad": auto_pad,
+            "ceil_mode": ceil_mode,
+            "dilations": dilations,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "count_include_pad": count_include_pad,
+        },
+    )
+
+
+def lp_pool(
+    x: Operand,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    p: int = 2,
+) -> Handle:
+    """Norm of each window.
+
+    Formula:   Y = (sum of |X|^p in the window)^(1 / p)
+    Gradient:  d Y/d X = sign(X) * |X|^(p - 1) * Y^(1 - p) for each element in the window
+    Kinks:     0 where X = 0 with p = 1, and in a window that is all 0.
+    Shapes:    X [N, C, sizes] gives [N, C, counts]: (size + both pads - (kernel - 1) * dilation -
+               1) / stride + 1 windows an axis, rounded down, or up with ceil_mode.
+    """
+    return apply(
+        "LpPool",
+        (x,),
+        {
+            "auto_pad": auto_pad,
+            "ceil_mode": ceil_mode,
+            "dilations": dilations,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "p": p,
+        },
+    )
+
+
+def global_max_pool(x: Operand) -> Handle:
+    """Largest element of each channel.
+
+    Formula:   Y = max of X over all spatial axes
+    Gradient:  d Y/d X = 1 for the largest element, 0 for the others
+    Kinks:     of equal elements the first, row-major, gets the whole gradient.
+    Shapes:    X [N, C, sizes] gives [N, C, 1, ..].
+    """
+    return apply("GlobalMaxPool", (x,), {})
+
+
+def global_average_pool(x: Operand) -> Handle:
+    """Mean of each channel.
+
+    Formula:   Y = mean of X over all spatial axes
+    Gradient:  d Y/d X = 1 / n, n elements a channel
+    Shapes:    X [N, C, sizes] gives [N, C, 1, ..].
+    """
+    return apply("GlobalAveragePool", (x,), {})
+
+
+def global_lp_pool(x: Operand, *, p: int = 2) -> Handle:
+    """Norm of each channel.
+
+    Formula:   Y = (sum of |X|^p)^(1 / p) over all spatial axes
+    Gradient:  d Y/d X = sign(X) * |X|^(p - 1) * Y^(1 - p)
+    Kinks:     0 where X = 0 with p = 1, and in a channel that is all 0.
+    Shapes:    X [N, C, sizes] gives [N, C, 1, ..].
+    """
+    return apply("GlobalLpPool", (x,), {"p": p})
+
+
+def max_unpool(
+    x: Operand,
+    i: Operand,
+    output_shape: Operand | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Elements put back where MaxPool found them, zeros between them.
+
+    Formula:   output[I[j]] = X[j] in the flattened output, 0 elsewhere; of equal I the last
+               counts
+    Gradient:  d output/d X = 1 at its place; 0 where a later element has the same place
+    Shapes:    X and I [N, C, counts] give [N, C, ..] with (count - 1) * stride + kernel - both
+               pads elements an axis, which I count in; output_shape adds zeros behind them.
+    """
+    return apply(
+        "MaxUnpool",
+        (
+            x,
+            i,
+            output_shape,
+        ),
+        {"kernel_shape": kernel_shape, "pads": pads, "strides": strides},
     )
 
 
