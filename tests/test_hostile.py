@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from wire import chain, neuron, scalar, source
 
+import gradwire as gw
 from gradwire.v1 import service_pb2, service_pb2_grpc
 from gradwire_server import codec
 from gradwire_server.engine import evaluation as evaluate
@@ -186,3 +187,16 @@ def test_message_over_the_limit_is_refused(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as failed:
         raw(bytes(LIMITS.max_message_bytes + 1))
     assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_long_axis_is_refused_although_the_tensor_is_empty() -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (0, 10**12))
+    graph.output("part", gw.slice(x, [1], [10**12], [1]))
+    decoded = codec.decode_graph(graph.to_bytes(), LIMITS)
+    binding = evaluate.Binding(np.zeros((0, 10**12)))
+    asked = evaluate.Evaluation({"x": binding}, seeds={"part": np.zeros((0, 10**12 - 1))})
+    with pytest.raises(Refusal, match="max-memory-bytes"):
+        evaluate.prepare(decoded, asked, LIMITS)
+    with pytest.raises(Refusal, match="max-memory-bytes"):
+        gradient_graph(decoded, (), {}, LIMITS)

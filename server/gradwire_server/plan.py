@@ -82,7 +82,7 @@ class Plan:
             uses = np.bincount(np.asarray(ids, np.int64), minlength=len(self.specs)).tolist()
             for spec, use in zip(self.specs, uses, strict=True):
                 copies = 2 if gradients and spec.is_floating else 1
-                total += use * copies * (rows * _held(spec) + _BYTES_OF_ONE)
+                total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
         return total
 
 
@@ -110,11 +110,6 @@ def make_plan(
         plan = Plan(graph, table.specs, spec_ids, batch_size, batched)
     _check_outputs(plan)
     return plan
-
-
-def _held(spec: TensorSpec) -> int:
-    """Memory for one value in bytes; gates also make the positions along its axes, as int64s."""
-    return spec.nbytes or 8 * max(spec.shape, default=0)
 
 
 def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:

@@ -48,7 +48,8 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return self.size * ITEM_SIZES[self.dtype]
+        """Memory in bytes; an empty tensor counts the int64 positions that gates make along it."""
+        return self.size * ITEM_SIZES[self.dtype] or 8 * max(self.shape, default=0)
 
     @property
     def is_floating(self) -> bool:

@@ -21,7 +21,7 @@ from gradwire_server.errors import Invalid, OverLimit, Stopped
 from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limits
-from gradwire_server.plan import bind_symbols, known_value, make_plan, reached, static_leaves
+from gradwire_server.plan import Plan, bind_symbols, known_value, make_plan, reached, static_leaves
 from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
@@ -460,6 +460,7 @@ def gradient_graph(
     """
     differentiated = leaves_to_differentiate(graph, names)
     plan = make_plan(graph, _leaf_specs(graph, sizes))
+    _require_short_axes(plan, limits)
     recorder = Recorder(limits)
     firsts = graph.leaf_first_ids
     values: list[Handle | None] = [None]
@@ -485,6 +486,14 @@ def gradient_graph(
     found = _assemble(graph, recorder, [leaf for leaf, _ in seeds], values, outputs, plan.shape)
     check_structure(found, limits)
     return found
+
+
+def _require_short_axes(plan: Plan, limits: Limits) -> None:
+    """Refuses axes whose positions, which are recorded as constants, would not fit."""
+    needed = 8 * max((size for spec in plan.specs for size in spec.shape), default=0)
+    if needed > limits.max_memory_bytes:
+        what = "bytes of positions along an axis"
+        raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what)
 
 
 def _leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -49,10 +49,9 @@ def vector_shape(axis: int, size: int, rank: int) -> Shape:
 
 
 def scatter_along(
-    xp: Namespace, grad: Array, positions: Iterable[int], shape: Shape, axis: int
+    xp: Namespace, grad: Array, positions: Sequence[int], shape: Shape, axis: int
 ) -> Array:
     """Zeros of a shape, with the slices of grad added at the positions along one axis."""
-    positions = tuple(positions)
     lying = integers(xp, positions, vector_shape(axis, len(positions), len(shape)))
     indices = xp.broadcast_to(lying, grad.shape)
     zeros = xp.full(shape, 0, str(grad.dtype))
