@@ -32,7 +32,7 @@ KINDS = {
 def snake(name: str) -> str:
     """ONNX's names as Python's: ReduceSumSquare is reduce_sum_square."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-    words = {"is_na_n": "is_nan", "p_relu": "prelu"}.get(words, words)
+    words = {"is_na_n": "is_nan", "p_relu": "prelu", "col2_im": "col2im"}.get(words, words)
     return f"{words}_" if keyword.iskeyword(words) else words
 
 
