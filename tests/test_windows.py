@@ -17,6 +17,7 @@ from gradwire_server.gates.windows import Windows, place_windows
 from gradwire_server.limits import Limits
 
 CONVOLUTIONS = [case for case in all_cases() if case.operator in ("Conv", "ConvTranspose")]
+POOLS = [case for case in all_cases() if case.operator == "MaxPool"]
 WINDOWED = [case for case in all_cases() if "kernel_shape" in case.attributes]
 
 
@@ -105,6 +106,17 @@ def test_nan_is_the_largest_element_and_gets_the_gradient() -> None:
     assert to_x[0, 0].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("case", POOLS, ids=label)
+def test_largest_elements_of_a_large_kernel_get_the_same_gradient(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grads = (np.cos(case.run()[0]), None)
+    (one_by_one,) = case.pull(grads)
+    monkeypatch.setattr(array_windows, "_FEW", 0)
+    (found,) = case.pull(grads)
+    np.testing.assert_array_equal(found, one_by_one)
+
+
 def test_kernel_far_larger_than_the_tensor_costs_no_time() -> None:
     huge = 10**9
     windows = place_windows(
@@ -114,8 +126,8 @@ def test_kernel_far_larger_than_the_tensor_costs_no_time() -> None:
     x = np.array([[[1.0, 2.0, 4.0]]])
     assert windows.counts == (2,)
     assert arrays.sum_windows(x, windows).tolist() == [[[1.0, 7.0]]]
-    largest, positions = arrays.max_windows(x, windows)
-    assert (largest.tolist(), positions.tolist()) == ([[[1.0, 4.0]]], [[[0, 2]]])
+    assert arrays.max_windows(x, windows).tolist() == [[[1.0, 4.0]]]
+    assert arrays.argmax_windows(x, windows).tolist() == [[[0, 2]]]
 
 
 def test_spread_is_the_adjoint_of_sum() -> None:

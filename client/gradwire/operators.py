@@ -20,6 +20,7 @@ __all__ = [
     "atan",
     "atanh",
     "average_pool",
+    "batch_normalization",
     "bit_cast",
     "cast",
     "cast_like",
@@ -56,22 +57,28 @@ __all__ = [
     "global_max_pool",
     "greater",
     "greater_or_equal",
+    "group_normalization",
     "hard_sigmoid",
     "hard_swish",
     "identity",
+    "instance_normalization",
     "is_inf",
     "is_nan",
+    "layer_normalization",
     "leaky_relu",
     "less",
     "less_or_equal",
     "log",
     "log_softmax",
+    "lp_normalization",
     "lp_pool",
+    "lrn",
     "mat_mul",
     "max",
     "max_pool",
     "max_unpool",
     "mean",
+    "mean_variance_normalization",
     "min",
     "mish",
     "mod",
@@ -99,6 +106,7 @@ __all__ = [
     "relu",
     "reshape",
     "reverse_sequence",
+    "rms_normalization",
     "round",
     "scatter_elements",
     "scatter_nd",
@@ -2035,6 +2043,180 @@ def max_unpool(
         ),
         {"kernel_shape": kernel_shape, "pads": pads, "strides": strides},
     )
+
+
+def layer_normalization(
+    x: Operand,
+    scale: Operand,
+    b: Operand | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-05,
+    stash_type: int = 1,
+) -> tuple[Handle, ...]:
+    """Each slice of the last axes with mean 0 and variance 1, then scaled and shifted.
+
+    Formula:   D = X - mean(X);  Y = D / sqrt(mean(D^2) + epsilon) * Scale + B
+    Gradient:  with S = D * InvStdDev, g = grad * Scale:  to X = InvStdDev * (g - mean(g) - S *
+               mean(g * S)), and more through Mean and InvStdDev;  to Scale = grad * S;  to B =
+               grad
+    Shapes:    Y as X; Scale and B broadcast to X; Mean and InvStdDev as X with size 1 from axis
+               on.
+    """
+    return apply_several(
+        "LayerNormalization",
+        (
+            x,
+            scale,
+            b,
+        ),
+        {"axis": axis, "epsilon": epsilon, "stash_type": stash_type},
+        3,
+    )
+
+
+def rms_normalization(
+    x: Operand, scale: Operand, *, axis: int = -1, epsilon: float = 1e-05, stash_type: int = 1
+) -> Handle:
+    """Each slice of the last axes with mean square 1, then scaled.
+
+    Formula:   Y = X / sqrt(mean(X^2) + epsilon) * scale
+    Gradient:  with R = 1 / sqrt(mean(X^2) + epsilon), g = grad * scale:  to X = R * (g - X * R *
+               mean(g * X * R));  to scale = grad * X * R
+    Shapes:    Y as X; scale broadcasts to X.
+    """
+    return apply(
+        "RMSNormalization",
+        (
+            x,
+            scale,
+        ),
+        {"axis": axis, "epsilon": epsilon, "stash_type": stash_type},
+    )
+
+
+def group_normalization(
+    x: Operand,
+    scale: Operand,
+    bias: Operand,
+    *,
+    epsilon: float = 1e-05,
+    num_groups: int,
+    stash_type: int = 1,
+) -> Handle:
+    """Each group of channels of each image with mean 0 and variance 1; then each channel scaled.
+
+    Formula:   D = X - mean(X) over a group;  Y = D / sqrt(mean(D^2) + epsilon) * scale + bias
+    Gradient:  as LayerNormalization's for each group;  to scale and bias summed over images and
+               spatial axes
+    Shapes:    X [N, C, sizes], scale and bias [C]; Y as X. num_groups divides C.
+    """
+    return apply(
+        "GroupNormalization",
+        (
+            x,
+            scale,
+            bias,
+        ),
+        {"epsilon": epsilon, "num_groups": num_groups, "stash_type": stash_type},
+    )
+
+
+def instance_normalization(
+    input: Operand, scale: Operand, b: Operand, *, epsilon: float = 1e-05
+) -> Handle:
+    """Each channel of each image with mean 0 and variance 1, then scaled and shifted.
+
+    Formula:   D = input - mean(input) over the spatial axes;  output = D / sqrt(mean(D^2) +
+               epsilon) * scale + B
+    Gradient:  as LayerNormalization's for each channel;  to scale and B summed over images and
+               spatial axes
+    Shapes:    input [N, C, sizes], scale and B [C]; output as input.
+    """
+    return apply(
+        "InstanceNormalization",
+        (
+            input,
+            scale,
+            b,
+        ),
+        {"epsilon": epsilon},
+    )
+
+
+def batch_normalization(
+    x: Operand,
+    scale: Operand,
+    b: Operand,
+    input_mean: Operand,
+    input_var: Operand,
+    *,
+    epsilon: float = 1e-05,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> tuple[Handle, ...]:
+    """Each channel with mean 0 and variance 1 by given statistics or the batch's own; then scaled.
+
+    Formula:   Y = (X - mean) / sqrt(var + epsilon) * scale + B;  mean and var are input_mean and
+               input_var, or with training_mode those of X over images and spatial axes, and then
+               running_mean = momentum * input_mean + (1 - momentum) * mean, running_var alike
+    Gradient:  with I = 1 / sqrt(var + epsilon), S = (X - mean) * I:  to scale = sum of grad * S;
+               to B = sum of grad;  to X = grad * scale * I, to input_mean = -scale * I * sum of
+               grad, to input_var = -scale * I^2 / 2 * sum of grad * S;  with training_mode to X
+               as LayerNormalization's over a channel, and through the running statistics
+    Shapes:    X [N, C, sizes], the others [C]; X [N] has one channel. Variances are of the
+               population: divided by the number of elements.
+    """
+    return apply_several(
+        "BatchNormalization",
+        (
+            x,
+            scale,
+            b,
+            input_mean,
+            input_var,
+        ),
+        {"epsilon": epsilon, "momentum": momentum, "training_mode": training_mode},
+        3,
+    )
+
+
+def lrn(
+    x: Operand, *, alpha: float = 0.0001, beta: float = 0.75, bias: float = 1.0, size: int
+) -> Handle:
+    """Each element divided by a power of the mean square of its neighbours in other channels.
+
+    Formula:   Y = X / D^beta,  D = bias + alpha / size * (sum of X^2 over the `size` channels
+               around, (size - 1) // 2 of them before)
+    Gradient:  to X = grad / D^beta - 2 * alpha * beta / size * X * (sum of grad * X / D^(beta +
+               1) over the channels that X is a neighbour of)
+    Shapes:    X [N, C, ..]; Y as X.
+    """
+    return apply("LRN", (x,), {"alpha": alpha, "beta": beta, "bias": bias, "size": size})
+
+
+def lp_normalization(input: Operand, *, axis: int = -1, p: int = 2) -> Handle:
+    """Slices along an axis divided by their norm.
+
+    Formula:   output = input / norm,  norm = sum of |input|  (p 1)  or  sqrt(sum of input^2)  (p
+               2)
+    Gradient:  to input = (grad - slope * sum of grad * output) / norm;  slope = sign(input) (p 1)
+               or output (p 2)
+    Kinks:     a slice of zeros stays zero, and its gradient is 0; with p 1 sign(0) = 0.
+    Shapes:    As input.
+    """
+    return apply("LpNormalization", (input,), {"axis": axis, "p": p})
+
+
+def mean_variance_normalization(x: Operand, *, axes: Sequence[int] = (0, 2, 3)) -> Handle:
+    """Slices along axes with mean 0 and variance 1.
+
+    Formula:   D = X - mean(X);  Y = D / (s + 1e-9),  s = sqrt(mean(D^2))
+    Gradient:  to X = (grad - mean(grad)) / (s + 1e-9) - Y * mean(grad * Y) / s
+    Kinks:     where all of a slice is equal, the second term is 0.
+    Shapes:    As X.
+    """
+    return apply("MeanVarianceNormalization", (x,), {"axes": axes})
 
 
 def softmax(input: Operand, *, axis: int = -1) -> Handle:

@@ -2763,6 +2763,107 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "LayerNormalization": Signature(
+        "LayerNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("Scale", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("axis", "int", -1, False, ()),
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("stash_type", "int", 1, False, (1,)),
+        ),
+        (1, 3),
+        ("input:0",),
+    ),
+    "RMSNormalization": Signature(
+        "RMSNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("axis", "int", -1, False, ()),
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("stash_type", "int", 1, False, (1,)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "GroupNormalization": Signature(
+        "GroupNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("bias", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("num_groups", "int", None, True, ()),
+            Attribute("stash_type", "int", 1, False, (1,)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "InstanceNormalization": Signature(
+        "InstanceNormalization",
+        (
+            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", False, False, False),
+        ),
+        (Attribute("epsilon", "float", 1e-05, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "BatchNormalization": Signature(
+        "BatchNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", False, False, False),
+            Input("input_mean", ("float32", "float64"), "T", False, False, False),
+            Input("input_var", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("momentum", "float", 0.9, False, ()),
+            Attribute("training_mode", "int", 0, False, (0, 1)),
+        ),
+        (1, 3),
+        ("input:0",),
+    ),
+    "LRN": Signature(
+        "LRN",
+        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (
+            Attribute("alpha", "float", 0.0001, False, ()),
+            Attribute("beta", "float", 0.75, False, ()),
+            Attribute("bias", "float", 1.0, False, ()),
+            Attribute("size", "int", None, True, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "LpNormalization": Signature(
+        "LpNormalization",
+        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (
+            Attribute("axis", "int", -1, False, ()),
+            Attribute("p", "int", 2, False, (1, 2)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "MeanVarianceNormalization": Signature(
+        "MeanVarianceNormalization",
+        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Attribute("axes", "ints", (0, 2, 3), False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
     "Softmax": Signature(
         "Softmax",
         (Input("input", ("float32", "float64"), "T", False, False, False),),

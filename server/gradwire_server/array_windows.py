@@ -22,6 +22,8 @@ Array = Any
 
 #: Elements of gathered patches at once: about what a cache holds, and the most for one image.
 _BLOCK, _MOST = 1 << 20, 1 << 26
+#: Elements of a kernel that are searched one by one for the largest.
+_FEW = 64
 
 
 def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
@@ -136,10 +138,22 @@ def spread_windows(grad: Array, windows: Windows, sizes: Shape) -> Array:
     return grad
 
 
-def max_windows(x: Array, windows: Windows) -> tuple[Array, Array]:
-    """The largest element of each window, and its row-major position in x's spatial axes.
+def max_windows(x: Array, windows: Windows) -> Array:
+    """The largest element of each window; a NaN is larger than any number."""
+    for axis, along, place in _axes(windows, x):
+        shape = (*x.shape[:place], windows.counts[axis], *x.shape[place + 1 :])
+        best: Array = np.full(shape, _lowest(x.dtype), x.dtype)
+        for tap in _taps(along, x.shape[place : place + 1]):
+            own = best[_at(place, tap.windows)]
+            np.maximum(own, x[_at(place, tap.elements)], out=own)
+        x = best
+    return x
 
-    Of equal elements it is the first; a NaN is larger than any number.
+
+def argmax_windows(x: Array, windows: Windows) -> Array:
+    """Where in x's spatial axes, row-major, the largest element of each window is.
+
+    Of equal elements it is the first.
     """
     sizes = x.shape[x.ndim - len(windows.kernel) :]
     numbers = np.arange(prod(sizes), dtype=np.int64 if prod(sizes) > 1 << 31 else np.int32)
@@ -147,13 +161,13 @@ def max_windows(x: Array, windows: Windows) -> tuple[Array, Array]:
     # the last axis first: of equal elements the one in the first row then stays
     for axis, along, place in reversed(list(_axes(windows, x))):
         shape = (*x.shape[:place], windows.counts[axis], *x.shape[place + 1 :])
-        best = np.full(shape, _lowest(x.dtype), x.dtype)
-        at_best = np.zeros(shape, positions.dtype)
+        best: Array = np.full(shape, _lowest(x.dtype), x.dtype)
+        at_best: Array = np.zeros(shape, positions.dtype)
         for number, tap in enumerate(_taps(along, x.shape[place : place + 1])):
             elements, own = _at(place, tap.elements), _at(place, tap.windows)
             found, before = x[elements], best[own]
-            if number == 0 and found.shape == best.shape:
-                best[...], at_best[...] = found, positions[elements]
+            if number == 0:
+                before[...], at_best[own] = found, positions[elements]
                 continue
             larger = found > before
             if x.dtype.kind == "f":
@@ -161,7 +175,30 @@ def max_windows(x: Array, windows: Windows) -> tuple[Array, Array]:
             np.copyto(before, found, where=larger)
             np.copyto(at_best[own], positions[elements], where=larger)
         x, positions = best, at_best
-    return x, positions.astype(np.int64)
+    return positions.astype(np.int64)
+
+
+def spread_largest(grad: Array, largest: Array, x: Array, windows: Windows) -> Array:
+    """Each window's number added to the first of its elements that is the largest."""
+    sizes = x.shape[x.ndim - len(windows.kernel) :]
+    out: Array = np.zeros(x.shape, x.dtype)
+    if prod(windows.kernel) > _FEW:
+        rows = out.reshape(-1, prod(sizes))
+        starts = np.arange(rows.shape[0])[:, None] * rows.shape[1]
+        places = argmax_windows(x, windows).reshape(-1, prod(windows.counts)) + starts
+        np.add.at(out.reshape(-1), places.reshape(-1), grad.reshape(-1))
+        return out
+    has_nan = x.dtype.kind == "f" and np.isnan(largest).any()
+    searched: Array = np.ones(largest.shape, bool)
+    for tap in _taps(windows, sizes):
+        elements, own = (..., *tap.elements), (..., *tap.windows)
+        found = x[elements] == largest[own]
+        if has_nan:
+            found |= np.isnan(x[elements])
+        found &= searched[own]
+        searched[own] ^= found
+        out[elements] += grad[own] * found
+    return out
 
 
 class _Tap(NamedTuple):

@@ -77,10 +77,12 @@ from numpy import (
 )
 
 from gradwire_server.array_windows import (
+    argmax_windows,
     convolve,
     convolve_transposed,
     convolve_weights,
     max_windows,
+    spread_largest,
     spread_windows,
     sum_windows,
 )
@@ -88,8 +90,8 @@ from gradwire_server.errors import Invalid
 from gradwire_server.specs import Shape, Tensor
 
 __all__ = [
-    "abs", "acos", "acosh", "add", "arange", "argmax", "argmin", "asin", "asinh", "astype", "atan",
-    "atanh", "bitcast", "broadcast_to", "ceil", "concat", "constant", "convolve",
+    "abs", "acos", "acosh", "add", "arange", "argmax", "argmax_windows", "argmin", "asin", "asinh",
+    "astype", "atan", "atanh", "bitcast", "broadcast_to", "ceil", "concat", "constant", "convolve",
     "convolve_transposed", "convolve_weights", "cos", "cosh", "cumulative_sum", "divide", "einsum",
     "equal", "erf", "exp", "expand_dims", "expm1", "eye", "floor", "fmod", "full", "full_like",
     "gather_nd", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p",
@@ -97,9 +99,9 @@ __all__ = [
     "maximum", "mean", "min", "minimum", "multiply", "negative", "nonzero_places", "ones_like",
     "pad", "permute_dims", "pow", "prod", "remainder", "require_indices", "require_places",
     "require_range", "reshape", "round", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice",
-    "split", "spread_windows", "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take",
-    "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle", "trunc",
-    "truncated_divide", "unique_slices", "where", "zeros_like",
+    "split", "spread_largest", "spread_windows", "sqrt", "squeeze", "subtract", "sum",
+    "sum_windows", "take", "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle",
+    "trunc", "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.errors import Invalid, OverLimit, Refusal
+from gradwire_server.gates.base import first_outputs
 from gradwire_server.graph import Graph, Ids, Leaf, Row
 from gradwire_server.limits import Limits
 from gradwire_server.specs import Shape, TensorSpec
@@ -246,7 +247,7 @@ def fold(
     ]
     with np.errstate(all="ignore"):
         out = row.gate.forward(arrays, *given, **row.gate.complete(row.attributes))
-    outs = out if isinstance(out, tuple) else (out,)
+    outs = first_outputs(out, len(found))
     return tuple(
         replace(spec, value=tuple(np.reshape(array, -1).tolist()))
         for spec, array in zip(found, outs, strict=True)

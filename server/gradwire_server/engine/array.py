@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates import Gate
-from gradwire_server.gates.base import Array, Namespace
+from gradwire_server.gates.base import Array, Namespace, first_outputs
 from gradwire_server.plan import Plan
 from gradwire_server.specs import Shape, TensorSpec
 
@@ -37,7 +37,7 @@ def forward(xp: Namespace, plan: Plan, values: list[Array]) -> Iterator[int]:
         except Invalid as refusal:
             raise refusal.at(plan.graph.place_of(node), node_index=node) from None
         if use.several:
-            values.extend(out[: use.output_count])
+            values.extend(out)
         else:
             values.append(out)
         if monotonic() > block_ends:
@@ -131,28 +131,31 @@ def _given(plan: Plan, use: _Use, ids: list[int], values: list[Array]) -> list[A
 
 
 def _run(xp: Namespace, plan: Plan, use: _Use, ids: list[int], given: list[Any]) -> Any:
+    """The output, or a tuple of those that are used where the gate may have several."""
     if not any(map(plan.is_batched, ids)):
-        return use.gate.forward(xp, *given, **use.attributes)
+        return _compute(xp, use, given)
     specs = [plan.spec(i) if i else None for i in ids]
     marks = list(map(plan.is_batched, ids))
     aligned = use.gate.aligned_shapes(*specs, **use.attributes)
     if aligned is None:
-        rows = [
-            use.gate.forward(xp, *_row(given, marks, row), **use.attributes)
-            for row in range(plan.batch_size)
-        ]
+        rows = [_compute(xp, use, _row(given, marks, row)) for row in range(plan.batch_size)]
         if use.several:
             return tuple(_stack(xp, outs) for outs in zip(*rows, strict=True))
         return _stack(xp, rows)
-    out = use.gate.forward(xp, *_align(xp, plan, given, marks, aligned), **use.attributes)
+    out = _compute(xp, use, _align(xp, plan, given, marks, aligned))
     inferred = use.gate.infer(*specs, **use.attributes)
     if use.several:
         return tuple(
             xp.reshape(each, (plan.batch_size, *spec.shape))
-            for each, spec in zip(out, inferred, strict=True)  # type: ignore[arg-type]
+            for each, spec in zip(out, inferred, strict=False)  # type: ignore[arg-type]
         )
     assert isinstance(inferred, TensorSpec)
     return xp.reshape(out, (plan.batch_size, *inferred.shape))
+
+
+def _compute(xp: Namespace, use: _Use, given: list[Any]) -> Any:
+    out = use.gate.forward(xp, *given, **use.attributes)
+    return first_outputs(out, use.output_count) if use.several else out
 
 
 def _pull(

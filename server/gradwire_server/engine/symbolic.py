@@ -387,10 +387,12 @@ class Recorder:
         found = self.convolve_transposed(channels, ones, windows, sizes)
         return self.reshape(found, (*grad.shape[:2], *sizes))
 
-    def max_windows(self, x: Handle, windows: Windows) -> tuple[Handle, Handle]:
+    def spread_largest(self, grad: Handle, largest: Handle, x: Handle, windows: Windows) -> Handle:
         pads = (*windows.before, *_behind(windows, x.shape[2:]))
-        largest, indices = self.apply("MaxPool", x, outputs=2, pads=pads, **_steps(windows))
-        return largest, self.remainder(indices, prod(x.shape[2:]))
+        _, indices = self.apply("MaxPool", x, outputs=2, pads=pads, **_steps(windows))
+        flat = self.zeros_like(self.reshape(x, (prod(x.shape),)))
+        places, grads = (self.reshape(each, (prod(grad.shape),)) for each in (indices, grad))
+        return self.reshape(self.scatter(flat, places, grads, 0, "add"), x.shape)
 
     def argmax(self, x: Handle, axis: int, keepdims: bool = False) -> Handle:
         found: Handle = self.apply("ArgMax", x, axis=axis, keepdims=int(keepdims))

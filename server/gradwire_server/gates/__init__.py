@@ -9,6 +9,7 @@ from gradwire_server.gates import (
     linear_algebra,
     logic,
     losses,
+    normalization,
     pooling,
     reductions,
     shapes,
@@ -155,6 +156,15 @@ GATES: dict[str, Gate] = {
         pooling.GlobalAveragePool,
         pooling.GlobalLpPool,
         pooling.MaxUnpool,
+        # Normalization
+        normalization.LayerNormalization,
+        normalization.RMSNormalization,
+        normalization.GroupNormalization,
+        normalization.InstanceNormalization,
+        normalization.BatchNormalization,
+        normalization.LRN,
+        normalization.LpNormalization,
+        normalization.MeanVarianceNormalization,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
