@@ -19,6 +19,7 @@ __all__ = [
     "asinh",
     "atan",
     "atanh",
+    "attention",
     "average_pool",
     "batch_normalization",
     "bit_cast",
@@ -107,6 +108,7 @@ __all__ = [
     "reshape",
     "reverse_sequence",
     "rms_normalization",
+    "rotary_embedding",
     "round",
     "scatter_elements",
     "scatter_nd",
@@ -2217,6 +2219,103 @@ def mean_variance_normalization(x: Operand, *, axes: Sequence[int] = (0, 2, 3)) 
     Shapes:    As X.
     """
     return apply("MeanVarianceNormalization", (x,), {"axes": axes})
+
+
+def attention(
+    q: Operand,
+    k: Operand,
+    v: Operand,
+    attn_mask: Operand | None = None,
+    past_key: Operand | None = None,
+    past_value: Operand | None = None,
+    nonpad_kv_seqlen: Operand | None = None,
+    *,
+    is_causal: int = 0,
+    kv_num_heads: int | None = None,
+    left_window_size: int = -1,
+    q_num_heads: int | None = None,
+    qk_matmul_output_mode: int = 0,
+    right_window_size: int = -1,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    softmax_precision: int | None = None,
+) -> tuple[Handle, ...]:
+    """Each query's mean of the values, weighted by how well their keys fit it.
+
+    Formula:   S = scale * Q @ K^T, then softcap * tanh(S / softcap) if softcap;  L = S +
+               attn_mask, or minus infinity where not allowed;  P = Softmax(L), 0 where nothing is
+               allowed; Y = P @ V
+    Gradient:  to V = P^T @ grad;  with D = grad @ V^T, to L = P * (D - sum of D * P) = to
+               attn_mask;  to S = to L, times 1 - tanh^2 with softcap;  to Q = scale * to S @ K;
+               to K = scale * (to S)^T @ Q
+    Shapes:    Q [N, heads, queries, size], K and V [N, groups, keys, size], groups dividing
+               heads; or all of rank 3 with the heads in the last axis, and q_num_heads and
+               kv_num_heads. past_key and past_value [N, groups, past, size] come before K and V;
+               both together are present_key and present_value. attn_mask broadcasts to [N, heads,
+               queries, keys]; keys behind its last axis are not allowed. Query i is at position i
+               + past, or with nonpad_kv_seqlen [N], which keys are less than, at i +
+               nonpad_kv_seqlen - queries; is_causal allows keys up to it, the windows those
+               around it.
+    """
+    return apply_several(
+        "Attention",
+        (
+            q,
+            k,
+            v,
+            attn_mask,
+            past_key,
+            past_value,
+            nonpad_kv_seqlen,
+        ),
+        {
+            "is_causal": is_causal,
+            "kv_num_heads": kv_num_heads,
+            "left_window_size": left_window_size,
+            "q_num_heads": q_num_heads,
+            "qk_matmul_output_mode": qk_matmul_output_mode,
+            "right_window_size": right_window_size,
+            "scale": scale,
+            "softcap": softcap,
+            "softmax_precision": softmax_precision,
+        },
+        4,
+    )
+
+
+def rotary_embedding(
+    x: Operand,
+    cos_cache: Operand,
+    sin_cache: Operand,
+    position_ids: Operand | None = None,
+    *,
+    interleaved: int = 0,
+    num_heads: int | None = None,
+    rotary_embedding_dim: int = 0,
+) -> Handle:
+    """Pairs of numbers turned by angles that grow with their position.
+
+    Formula:   (a, b) of each pair become (cos * a - sin * b, sin * a + cos * b)
+    Gradient:  to (a, b) = grad turned back;  to cos = ga * a + gb * b,  to sin = gb * a - ga * b
+    Shapes:    X [N, heads, length, size], or [N, length, heads * size] with num_heads; Y as X.
+               The first rotary_embedding_dim numbers of a head (0: all) are pairs: halves side by
+               side, or neighbours with interleaved. The caches are [N, length, pairs]; or
+               [positions, pairs] with position_ids [N, length] that choose their rows.
+    """
+    return apply(
+        "RotaryEmbedding",
+        (
+            x,
+            cos_cache,
+            sin_cache,
+            position_ids,
+        ),
+        {
+            "interleaved": interleaved,
+            "num_heads": num_heads,
+            "rotary_embedding_dim": rotary_embedding_dim,
+        },
+    )
 
 
 def softmax(input: Operand, *, axis: int = -1) -> Handle:

@@ -3,6 +3,7 @@
 from gradwire_server.gates import (
     activations,
     arithmetic,
+    attention,
     convolution,
     creation,
     indexing,
@@ -165,6 +166,9 @@ GATES: dict[str, Gate] = {
         normalization.LRN,
         normalization.LpNormalization,
         normalization.MeanVarianceNormalization,
+        # Attention
+        attention.Attention,
+        attention.RotaryEmbedding,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
