@@ -12,6 +12,7 @@ __all__ = [
     "acos",
     "acosh",
     "add",
+    "affine_grid",
     "and_",
     "arg_max",
     "arg_min",
@@ -23,12 +24,19 @@ __all__ = [
     "average_pool",
     "batch_normalization",
     "bit_cast",
+    "bit_shift",
+    "bitwise_and",
+    "bitwise_not",
+    "bitwise_or",
+    "bitwise_xor",
     "cast",
     "cast_like",
     "ceil",
     "celu",
     "center_crop_pad",
     "clip",
+    "cofactor",
+    "col2_im",
     "compress",
     "concat",
     "constant_of_shape",
@@ -38,6 +46,7 @@ __all__ = [
     "cosh",
     "cum_sum",
     "depth_to_space",
+    "det",
     "div",
     "einsum",
     "elu",
@@ -58,6 +67,7 @@ __all__ = [
     "global_max_pool",
     "greater",
     "greater_or_equal",
+    "grid_sample",
     "group_normalization",
     "hard_sigmoid",
     "hard_swish",
@@ -106,6 +116,7 @@ __all__ = [
     "reduce_sum_square",
     "relu",
     "reshape",
+    "resize",
     "reverse_sequence",
     "rms_normalization",
     "rotary_embedding",
@@ -892,6 +903,86 @@ def is_inf(x: Operand, *, detect_negative: int = 1, detect_positive: int = 1) ->
     """
     return apply(
         "IsInf", (x,), {"detect_negative": detect_negative, "detect_positive": detect_positive}
+    )
+
+
+def bitwise_and(a: Operand, b: Operand) -> Handle:
+    """The bits that are set in both.
+
+    Formula:   out = A and B, bit by bit
+    Gradient:  None: the output is an integer.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "BitwiseAnd",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def bitwise_or(a: Operand, b: Operand) -> Handle:
+    """The bits that are set in one or both.
+
+    Formula:   out = A or B, bit by bit
+    Gradient:  None: the output is an integer.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "BitwiseOr",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def bitwise_xor(a: Operand, b: Operand) -> Handle:
+    """The bits that are set in exactly one.
+
+    Formula:   out = A xor B, bit by bit
+    Gradient:  None: the output is an integer.
+    Shapes:    A and B broadcast.
+    """
+    return apply(
+        "BitwiseXor",
+        (
+            a,
+            b,
+        ),
+        {},
+    )
+
+
+def bitwise_not(x: Operand) -> Handle:
+    """The bits that are not set.
+
+    Formula:   out = not X, bit by bit: -1 - X for signed integers
+    Gradient:  None: the output is an integer.
+    Shapes:    As X.
+    """
+    return apply("BitwiseNot", (x,), {})
+
+
+def bit_shift(x: Operand, y: Operand, *, direction: str) -> Handle:
+    """Bits moved to the left or right.
+
+    Formula:   out = X * 2^Y without the bits that leave (LEFT), or floor(X / 2^Y) (RIGHT); a Y
+               that is negative or not below the number of bits moves every bit out: 0, or -1 for
+               a negative X moved to the right
+    Gradient:  None: the output is an integer.
+    Shapes:    X and Y broadcast.
+    """
+    return apply(
+        "BitShift",
+        (
+            x,
+            y,
+        ),
+        {"direction": direction},
     )
 
 
@@ -2315,6 +2406,151 @@ def rotary_embedding(
             "num_heads": num_heads,
             "rotary_embedding_dim": rotary_embedding_dim,
         },
+    )
+
+
+def det(x: Operand) -> Handle:
+    """The determinant of square matrices.
+
+    Formula:   Y = det(X)
+    Gradient:  d Y/dX = the cofactors of X: Y * transpose(inverse(X)), where there is an inverse
+    Kinks:     None; the second derivative at a singular X is taken as 0.
+    Shapes:    X's without the last two axes, which are equal; 1 for a matrix of size 0.
+    """
+    return apply("Det", (x,), {})
+
+
+def cofactor(x: Operand) -> Handle:
+    """The cofactors of square matrices: the gradient of Det. This operator is not ONNX's.
+
+    Formula:   Y[i, j] = (-1)^(i + j) * det(X without row i and column j)
+    Gradient:  to X: (sum(grad * Y) * Y - Y @ transpose(grad) @ Y) / det(X)
+    Kinks:     The gradient at a singular X, which this form cannot give, is taken as 0.
+    Shapes:    As X, whose last two axes are equal.
+    """
+    return apply("Cofactor", (x,), {})
+
+
+def resize(
+    x: Operand,
+    roi: Operand | None = None,
+    scales: Operand | None = None,
+    sizes: Operand | None = None,
+    *,
+    antialias: int = 0,
+    axes: Sequence[int] | None = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
+) -> Handle:
+    """A tensor sampled anew along its axes, finer or coarser.
+
+    Formula:   out[.., i, ..] = sum of w[i, j] * X[.., j, ..] along each axis in turn, where w
+               puts 1 on the nearest element, or weights of linear or cubic interpolation around
+               the place that coordinate_transformation_mode finds
+    Gradient:  d out/dX = w, transposed along each axis
+    Shapes:    sizes, or floor(X's size * scale) along each of axes; all axes in order where none
+               are given. Integers are rounded to even and kept in range.
+    """
+    return apply(
+        "Resize",
+        (
+            x,
+            roi,
+            scales,
+            sizes,
+        ),
+        {
+            "antialias": antialias,
+            "axes": axes,
+            "coordinate_transformation_mode": coordinate_transformation_mode,
+            "cubic_coeff_a": cubic_coeff_a,
+            "exclude_outside": exclude_outside,
+            "extrapolation_value": extrapolation_value,
+            "keep_aspect_ratio_policy": keep_aspect_ratio_policy,
+            "mode": mode,
+            "nearest_mode": nearest_mode,
+        },
+    )
+
+
+def affine_grid(theta: Operand, size: Operand, *, align_corners: int = 0) -> Handle:
+    """Places to sample an image at, moved by an affine map for each row.
+
+    Formula:   grid[n, i, j] = theta[n] @ (x_j, y_i, 1), with x and y in equal steps over [-1, 1],
+               from the middle of the first element to that of the last with align_corners, else
+               from edge to edge
+    Gradient:  d grid/d theta = (x_j, y_i, 1)
+    Shapes:    theta is [N, 2, 3], size [N, C, H, W] and grid [N, H, W, 2]; or with a depth before
+               H, theta [N, 3, 4].
+    """
+    return apply(
+        "AffineGrid",
+        (
+            theta,
+            size,
+        ),
+        {"align_corners": align_corners},
+    )
+
+
+def grid_sample(
+    x: Operand,
+    grid: Operand,
+    *,
+    align_corners: int = 0,
+    mode: str = "linear",
+    padding_mode: str = "zeros",
+) -> Handle:
+    """An image sampled at places that a grid gives, as numbers from -1 to 1 along each axis.
+
+    Formula:   Y[n, c, i] = sum of w(p - k) * X[n, c, k] over the elements k around the place p =
+               grid[n, i], with weights of the nearest element, linear or cubic interpolation
+    Gradient:  d Y/dX = w; d Y/d grid = w', through the place
+    Kinks:     On an element, where linear weights have a kink, the slope on its higher side
+               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid is 0
+               for border, and turns its sign at each reflection.
+    Shapes:    X is [N, C, D1, .., Dr], grid [N, O1, .., Or, r] with the last axis first in it,
+               and Y [N, C, O1, .., Or].
+    """
+    return apply(
+        "GridSample",
+        (
+            x,
+            grid,
+        ),
+        {"align_corners": align_corners, "mode": mode, "padding_mode": padding_mode},
+    )
+
+
+def col2_im(
+    input: Operand,
+    image_shape: Operand,
+    block_shape: Operand,
+    *,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Blocks put together to an image, added up where they overlap.
+
+    Formula:   out[n, c, l * stride + k * dilation - pad] += input[n, (c, k), l], for each
+               position k in a block and each block l, both row-major
+    Gradient:  d out/d input = 1 where it lies inside the image
+    Shapes:    input is [N, C * size of a block, number of blocks] and out [N, C, *image_shape].
+    """
+    return apply(
+        "Col2Im",
+        (
+            input,
+            image_shape,
+            block_shape,
+        ),
+        {"dilations": dilations, "pads": pads, "strides": strides},
     )
 
 

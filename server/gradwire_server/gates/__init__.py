@@ -4,8 +4,10 @@ from gradwire_server.gates import (
     activations,
     arithmetic,
     attention,
+    bitwise,
     convolution,
     creation,
+    images,
     indexing,
     linear_algebra,
     logic,
@@ -88,6 +90,12 @@ GATES: dict[str, Gate] = {
         logic.Where,
         logic.IsNaN,
         logic.IsInf,
+        # Bitwise
+        bitwise.BitwiseAnd,
+        bitwise.BitwiseOr,
+        bitwise.BitwiseXor,
+        bitwise.BitwiseNot,
+        bitwise.BitShift,
         # Reductions
         reductions.ReduceSum,
         reductions.ReduceMean,
@@ -169,6 +177,13 @@ GATES: dict[str, Gate] = {
         # Attention
         attention.Attention,
         attention.RotaryEmbedding,
+        linear_algebra.Det,
+        linear_algebra.Cofactor,
+        # Images
+        images.Resize,
+        images.AffineGrid,
+        images.GridSample,
+        images.Col2Im,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,

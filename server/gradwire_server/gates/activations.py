@@ -17,7 +17,7 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
-from gradwire_server.specs import NUMBERS, Shape, TensorSpec, broadcast_shapes
+from gradwire_server.specs import FLOATS, NUMBERS, Shape, TensorSpec, broadcast_shapes
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
@@ -100,6 +100,9 @@ class LeakyRelu(ElementwiseGate):
         return (xp.where(xp.greater(x, 0.0), grad, alpha * grad),)
 
 
+_WHOLE_TOO = (*FLOATS, "int32", "int64", "uint32", "uint64")
+
+
 class PRelu(Gate):
     """Number where it is positive, else it times a slope that is learned.
 
@@ -110,8 +113,9 @@ class PRelu(Gate):
     """
 
     operator = "PRelu"
-    inputs = (Input("X"), Input("slope"))
+    inputs = (Input("X", _WHOLE_TOO), Input("slope", _WHOLE_TOO))
     examples = (
+        Example(([-2, 3], 2), [-4, 3]),
         Example(([-2.0, 3.0], [0.5, 0.5]), [-1.0, 3.0], gradients=([0.5, 1.0], [-2.0, 0.0])),
         Example((0.0, 0.25), 0.0, gradients=(0.25, 0.0), at_kink=True),
     )
