@@ -44,6 +44,7 @@ __all__ = [
     "conv_transpose",
     "cos",
     "cosh",
+    "cum_prod",
     "cum_sum",
     "depth_to_space",
     "det",
@@ -71,6 +72,7 @@ __all__ = [
     "group_normalization",
     "hard_sigmoid",
     "hard_swish",
+    "hardmax",
     "identity",
     "instance_normalization",
     "is_inf",
@@ -95,6 +97,7 @@ __all__ = [
     "mod",
     "mul",
     "neg",
+    "negative_log_likelihood_loss",
     "non_zero",
     "not_",
     "one_hot",
@@ -125,6 +128,7 @@ __all__ = [
     "scatter_nd",
     "selu",
     "shape",
+    "shrink",
     "sigmoid",
     "sign",
     "sin",
@@ -141,6 +145,8 @@ __all__ = [
     "squeeze",
     "sub",
     "sum",
+    "swi_glu",
+    "swish",
     "tan",
     "tanh",
     "tensor_scatter",
@@ -720,6 +726,44 @@ def clip(input: Operand, min: Operand | None = None, max: Operand | None = None)
     )
 
 
+def swish(x: Operand, *, alpha: float = 1.0) -> Handle:
+    """Number times its logistic function.
+
+    Formula:   Y = X * s,  s = 1 / (1 + exp(-alpha * X))
+    Gradient:  d Y/dX = s + alpha * X * s * (1 - s)
+    Shapes:    As X.
+    """
+    return apply("Swish", (x,), {"alpha": alpha})
+
+
+def swi_glu(a: Operand, b: Operand, *, alpha: float = 1.0) -> Handle:
+    """Number times the Swish of another.
+
+    Formula:   Y = A * s * B,  s = 1 / (1 + exp(-alpha * A))
+    Gradient:  d Y/dA = B * (s + alpha * A * s * (1 - s)),  d Y/dB = A * s
+    Shapes:    A and B have one shape, and so has Y.
+    """
+    return apply(
+        "SwiGLU",
+        (
+            a,
+            b,
+        ),
+        {"alpha": alpha},
+    )
+
+
+def shrink(input: Operand, *, bias: float = 0.0, lambd: float = 0.5) -> Handle:
+    """Number moved towards 0, and 0 where it is near.
+
+    Formula:   output = input + bias if input < -lambd, input - bias if input > lambd, else 0
+    Gradient:  d output/d input = 1 outside [-lambd, lambd], 0 inside
+    Kinks:     At -lambd and lambd the gradient is 0.
+    Shapes:    As input; integers are rounded towards zero.
+    """
+    return apply("Shrink", (input,), {"bias": bias, "lambd": lambd})
+
+
 def equal(a: Operand, b: Operand) -> Handle:
     """Whether two elements are equal; NaN equals nothing.
 
@@ -1201,6 +1245,24 @@ def cum_sum(x: Operand, axis: Operand, *, exclusive: int = 0, reverse: int = 0) 
     """
     return apply(
         "CumSum",
+        (
+            x,
+            axis,
+        ),
+        {"exclusive": exclusive, "reverse": reverse},
+    )
+
+
+def cum_prod(x: Operand, axis: Operand, *, exclusive: int = 0, reverse: int = 0) -> Handle:
+    """Running product along an axis.
+
+    Formula:   y[i] = x[0] * ... * x[i];  exclusive leaves out x[i], reverse runs from the end
+    Gradient:  to x[j] = x[0] * ... * x[j-1] * h[j],  h[j] = grad[j] + x[j+1] * h[j+1]; nothing is
+               divided, so zeros are exact, in every order
+    Shapes:    y is shaped like x; axis is one number.
+    """
+    return apply(
+        "CumProd",
         (
             x,
             axis,
@@ -2574,6 +2636,17 @@ def log_softmax(input: Operand, *, axis: int = -1) -> Handle:
     return apply("LogSoftmax", (input,), {"axis": axis})
 
 
+def hardmax(input: Operand, *, axis: int = -1) -> Handle:
+    """1 for the largest number along an axis, 0 for the others.
+
+    Formula:   output = [input is the first of the largest along axis]
+    Gradient:  d output/d input = 0
+    Kinks:     0 also where the largest changes.
+    Shapes:    As input.
+    """
+    return apply("Hardmax", (input,), {"axis": axis})
+
+
 def softmax_cross_entropy_loss(
     scores: Operand,
     labels: Operand,
@@ -2600,4 +2673,32 @@ def softmax_cross_entropy_loss(
         ),
         {"reduction": reduction, "ignore_index": ignore_index},
         2,
+    )
+
+
+def negative_log_likelihood_loss(
+    input: Operand,
+    target: Operand,
+    weight: Operand | None = None,
+    *,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+) -> Handle:
+    """Loss of log-probabilities for labels: minus that of each label.
+
+    Formula:   a row's loss is -weight[target] * input[target] along axis 1, and 0 where target is
+               ignore_index; loss is those (none), their sum (sum), or their sum over that of
+               their weights (mean)
+    Gradient:  to input = -weight[target] * [class = target] times the row's gradient;  to weight
+               from the same sums
+    Shapes:    input [N, C, ..], target [N, ..], weight [C]; loss as target, or rank 0.
+    """
+    return apply(
+        "NegativeLogLikelihoodLoss",
+        (
+            input,
+            target,
+            weight,
+        ),
+        {"reduction": reduction, "ignore_index": ignore_index},
     )

@@ -734,6 +734,53 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "Swish": Signature(
+        "Swish",
+        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Attribute("alpha", "float", 1.0, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "SwiGLU": Signature(
+        "SwiGLU",
+        (
+            Input("A", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", False, False, False),
+        ),
+        (Attribute("alpha", "float", 1.0, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "Shrink": Signature(
+        "Shrink",
+        (
+            Input(
+                "input",
+                (
+                    "float32",
+                    "float64",
+                    "int8",
+                    "int16",
+                    "int32",
+                    "int64",
+                    "uint8",
+                    "uint16",
+                    "uint32",
+                    "uint64",
+                ),
+                "T",
+                False,
+                False,
+                False,
+            ),
+        ),
+        (
+            Attribute("bias", "float", 0.0, False, ()),
+            Attribute("lambd", "float", 0.5, False, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
     "Equal": Signature(
         "Equal",
         (
@@ -1385,6 +1432,26 @@ SIGNATURES = {
     ),
     "CumSum": Signature(
         "CumSum",
+        (
+            Input(
+                "x",
+                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                "T",
+                False,
+                False,
+                False,
+            ),
+            Input("axis", ("int32", "int64"), "axis", False, False, True),
+        ),
+        (
+            Attribute("exclusive", "int", 0, False, (0, 1)),
+            Attribute("reverse", "int", 0, False, (0, 1)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "CumProd": Signature(
+        "CumProd",
         (
             Input(
                 "x",
@@ -3183,6 +3250,13 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "Hardmax": Signature(
+        "Hardmax",
+        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (Attribute("axis", "int", -1, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
     "SoftmaxCrossEntropyLoss": Signature(
         "SoftmaxCrossEntropyLoss",
         (
@@ -3195,6 +3269,20 @@ SIGNATURES = {
             Attribute("ignore_index", "int", None, False, ()),
         ),
         (1, 2),
+        ("input:0",),
+    ),
+    "NegativeLogLikelihoodLoss": Signature(
+        "NegativeLogLikelihoodLoss",
+        (
+            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("target", ("int32", "int64"), "I", False, False, False),
+            Input("weight", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("reduction", "string", "mean", False, ("none", "sum", "mean")),
+            Attribute("ignore_index", "int", None, False, ()),
+        ),
+        (1, 1),
         ("input:0",),
     ),
 }

@@ -101,16 +101,16 @@ __all__ = [
     "astype", "atan", "atanh", "bitcast", "bitwise_and", "bitwise_invert", "bitwise_left_shift",
     "bitwise_or", "bitwise_right_shift", "bitwise_xor", "broadcast_to", "ceil", "cofactor",
     "concat", "constant", "convolve", "convolve_transposed", "convolve_weights", "cos", "cosh",
-    "cumulative_sum", "det", "divide", "einsum", "equal", "erf", "exp", "expand_dims", "expm1",
-    "eye", "floor", "fmod", "full", "full_like", "gather_nd", "greater", "greater_equal", "isinf",
-    "isnan", "less", "less_equal", "log", "log1p", "logical_and", "logical_not", "logical_or",
-    "logical_xor", "matmul", "max", "max_windows", "maximum", "mean", "min", "minimum", "multiply",
-    "negative", "nonzero_places", "ones_like", "pad", "permute_dims", "pow", "prod", "remainder",
-    "require_indices", "require_places", "require_range", "reshape", "round", "round_to", "scatter",
-    "scatter_nd", "sign", "sin", "sinh", "slice", "split", "spread_largest", "spread_windows",
-    "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan", "tanh",
-    "tile", "top_indices", "triangle",
-    "trunc", "truncated_divide", "unique_slices", "where", "zeros_like",
+    "cumulative_product", "cumulative_sum", "det", "divide", "einsum", "equal", "erf", "exp",
+    "expand_dims", "expm1", "eye", "floor", "fmod", "full", "full_like", "gather_nd", "greater",
+    "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "matmul", "max", "max_windows", "maximum", "mean",
+    "min", "minimum", "multiply", "negative", "nonzero_places", "ones_like", "pad", "permute_dims",
+    "pow", "prod", "remainder", "require_indices", "require_places", "require_range", "reshape",
+    "round", "round_to", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice", "split",
+    "spread_largest", "spread_windows", "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take",
+    "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle", "trunc",
+    "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any
@@ -218,6 +218,20 @@ def cumulative_sum(x: Array, axis: int, exclusive: bool = False, reverse: bool =
         np.cumsum(along[:-1], axis=0, dtype=x.dtype, out=total[1:])
     else:
         np.cumsum(along, axis=0, dtype=x.dtype, out=total)
+    total = np.moveaxis(total, 0, axis)
+    return np.flip(total, axis) if reverse else total
+
+
+def cumulative_product(
+    x: Array, axis: int, exclusive: bool = False, reverse: bool = False
+) -> Array:
+    """Running product along an axis; exclusive leaves an element out of its own product."""
+    along = np.moveaxis(np.flip(x, axis) if reverse else x, axis, 0)
+    total = np.ones_like(along)
+    if exclusive:
+        np.cumprod(along[:-1], axis=0, dtype=x.dtype, out=total[1:])
+    else:
+        np.cumprod(along, axis=0, dtype=x.dtype, out=total)
     total = np.moveaxis(total, 0, axis)
     return np.flip(total, axis) if reverse else total
 

@@ -328,6 +328,15 @@ class Recorder:
         )
         return found
 
+    def cumulative_product(
+        self, x: Handle, axis: int, exclusive: bool = False, reverse: bool = False
+    ) -> Handle:
+        along = self.number(axis, "int64")
+        found: Handle = self.apply(
+            "CumProd", x, along, exclusive=int(exclusive), reverse=int(reverse)
+        )
+        return found
+
     def einsum(self, equation: str, *operands: Handle) -> Handle:
         found: Handle = self.apply("Einsum", *operands, equation=equation)
         return found

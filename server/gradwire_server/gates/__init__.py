@@ -77,6 +77,9 @@ GATES: dict[str, Gate] = {
         activations.Mish,
         activations.ThresholdedRelu,
         activations.Clip,
+        activations.Swish,
+        activations.SwiGLU,
+        activations.Shrink,
         # Comparison and choice
         logic.Equal,
         logic.Greater,
@@ -108,6 +111,7 @@ GATES: dict[str, Gate] = {
         reductions.ReduceLogSumExp,
         reductions.ReduceSumSquare,
         reductions.CumSum,
+        reductions.CumProd,
         reductions.ArgMax,
         reductions.ArgMin,
         # Shapes
@@ -187,7 +191,9 @@ GATES: dict[str, Gate] = {
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
+        losses.Hardmax,
         losses.SoftmaxCrossEntropyLoss,
+        losses.NegativeLogLikelihoodLoss,
     )
 }
 
