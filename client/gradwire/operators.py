@@ -70,6 +70,7 @@ __all__ = [
     "greater_or_equal",
     "grid_sample",
     "group_normalization",
+    "gru",
     "hard_sigmoid",
     "hard_swish",
     "hardmax",
@@ -86,6 +87,7 @@ __all__ = [
     "lp_normalization",
     "lp_pool",
     "lrn",
+    "lstm",
     "mat_mul",
     "max",
     "max_pool",
@@ -122,6 +124,7 @@ __all__ = [
     "resize",
     "reverse_sequence",
     "rms_normalization",
+    "rnn",
     "rotary_embedding",
     "round",
     "scatter_elements",
@@ -2468,6 +2471,168 @@ def rotary_embedding(
             "num_heads": num_heads,
             "rotary_embedding_dim": rotary_embedding_dim,
         },
+    )
+
+
+def rnn(
+    x: Operand,
+    w: Operand,
+    r: Operand,
+    b: Operand | None = None,
+    sequence_lens: Operand | None = None,
+    initial_h: Operand | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+) -> tuple[Handle, ...]:
+    """Simple recurrent network.
+
+    Formula:   H_t = f(X_t @ W^T + H_(t-1) @ R^T + Wb + Rb), B = [Wb, Rb], f = Tanh by default; Y
+               = all H_t, 0 behind the end of a sequence;  Y_h = the last of each sequence
+    Gradient:  back through time: g_t = grad_t + G_(t+1) @ R, G_t = g_t * f'(..);  to X_t = G_t @
+               W,  to W = sum of G_t^T @ X_t,  to R = sum of G_t^T @ H_(t-1),  to both biases =
+               sum of G_t
+    Kinks:     as the activations', which are 0 or the lower branch's; beyond clip 0.
+    Shapes:    X [steps, batch, inputs], W [directions, hidden, inputs], R [directions, hidden,
+               hidden], B [directions, 2 * hidden], initial_h [directions, batch, hidden]; Y
+               [steps, directions, batch, hidden], Y_h as initial_h. With layout 1 batch is first.
+    """
+    return apply_several(
+        "RNN",
+        (
+            x,
+            w,
+            r,
+            b,
+            sequence_lens,
+            initial_h,
+        ),
+        {
+            "activation_alpha": activation_alpha,
+            "activation_beta": activation_beta,
+            "activations": activations,
+            "clip": clip,
+            "direction": direction,
+            "hidden_size": hidden_size,
+            "layout": layout,
+        },
+        2,
+    )
+
+
+def gru(
+    x: Operand,
+    w: Operand,
+    r: Operand,
+    b: Operand | None = None,
+    sequence_lens: Operand | None = None,
+    initial_h: Operand | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    linear_before_reset: int = 0,
+) -> tuple[Handle, ...]:
+    """Gated recurrent unit.
+
+    Formula:   z = f(X_t @ Wz^T + H @ Rz^T + Wbz + Rbz), r = f(X_t @ Wr^T + H @ Rr^T + Wbr + Rbr),
+               n = g(X_t @ Wh^T + (r * H) @ Rh^T + Wbh + Rbh), or with linear_before_reset g(X_t @
+               Wh^T + Wbh + r * (H @ Rh^T + Rbh));  H_t = (1 - z) * n + z * H, H = H_(t-1); f =
+               Sigmoid, g = Tanh by default;  Y and Y_h as RNN's
+    Gradient:  back through time: from G to H_t, to n = G * (1 - z), to z = G * (H - n), to r by
+               the state's product, and to H = G * z + what z, r and n pass on
+    Kinks:     as the activations', which are 0 or the lower branch's; beyond clip 0.
+    Shapes:    as RNN's, with 3 * hidden rows [z, r, h] in W and R, and B [directions, 6 *
+               hidden].
+    """
+    return apply_several(
+        "GRU",
+        (
+            x,
+            w,
+            r,
+            b,
+            sequence_lens,
+            initial_h,
+        ),
+        {
+            "activation_alpha": activation_alpha,
+            "activation_beta": activation_beta,
+            "activations": activations,
+            "clip": clip,
+            "direction": direction,
+            "hidden_size": hidden_size,
+            "layout": layout,
+            "linear_before_reset": linear_before_reset,
+        },
+        2,
+    )
+
+
+def lstm(
+    x: Operand,
+    w: Operand,
+    r: Operand,
+    b: Operand | None = None,
+    sequence_lens: Operand | None = None,
+    initial_h: Operand | None = None,
+    initial_c: Operand | None = None,
+    p: Operand | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    input_forget: int = 0,
+) -> tuple[Handle, ...]:
+    """Long short-term memory.
+
+    Formula:   with A = X_t @ W^T + H @ R^T + Wb + Rb in parts i, o, f, c:  i = f(Ai + Pi * C), f
+               = f(Af + Pf * C) or 1 - i with input_forget, c = g(Ac);  C_t = f * C + i * c; o =
+               f(Ao + Po * C_t);  H_t = o * h(C_t); H = H_(t-1), C = C_(t-1); f = Sigmoid, g = h =
+               Tanh by default;  Y and Y_h as RNN's, Y_c = the last C_t
+    Gradient:  back through time: to o = G * h(C_t), to C_t = what the next step passes + G * o *
+               h'(C_t) + to Ao * Po, to i = to C_t * c, to f = to C_t * C, to c = to C_t * i, to C
+               = to C_t * f + to Ai * Pi + to Af * Pf, to H = to A @ R
+    Kinks:     as the activations', which are 0 or the lower branch's; beyond clip 0.
+    Shapes:    as RNN's, with 4 * hidden rows [i, o, f, c] in W and R, B [directions, 8 * hidden],
+               initial_c as initial_h, P [directions, 3 * hidden] as [i, o, f]; Y_c as Y_h.
+    """
+    return apply_several(
+        "LSTM",
+        (
+            x,
+            w,
+            r,
+            b,
+            sequence_lens,
+            initial_h,
+            initial_c,
+            p,
+        ),
+        {
+            "activation_alpha": activation_alpha,
+            "activation_beta": activation_beta,
+            "activations": activations,
+            "clip": clip,
+            "direction": direction,
+            "hidden_size": hidden_size,
+            "layout": layout,
+            "input_forget": input_forget,
+        },
+        3,
     )
 
 

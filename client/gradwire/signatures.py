@@ -3098,6 +3098,82 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "RNN": Signature(
+        "RNN",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("R", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("sequence_lens", ("int32",), "T1", True, False, False),
+            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("activation_alpha", "floats", None, False, ()),
+            Attribute("activation_beta", "floats", None, False, ()),
+            Attribute("activations", "strings", None, False, ()),
+            Attribute("clip", "float", None, False, ()),
+            Attribute(
+                "direction", "string", "forward", False, ("forward", "reverse", "bidirectional")
+            ),
+            Attribute("hidden_size", "int", None, False, ()),
+            Attribute("layout", "int", 0, False, (0, 1)),
+        ),
+        (1, 2),
+        ("input:0",),
+    ),
+    "GRU": Signature(
+        "GRU",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("R", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("sequence_lens", ("int32",), "T1", True, False, False),
+            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("activation_alpha", "floats", None, False, ()),
+            Attribute("activation_beta", "floats", None, False, ()),
+            Attribute("activations", "strings", None, False, ()),
+            Attribute("clip", "float", None, False, ()),
+            Attribute(
+                "direction", "string", "forward", False, ("forward", "reverse", "bidirectional")
+            ),
+            Attribute("hidden_size", "int", None, False, ()),
+            Attribute("layout", "int", 0, False, (0, 1)),
+            Attribute("linear_before_reset", "int", 0, False, (0, 1)),
+        ),
+        (1, 2),
+        ("input:0",),
+    ),
+    "LSTM": Signature(
+        "LSTM",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("R", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("sequence_lens", ("int32",), "T1", True, False, False),
+            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+            Input("initial_c", ("float32", "float64"), "T", True, False, False),
+            Input("P", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("activation_alpha", "floats", None, False, ()),
+            Attribute("activation_beta", "floats", None, False, ()),
+            Attribute("activations", "strings", None, False, ()),
+            Attribute("clip", "float", None, False, ()),
+            Attribute(
+                "direction", "string", "forward", False, ("forward", "reverse", "bidirectional")
+            ),
+            Attribute("hidden_size", "int", None, False, ()),
+            Attribute("layout", "int", 0, False, (0, 1)),
+            Attribute("input_forget", "int", 0, False, (0, 1)),
+        ),
+        (1, 3),
+        ("input:0",),
+    ),
     "Det": Signature(
         "Det",
         (Input("X", ("float32", "float64"), "T", False, False, False),),

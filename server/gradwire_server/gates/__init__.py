@@ -14,6 +14,7 @@ from gradwire_server.gates import (
     losses,
     normalization,
     pooling,
+    recurrent,
     reductions,
     shapes,
     transcendental,
@@ -181,6 +182,10 @@ GATES: dict[str, Gate] = {
         # Attention
         attention.Attention,
         attention.RotaryEmbedding,
+        # Recurrent networks
+        recurrent.RNN,
+        recurrent.GRU,
+        recurrent.LSTM,
         linear_algebra.Det,
         linear_algebra.Cofactor,
         # Images
