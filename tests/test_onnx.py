@@ -125,8 +125,13 @@ def test_newest_operator_set_is_the_one_tested() -> None:
 DATA_TYPES_APART = {
     # a mask of integers is one that is added: Cast says so
     ("Attention", "attn_mask"): set(ANY) - {*FLOATS, "bool"},
-    # ONNX lists no float64 here, and everywhere else
-    **{("RotaryEmbedding", name): {"float64"} for name in ("X", "cos_cache", "sin_cache")},
+    # ONNX lists no float64 for these, as it does everywhere else
+    **{
+        (operator, each.name): {"float64"}
+        for operator in ("RotaryEmbedding", "LinearAttention")
+        for each in GATES[operator].inputs
+        if each.name != "position_ids"
+    },
     ("Resize", "scales"): {"float64"},  # no less exact, and one rule for all floating inputs
     ("GridSample", "X"): set(ANY) - set(FLOATS),  # interpolated integers have no rounding rule
 }

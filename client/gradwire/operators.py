@@ -82,6 +82,7 @@ __all__ = [
     "leaky_relu",
     "less",
     "less_or_equal",
+    "linear_attention",
     "log",
     "log_softmax",
     "lp_normalization",
@@ -2471,6 +2472,56 @@ def rotary_embedding(
             "num_heads": num_heads,
             "rotary_embedding_dim": rotary_embedding_dim,
         },
+    )
+
+
+def linear_attention(
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    past_state: Operand | None = None,
+    decay: Operand | None = None,
+    beta: Operand | None = None,
+    *,
+    chunk_size: int = 64,
+    kv_num_heads: int,
+    q_num_heads: int,
+    scale: float = 0.0,
+    update_rule: str = "gated_delta",
+) -> tuple[Handle, ...]:
+    """Attention whose keys and values are kept in one matrix that each token changes.
+
+    Formula:   for each token: S' = exp(decay) * S (gated rules, else S);  u = beta * (value -
+               S'^T @ key) (delta rules, else value);  S = S' + key @ u^T;  output = scale * S^T @
+               query
+    Gradient:  back through the tokens, G the gradient of S: G += scale * query @ grad^T;  to key
+               = G @ u - S' @ d,  d = beta * v,  v = G^T @ key;  to value = d;  to beta = v *
+               (value - S'^T @ key);  G -= key @ d^T;  to decay = sum of G * S';  then G *=
+               exp(decay);  to query = scale * S @ grad
+    Shapes:    query [N, tokens, q_num_heads * size], key [N, tokens, kv_num_heads * size], value
+               [N, tokens, kv_num_heads * value_size], decay as key or [N, tokens, kv_num_heads],
+               beta that or [N, tokens, 1], past_state and present_state [N, kv_num_heads, size,
+               value_size]; output [N, tokens, q_num_heads * value_size]. kv_num_heads divides
+               q_num_heads.
+    """
+    return apply_several(
+        "LinearAttention",
+        (
+            query,
+            key,
+            value,
+            past_state,
+            decay,
+            beta,
+        ),
+        {
+            "chunk_size": chunk_size,
+            "kv_num_heads": kv_num_heads,
+            "q_num_heads": q_num_heads,
+            "scale": scale,
+            "update_rule": update_rule,
+        },
+        2,
     )
 
 

@@ -3098,6 +3098,32 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "LinearAttention": Signature(
+        "LinearAttention",
+        (
+            Input("query", ("float32", "float64"), "T", False, False, False),
+            Input("key", ("float32", "float64"), "T", False, False, False),
+            Input("value", ("float32", "float64"), "T", False, False, False),
+            Input("past_state", ("float32", "float64"), "T", True, False, False),
+            Input("decay", ("float32", "float64"), "T", True, False, False),
+            Input("beta", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("chunk_size", "int", 64, False, ()),
+            Attribute("kv_num_heads", "int", None, True, ()),
+            Attribute("q_num_heads", "int", None, True, ()),
+            Attribute("scale", "float", 0.0, False, ()),
+            Attribute(
+                "update_rule",
+                "string",
+                "gated_delta",
+                False,
+                ("linear", "gated", "delta", "gated_delta"),
+            ),
+        ),
+        (1, 2),
+        ("input:0",),
+    ),
     "RNN": Signature(
         "RNN",
         (

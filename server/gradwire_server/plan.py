@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.errors import Invalid, OverLimit, Refusal
-from gradwire_server.gates.base import first_outputs
+from gradwire_server.gates.base import Gate, first_outputs
 from gradwire_server.graph import Graph, Ids, Leaf, Row
 from gradwire_server.limits import Limits
-from gradwire_server.specs import Shape, TensorSpec
+from gradwire_server.specs import ITEM_SIZES, Shape, TensorSpec
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
 KNOWN_SIZE = 1024
@@ -68,7 +68,7 @@ class Plan:
 
     def nbytes(self, gradients: bool) -> int:
         """Memory for every value, and every gradient, held at once; in bytes."""
-        total = 0
+        total = self._workspace()
         for output in self.graph.outputs if self.batch_size else ():
             row = sum(self.spec(value_id).nbytes for value_id in output.value_ids)
             total += self.batch_size * row
@@ -81,6 +81,20 @@ class Plan:
                 copies = 2 if gradients and spec.is_floating else 1
                 total += use * copies * (rows * _held(spec) + _BYTES_OF_ONE)
         return total
+
+    def _workspace(self) -> int:
+        """Memory for what the hungriest node holds while it runs."""
+        most, graph = 0, self.graph
+        for number, row in enumerate(graph.rows):
+            if type(row.gate).workspace is Gate.workspace:
+                continue
+            starts = graph.input_starts[np.flatnonzero(graph.node_rows == number)]
+            inputs = graph.node_inputs[starts[:, None] + np.arange(row.input_count)]
+            for ids in np.unique(self.spec_ids[inputs], axis=0).tolist():
+                specs = [None if i == _ABSENT else self.specs[i] for i in ids]
+                elements = row.gate.workspace(*specs, **row.gate.complete(row.attributes))
+                most = max(most, elements * max(ITEM_SIZES[each.dtype] for each in specs if each))
+        return most
 
 
 def make_plan(

@@ -182,6 +182,7 @@ GATES: dict[str, Gate] = {
         # Attention
         attention.Attention,
         attention.RotaryEmbedding,
+        attention.LinearAttention,
         # Recurrent networks
         recurrent.RNN,
         recurrent.GRU,

@@ -1,10 +1,10 @@
-"""Attention and the rotation of positions. Scores that are not allowed are minus infinity."""
+"""Attention, of all tokens or by a state, and the rotation of positions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from math import inf, sqrt
+from math import inf, prod, sqrt
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -20,6 +20,9 @@ from gradwire_server.gates.base import (
 )
 from gradwire_server.gates.common import integers
 from gradwire_server.specs import FLOATS, Shape, TensorSpec, broadcast_shapes
+
+#: Tensors of scores, and states of each token, that a backward pass holds at once.
+_SCORES_HELD, _STATES_HELD = 8, 3
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,10 @@ class Attention(Gate):
         kept = (found.batch, found.groups, found.keys)
         shapes = (out, (*kept, found.size), (*kept, found.value_size), found.scores)
         return tuple(TensorSpec(shape, q.dtype) for shape in shapes)
+
+    def workspace(self, q: Any, k: Any, v: Any, *more: Any, **attributes: Any) -> int:
+        past_key = more[1] if len(more) > 1 else None
+        return _SCORES_HELD * prod(_Heads.of(q, k, v, past_key, attributes).scores)
 
     def forward(
         self,
@@ -761,3 +768,300 @@ def _at_positions(xp: Namespace, values: Array, positions: Array | None, x: Arra
     """The cache's rows of x's positions, with an axis of size 1 where x has its heads."""
     rows = values if positions is None else xp.take(values, positions, axis=0)
     return xp.expand_dims(rows, axis=(1 if len(x.shape) == 4 else 2,))
+
+
+class LinearAttention(Gate):
+    """Attention whose keys and values are kept in one matrix that each token changes.
+
+    Formula:   for each token: S' = exp(decay) * S (gated rules, else S);  u = beta * (value -
+               S'^T @ key) (delta rules, else value);  S = S' + key @ u^T;  output = scale * S^T @
+               query
+    Gradient:  back through the tokens, G the gradient of S: G += scale * query @ grad^T;  to key =
+               G @ u - S' @ d,  d = beta * v,  v = G^T @ key;  to value = d;  to beta = v * (value -
+               S'^T @ key);  G -= key @ d^T;  to decay = sum of G * S';  then G *= exp(decay);  to
+               query = scale * S @ grad
+    Shapes:    query [N, tokens, q_num_heads * size], key [N, tokens, kv_num_heads * size], value
+               [N, tokens, kv_num_heads * value_size], decay as key or [N, tokens, kv_num_heads],
+               beta that or [N, tokens, 1], past_state and present_state [N, kv_num_heads, size,
+               value_size]; output [N, tokens, q_num_heads * value_size]. kv_num_heads divides
+               q_num_heads.
+    """
+
+    operator = "LinearAttention"
+    inputs = (
+        Input("query"),
+        Input("key"),
+        Input("value"),
+        Input("past_state", optional=True),
+        Input("decay", optional=True),
+        Input("beta", optional=True),
+    )
+    attributes = (
+        Attribute("chunk_size", "int", 64, doc="A hint to other servers; it changes nothing."),
+        Attribute("kv_num_heads", "int", required=True, doc="Heads of key and value."),
+        Attribute("q_num_heads", "int", required=True, doc="Heads of query."),
+        Attribute("scale", "float", 0.0, doc="Scales the output; 0 means 1 / sqrt(size)."),
+        Attribute("update_rule", "string", "gated_delta",
+                  choices=("linear", "gated", "delta", "gated_delta"),
+                  doc="Whether S decays, and whether what it holds for a key is replaced."),
+    )  # fmt: skip
+    outputs = (1, 2)
+    examples = (
+        Example(([[[1.0], [2.0]]], [[[1.0], [3.0]]], [[[2.0], [1.0]]]),
+                ([[[2.0], [10.0]]], [[[[5.0]]]]),
+                gradients=([[[2.0], [5.0]]], [[[6.0], [2.0]]], [[[3.0], [6.0]]]),
+                attributes={"update_rule": "linear", "q_num_heads": 1, "kv_num_heads": 1}),
+        Example(([[[1.0]]], [[[1.0]]], [[[2.0]]], [[[[4.0]]]], None, [[[0.5]]]),
+                ([[[3.0]]], [[[[3.0]]]]),
+                gradients=([[[3.0]]], [[[-3.0]]], [[[0.5]]], [[[[0.5]]]], None, [[[-2.0]]]),
+                attributes={"update_rule": "delta", "q_num_heads": 1, "kv_num_heads": 1}),
+    )  # fmt: skip
+    samples = tuple(
+        Sample(
+            (
+                TensorSpec((2, 3, heads * 2)),
+                TensorSpec((2, 3, groups * 2)),
+                TensorSpec((2, 3, groups * 3)),
+                TensorSpec((2, groups, 2, 3)) if past else None,
+                TensorSpec((2, 3, decay)) if decay else None,
+                TensorSpec((2, 3, beta)) if beta else None,
+            ),
+            {"update_rule": rule, "q_num_heads": heads, "kv_num_heads": groups, "scale": scale},
+        )
+        for rule, heads, groups, past, decay, beta, scale in (
+            ("linear", 2, 2, None, None, None, 0.0),
+            ("linear", 4, 2, True, None, None, 0.5),
+            ("gated", 2, 2, True, 4, None, 0.0),
+            ("gated", 4, 2, None, 2, None, 0.0),
+            ("delta", 2, 1, True, None, 1, 0.0),
+            ("gated_delta", 4, 2, True, 4, 2, 0.0),
+            ("gated_delta", 2, 2, None, 2, 1, 2.0),
+        )
+    )
+    rejections = tuple(
+        Rejection(tuple(None if each is None else TensorSpec(each) for each in shapes), message,
+                  reason, {"update_rule": rule, "q_num_heads": heads, "kv_num_heads": groups})
+        for message, reason, rule, heads, groups, *shapes in (
+            ("query has rank 2 but must have rank 3", "SHAPE_MISMATCH", "linear", 1, 1,
+             (1, 2), (1, 1, 2), (1, 1, 2)),
+            ("3 heads of query do not share 2 of key", "ATTRIBUTE_INVALID", "linear", 3, 2,
+             (1, 1, 6), (1, 1, 4), (1, 1, 4)),
+            ("5 numbers of query are not divisible into 2 heads", "SHAPE_MISMATCH", "linear", 2, 1,
+             (1, 1, 5), (1, 1, 2), (1, 1, 2)),
+            ("key has shape (1, 1, 3) but must be (1, 1, 2)", "SHAPE_MISMATCH", "linear", 1, 1,
+             (1, 1, 2), (1, 1, 3), (1, 1, 2)),
+            ("the rule 'gated' needs decay", "INPUT_COUNT_INVALID", "gated", 1, 1,
+             (1, 1, 2), (1, 1, 2), (1, 1, 2)),
+            ("the rule 'linear' takes no beta", "INPUT_COUNT_INVALID", "linear", 1, 1,
+             (1, 1, 2), (1, 1, 2), (1, 1, 2), None, None, (1, 1, 1)),
+            ("decay has shape (1, 1, 3) but must be (1, 1, 1) or (1, 1, 2)", "SHAPE_MISMATCH",
+             "gated", 1, 1, (1, 1, 2), (1, 1, 2), (1, 1, 2), None, (1, 1, 3)),
+            ("past_state has shape (1, 1, 2, 3) but must be (1, 1, 2, 2)", "SHAPE_MISMATCH",
+             "linear", 1, 1, (1, 1, 2), (1, 1, 2), (1, 1, 2), (1, 1, 2, 3)),
+            ("query of shape (1, 0, 2) has no tokens", "SHAPE_MISMATCH",
+             "linear", 1, 1, (1, 0, 2), (1, 0, 2), (1, 0, 2)),
+        )
+    )  # fmt: skip
+
+    def infer(
+        self,
+        query: TensorSpec,
+        key: TensorSpec,
+        value: TensorSpec,
+        *more: TensorSpec | None,
+        q_num_heads: int,
+        kv_num_heads: int,
+        update_rule: str,
+        **_: Any,
+    ) -> tuple[TensorSpec, TensorSpec]:
+        heads, groups = q_num_heads, kv_num_heads
+        if min(heads, groups) < 1 or heads % groups:
+            raise Invalid(
+                "ATTRIBUTE_INVALID", f"{heads} heads of query do not share {groups} of key"
+            )
+        for name, spec, count in (("query", query, heads), ("value", value, groups)):
+            if spec.rank != 3:
+                raise Invalid("SHAPE_MISMATCH", f"{name} has rank {spec.rank} but must have rank 3")
+            if spec.shape[2] % count:
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"{spec.shape[2]} numbers of {name} are not divisible into {count} heads",
+                )
+        batch, tokens = query.shape[:2]
+        if not tokens:
+            raise Invalid("SHAPE_MISMATCH", f"query of shape {query.shape} has no tokens")
+        size, value_size = query.shape[2] // heads, value.shape[2] // groups
+        state = (batch, groups, size, value_size)
+        past, decay, beta = (*more, None, None, None)[:3]
+        for name, rate, rule in (("decay", decay, "gated"), ("beta", beta, "delta")):
+            if (rate is not None) != (rule in update_rule):
+                takes = "needs" if rate is None else "takes no"
+                raise Invalid("INPUT_COUNT_INVALID", f"the rule {update_rule!r} {takes} {name}")
+        each = (batch, tokens)
+        for name, given, *wanted in (
+            ("key", key, (*each, groups * size)),
+            ("value", value, (*each, groups * value_size)),
+            ("past_state", past, state),
+            ("decay", decay, (*each, groups), (*each, groups * size)),
+            ("beta", beta, (*each, 1), (*each, groups)),
+        ):
+            if given is not None and given.shape not in wanted:
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"{name} has shape {given.shape} but must be " + " or ".join(map(str, wanted)),
+                )
+        out = TensorSpec((*each, heads * value_size), query.dtype)
+        return out, TensorSpec(state, query.dtype)
+
+    def workspace(self, query: Any, key: Any, value: Any, *more: Any, **how: Any) -> int:
+        _, state = self.infer(query, key, value, *more, **how)
+        tokens: int = query.shape[1]
+        return _STATES_HELD * tokens * state.size
+
+    def forward(self, xp: Namespace, *inputs: Array | None, **how: Any) -> tuple[Array, Array]:
+        tokens, state, scale = _tokens(xp, inputs, how)
+        outs = []
+        for token in tokens:
+            state, _ = token.change(xp, state)
+            outs.append(scale * token.query @ state)
+        return _over_time(xp, outs), state
+
+    def vjp(
+        self, xp: Namespace, grad: Any, out: Any, *inputs: Array | None, **how: Any
+    ) -> tuple[Any, ...]:
+        to_out, to_state = (*grad, None)[:2]
+
+        @cache
+        def pulled() -> dict[str, Array]:
+            tokens, state, scale = _tokens(xp, inputs, how)
+            steps = []
+            for token in tokens:
+                state, step = token.change(xp, state)
+                steps.append((token, step, state))
+            to_next = xp.zeros_like(state) if to_state is None else to_state
+            to_outs = [None] * len(tokens)
+            if to_out is not None:
+                rows = (how["q_num_heads"] // how["kv_num_heads"], state.shape[3])
+                to_outs = _by_time(xp, to_out, how["kv_num_heads"], *rows)
+            parts: list[dict[str, Array]] = []
+            for (token, step, after), to_row in reversed(list(zip(steps, to_outs, strict=True))):
+                own = {}
+                if to_row is None:
+                    own["query"] = xp.zeros_like(token.query)
+                else:
+                    own["query"] = scale * to_row @ _transposed(xp, after)
+                    to_next = to_next + scale * _transposed(xp, token.query) @ to_row
+                to_next = token.pull(xp, step, to_next, own)
+                parts.append(own)
+            parts.reverse()
+            found = {name: _over_time(xp, [own[name] for own in parts]) for name in parts[0]}
+            return {**found, "past_state": to_next}
+
+        names = [each.name for each in self.inputs]
+        return tuple(
+            None if each is None else _named(pulled, name, each.shape, xp)
+            for name, each in zip(names, inputs, strict=False)
+        )
+
+
+def _named(pulled: Any, name: str, shape: Shape, xp: Namespace) -> Any:
+    def pull() -> Array:
+        found = pulled()[name]
+        if found.shape[-1] == shape[-1]:
+            return found
+        return xp.sum(found, axis=(2,), keepdims=True)  # one beta for all heads
+
+    return pull
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What one token did to the state, and what it wrote there."""
+
+    before: Array
+    decayed: Array
+    missed: Array | None
+    written: Array
+
+
+@dataclass(frozen=True)
+class _Token:
+    """One token: query [N, groups, heads of one, size], key and decay [N, groups, size or 1, 1],
+    value [N, groups, 1, value_size], beta [N, groups or 1, 1, 1]."""
+
+    query: Array
+    key: Array
+    value: Array
+    decay: Array | None
+    beta: Array | None
+
+    def change(self, xp: Namespace, state: Array) -> tuple[Array, _Change]:
+        decayed = state if self.decay is None else state * xp.exp(self.decay)
+        missed, written = None, self.value
+        if self.beta is not None:
+            missed = self.value - _transposed(xp, self.key) @ decayed
+            written = self.beta * missed
+        return decayed + self.key * written, _Change(state, decayed, missed, written)
+
+    def pull(self, xp: Namespace, step: _Change, grad: Array, own: dict[str, Array]) -> Array:
+        """The gradient of the state before; those of the token's numbers go to `own`, as rows."""
+        to_written = _transposed(xp, self.key) @ grad
+        to_key = xp.sum(grad * step.written, axis=(3,), keepdims=True)
+        if self.beta is not None:
+            own["beta"] = xp.sum(to_written * step.missed, axis=(3,), keepdims=True)
+            to_written = self.beta * to_written
+            to_key = to_key - xp.sum(step.decayed * to_written, axis=(3,), keepdims=True)
+            grad = grad - self.key * to_written
+        own["key"], own["value"] = _transposed(xp, to_key), to_written
+        if self.decay is None:
+            return grad
+        to_decay = xp.sum(grad * step.decayed, axis=(3,), keepdims=True)
+        if self.decay.shape[2] == 1:
+            to_decay = xp.sum(to_decay, axis=(2,), keepdims=True)
+        own["decay"] = _transposed(xp, to_decay)
+        return grad * xp.exp(self.decay)
+
+
+def _tokens(
+    xp: Namespace, inputs: tuple[Array | None, ...], how: dict[str, Any]
+) -> tuple[list[_Token], Array, float]:
+    """The tokens, the state before them, and the scale of the output."""
+    given: list[Any] = [*inputs, *(None for _ in range(6 - len(inputs)))]
+    query, key, value, past, decay, beta = given
+    groups = how["kv_num_heads"]
+    heads = how["q_num_heads"] // groups
+    size, value_size = query.shape[2] // how["q_num_heads"], value.shape[2] // groups
+    columns = [
+        None if each is None else _by_time(xp, each, groups, each.shape[2] // groups, 1)
+        for each in (key, decay)
+    ]
+    rates: list[Array | None] = [None] * query.shape[1]
+    if beta is not None:
+        rates = _by_time(xp, beta, beta.shape[2], 1, 1)
+    none: list[Array | None] = [None] * query.shape[1]
+    tokens = [
+        _Token(*each)
+        for each in zip(
+            _by_time(xp, query, groups, heads, size),
+            columns[0] or none,
+            _by_time(xp, value, groups, 1, value_size),
+            columns[1] or none,
+            rates,
+            strict=True,
+        )
+    ]
+    if past is None:
+        past = xp.full((query.shape[0], groups, size, value_size), 0, str(query.dtype))
+    return tokens, past, how["scale"] or 1.0 / sqrt(size or 1)
+
+
+def _by_time(xp: Namespace, x: Array, *shape: int) -> list[Array]:
+    """The tokens of [N, tokens, ..], each of shape [N, *shape]."""
+    batch, tokens = x.shape[:2]
+    return [xp.reshape(each, (batch, *shape)) for each in xp.split(x, (1,) * tokens, 1)]
+
+
+def _over_time(xp: Namespace, rows: list[Array]) -> Array:
+    """Tokens of shape [N, ..] as [N, tokens, all of it]."""
+    lying = [xp.reshape(each, (each.shape[0], 1, prod(each.shape[1:]))) for each in rows]
+    return xp.concat(lying, axis=1)

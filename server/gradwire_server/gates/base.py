@@ -171,6 +171,10 @@ class Gate:
         """
         return None
 
+    def workspace(self, *specs: Any, **attributes: Any) -> int:
+        """Elements held while it runs, besides inputs and outputs, where they may be far more."""
+        return 0
+
     def check(
         self, specs: tuple[TensorSpec | None, ...], attributes: Mapping[str, AttributeValue]
     ) -> tuple[TensorSpec, ...]:
