@@ -13,6 +13,7 @@ from test_gradient_graph import label, one_node
 
 from gradwire_server import array_windows, arrays
 from gradwire_server.engine.symbolic import gradient_graph
+from gradwire_server.gates import windows
 from gradwire_server.gates.windows import Windows, place_windows
 from gradwire_server.limits import Limits
 
@@ -31,7 +32,7 @@ def test_image_too_large_to_gather_has_the_same_numbers(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered = numbers(case)
-    monkeypatch.setattr(array_windows, "_MOST", 0)
+    monkeypatch.setattr(windows, "MOST_GATHERED", 0)
     for found, expected in zip(numbers(case), gathered, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -41,7 +42,7 @@ def test_images_taken_one_at_a_time_have_the_same_numbers(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = numbers(case)
-    monkeypatch.setattr(array_windows, "_BLOCK", 1)
+    monkeypatch.setattr(windows, "GATHERED", 1)
     for found, expected in zip(numbers(case), together, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -119,22 +120,22 @@ def test_largest_elements_of_a_large_kernel_get_the_same_gradient(
 
 def test_kernel_far_larger_than_the_tensor_costs_no_time() -> None:
     huge = 10**9
-    windows = place_windows(
+    placed = place_windows(
         (3,), (huge,), strides=(huge - 3,), dilations=None, pads=(huge - 1, huge - 2),
         auto_pad="NOTSET",
     )  # fmt: skip
     x = np.array([[[1.0, 2.0, 4.0]]])
-    assert windows.counts == (2,)
-    assert arrays.sum_windows(x, windows).tolist() == [[[1.0, 7.0]]]
-    assert arrays.max_windows(x, windows).tolist() == [[[1.0, 4.0]]]
-    assert arrays.argmax_windows(x, windows).tolist() == [[[0, 2]]]
+    assert placed.counts == (2,)
+    assert arrays.sum_windows(x, placed).tolist() == [[[1.0, 7.0]]]
+    assert arrays.max_windows(x, placed).tolist() == [[[1.0, 4.0]]]
+    assert arrays.argmax_windows(x, placed).tolist() == [[[0, 2]]]
 
 
 def test_spread_is_the_adjoint_of_sum() -> None:
     rng = np.random.default_rng(6)
-    windows = Windows((3, 2), (2, 1), (1, 2), (1, 0), (0, 1), (3, 4))
+    placed = Windows((3, 2), (2, 1), (1, 2), (1, 0), (0, 1), (3, 4))
     x = rng.standard_normal((2, 3, 6, 5))
     grad = rng.standard_normal((2, 3, 3, 4))
-    left = np.sum(arrays.sum_windows(x, windows) * grad)
-    right = np.sum(x * arrays.spread_windows(grad, windows, (6, 5)))
+    left = np.sum(arrays.sum_windows(x, placed) * grad)
+    right = np.sum(x * arrays.spread_windows(grad, placed, (6, 5)))
     assert left == pytest.approx(right, rel=1e-12)

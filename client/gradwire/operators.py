@@ -222,6 +222,7 @@ def div(a: Operand, b: Operand) -> Handle:
 
     Formula:   out = A / B
     Gradient:  d out/dA = 1 / B,  d out/dB = -out / B
+    Kinks:     Where B is 0 the gradient is not finite, and 0 where nothing depends on it.
     Shapes:    A and B broadcast.
     """
     return apply(
@@ -278,6 +279,7 @@ def reciprocal(x: Operand) -> Handle:
 
     Formula:   out = 1 / X
     Gradient:  d out/dX = -out ** 2
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
     return apply("Reciprocal", (x,), {})
@@ -413,6 +415,7 @@ def log(x: Operand) -> Handle:
 
     Formula:   out = log(X)
     Gradient:  d out/dX = 1 / X
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
     return apply("Log", (x,), {})

@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gradwire_server.gates.windows import Windows
+from gradwire_server.gates.windows import Windows, gathered_elements, gathered_images
 from gradwire_server.specs import Shape
 
 Array = Any
 
-#: Elements of gathered patches at once: about what a cache holds, and the most for one image.
-_BLOCK, _MOST = 1 << 20, 1 << 26
 #: Elements of a kernel that are searched one by one for the largest.
 _FEW = 64
 
@@ -38,9 +36,9 @@ def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
     shape = (images, features, *windows.counts)
     if not out.size or not w.size:
         return out.reshape(shape)
-    if _fits(x, windows):
+    if gathered_elements(x.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1)
-        for part in _image_blocks(x, windows, 0):
+        for part in _image_blocks(x, windows):
             np.matmul(matrices, _gather(x[part], windows, group), out=out[part])
         return out.reshape(shape)
     out = out.reshape(images, group, features // group, *windows.counts)
@@ -66,10 +64,10 @@ def convolve_transposed(
     if not out.size or not w.size:
         return out
     rows = x.reshape(images, group, features // group, -1)
-    if _fits(out, windows):
+    if gathered_elements(out.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         taps = list(_taps(windows, sizes))
-        for part in _image_blocks(out, windows, 0):
+        for part in _image_blocks(out, windows):
             spread = (matrices @ rows[part]).reshape(-1, channels, *windows.kernel, *windows.counts)
             block = out[part]
             for tap in taps:
@@ -97,7 +95,7 @@ def convolve_weights(x: Array, grad: Array, windows: Windows, group: int = 1) ->
     if not out.size or not x.size:
         return out
     rows = grad.reshape(images, group, features // group, -1)
-    if _fits(x, windows):
+    if gathered_elements(x.shape, windows) is not None:
         total = out.reshape(group, features // group, -1)
         for part in _image_blocks(x, windows, out.size):
             patches = _gather(x[part], windows, group)
@@ -260,20 +258,9 @@ def _at(place: int, along: tuple[slice, ...]) -> tuple[slice, ...]:
     return (*(slice(None),) * place, *along)
 
 
-def _fits(x: Array, windows: Windows) -> bool:
-    """Whether the padded tensor and the patches of one image are not too many."""
-    channels = int(x.shape[1])
-    return max(_patch_elements(x, windows), channels * prod(windows.reach)) <= _MOST
-
-
-def _patch_elements(x: Array, windows: Windows) -> int:
-    """Elements of all patches of one image."""
-    return int(x.shape[1]) * prod(windows.kernel) * prod(windows.counts)
-
-
-def _image_blocks(x: Array, windows: Windows, more: int) -> Iterator[slice]:
-    """Runs of images whose patches, and `more` elements for each, fit a cache."""
-    step = max(1, _BLOCK // max(1, _patch_elements(x, windows), more))
+def _image_blocks(x: Array, windows: Windows, more: int = 0) -> Iterator[slice]:
+    """Runs of images whose windows, and `more` elements for each, are held at once."""
+    step = gathered_images(x.shape, windows, more)
     for first in range(0, x.shape[0], step):
         yield slice(first, first + step)
 

@@ -17,7 +17,7 @@ import numpy as np
 from gradwire_server import arrays
 from gradwire_server.engine.array import sum_to_shape
 from gradwire_server.engine.evaluation import leaves_to_differentiate
-from gradwire_server.errors import Invalid, OverLimit
+from gradwire_server.errors import Invalid, OverLimit, Stopped
 from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limits
@@ -25,6 +25,7 @@ from gradwire_server.plan import bind_symbols, known_value, make_plan, reached, 
 from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
+_BLOCK = 256  # nodes between two looks whether anybody still waits
 
 
 class Handle:
@@ -433,14 +434,24 @@ def _steps(windows: Windows) -> dict[str, Any]:
     }
 
 
+def never() -> bool:
+    """Nobody stops what was begun."""
+    return False
+
+
 def gradient_graph(
-    graph: Graph, names: Sequence[str], sizes: Mapping[str, int], limits: Limits
+    graph: Graph,
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    limits: Limits,
+    stopped: Callable[[], bool] = never,
 ) -> Graph:
     """The backward pass of a graph: its leaves, and a seed for each floating output; its outputs,
     and a gradient for each leaf differentiated.
 
     New names begin with "grad/", or "grad2/", "grad3/"...: the first that no name has yet. Raises
-    LEAF_UNKNOWN, NOT_DIFFERENTIABLE, SYMBOL_UNBOUND, and any refusal of a gate.
+    LEAF_UNKNOWN, NOT_DIFFERENTIABLE, SYMBOL_UNBOUND, and any refusal of a gate; Stopped, within a
+    block of nodes, where nobody waits any more.
     """
     differentiated = leaves_to_differentiate(graph, names)
     plan = make_plan(graph, _leaf_specs(graph, sizes))
@@ -452,12 +463,13 @@ def gradient_graph(
             Handle(recorder, ("leaf", position, element), plan.spec(first + element))
             for element in range(leaf.id_count)
         )
-    _record_forward(recorder, graph, values)
+    _record_forward(recorder, graph, values, stopped)
     prefix = _fresh_prefix(graph)
     seeds = _seed_leaves(graph, plan.spec, prefix)
     grads = _seed_grads(recorder, seeds, len(values))
     marks = [position in differentiated for position in range(len(graph.leaves))]
-    _record_backward(recorder, graph, values, grads, _needed(graph, plan.floating, marks))
+    needed = _needed(graph, plan.floating, marks)
+    _record_backward(recorder, graph, values, grads, needed, stopped)
     outputs = [
         (
             f"{prefix}/{graph.leaves[position].name}",
@@ -492,9 +504,13 @@ def _leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
     return specs
 
 
-def _record_forward(recorder: Recorder, graph: Graph, values: list[Handle | None]) -> None:
+def _record_forward(
+    recorder: Recorder, graph: Graph, values: list[Handle | None], stopped: Callable[[], bool]
+) -> None:
     inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
     for node, number in enumerate(graph.node_rows.tolist()):
+        if node % _BLOCK == 0 and stopped():
+            raise Stopped
         row = graph.rows[number]
         given = [values[i] for i in inputs[starts[node] : starts[node + 1]]]
         try:
@@ -510,11 +526,14 @@ def _record_backward(
     values: list[Any],
     grads: list[Any],
     needed: Sequence[bool],
+    stopped: Callable[[], bool],
 ) -> None:
     inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
     first_ids = graph.first_ids.tolist()
     # consumers first, so every gradient is complete when its node is reached
     for node in range(graph.node_count - 1, -1, -1):
+        if node % _BLOCK == 0 and stopped():
+            raise Stopped
         row = graph.rows[int(graph.node_rows[node])]
         ids = inputs[starts[node] : starts[node + 1]]
         own = slice(first_ids[node], first_ids[node + 1])

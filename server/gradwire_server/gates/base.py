@@ -271,12 +271,14 @@ class ElementwiseGate(Gate):
 
 
 def guarded(xp: Namespace, grad: Array, derivative: Array) -> Array:
-    """grad * derivative, with zero where an infinite derivative meets a zero gradient.
+    """grad * derivative, with zero where a zero gradient meets a derivative that is not finite.
 
-    At the edge of a domain (the square root at 0) nothing that the output does not matter for
-    gets a NaN.
+    At the edge of a domain (the square root at 0), outside it, and where the output overflows,
+    nothing that the output does not matter for gets a NaN: where(x > 0, log(x), 0) has gradient 0
+    at 0. (A where over the product would be shorter, and wrong: its own derivative to grad is 0.)
     """
-    unused = xp.logical_and(xp.isinf(derivative), xp.equal(grad, 0.0))
+    not_finite = xp.logical_or(xp.isinf(derivative), xp.isnan(derivative))
+    unused = xp.logical_and(not_finite, xp.equal(grad, 0.0))
     return grad * xp.where(unused, 0.0, derivative)
 
 

@@ -209,6 +209,8 @@ class _Recurrent(Gate):
     gate_count: ClassVar[int]
     state_count: ClassVar[int] = 1
     defaults: ClassVar[tuple[str, ...]]
+    #: States of every step that a backward pass holds at once.
+    held_parts: ClassVar[int]
 
     inputs: ClassVar[tuple[Input, ...]] = _INPUTS
     attributes: ClassVar[tuple[Attribute, ...]] = _ATTRIBUTES
@@ -263,6 +265,10 @@ class _Recurrent(Gate):
         whole = (batch, steps, sides, hidden) if how["layout"] else (steps, sides, batch, hidden)
         last = TensorSpec(state, x.dtype)
         return TensorSpec(whole, x.dtype), *(last for _ in range(self.state_count))
+
+    def workspace(self, x: TensorSpec, w: TensorSpec, r: TensorSpec, *_: Any, **how: Any) -> int:
+        parts: int = self.held_parts * x.shape[0] * x.shape[1] * r.shape[2]
+        return parts
 
     def forward(self, xp: Namespace, *inputs: Array | None, **how: Any) -> tuple[Array, ...]:
         x, lengths, sides = self._prepare(xp, inputs, how)
@@ -532,6 +538,7 @@ class RNN(_Recurrent):
     """
 
     operator = "RNN"
+    held_parts = 10
     gate_count = 1
     defaults = ("Tanh",)
     outputs = (1, 2)
@@ -590,6 +597,7 @@ class GRU(_Recurrent):
     """
 
     operator = "GRU"
+    held_parts = 24
     gate_count = 3
     defaults = ("Sigmoid", "Tanh")
     outputs = (1, 2)
@@ -692,6 +700,7 @@ class LSTM(_Recurrent):
     """
 
     operator = "LSTM"
+    held_parts = 32
     gate_count = 4
     state_count = 2
     defaults = ("Sigmoid", "Tanh", "Tanh")
