@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from math import prod
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -371,7 +372,11 @@ def _align(xp: Namespace, given: list[Any], layout: _Layout) -> list[Any]:
 
 
 def _shaped(xp: Namespace, x: Array, shape: Shape) -> Array:
-    return x if x.shape == shape else xp.reshape(x, shape)
+    if x.shape == shape:
+        return x
+    if prod(x.shape) != prod(shape):  # what is batched had no say: all rows are equal
+        x = xp.broadcast_to(x, (shape[0], *x.shape))
+    return xp.reshape(x, shape)
 
 
 def _row(given: list[Any], marks: tuple[int, ...], row: int) -> list[Any]:

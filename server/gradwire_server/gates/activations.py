@@ -597,7 +597,8 @@ class Clip(Gate):
 
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
         for name, spec in zip(("min", "max"), specs[1:], strict=False):
-            if spec is not None and spec.shape:
+            # with a batch axis before it, a scalar has the rank of X
+            if spec is not None and spec.shape not in ((), (1,) * specs[0].rank):
                 raise Invalid(
                     "SHAPE_MISMATCH", f"{name} has shape {spec.shape} but must be a scalar"
                 )

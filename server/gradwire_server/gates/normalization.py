@@ -134,6 +134,10 @@ class LayerNormalization(Gate):
         epsilon: float,
         stash_type: int,
     ) -> tuple[Array, ...]:
+        ranks = [len(each.shape) for each in (x, scale, b) if each is not None]
+        if max(ranks) > len(x.shape):
+            batched = scale if len(scale.shape) == max(ranks) else b
+            x = _with_batch_axis(xp, x, (batched.shape[0], *x.shape))
         standard, mean, inverse = _standardized(xp, x, _from(x, axis), epsilon)
         out = standard * scale
         return out if b is None else out + b, mean, inverse
@@ -152,6 +156,7 @@ class LayerNormalization(Gate):
     ) -> tuple[Any, ...]:
         to_y, to_mean, to_inverse = (*grad, None, None)[:3]
         axes = _from(x, axis)
+        x = _with_batch_axis(xp, x, out[0].shape)
         standard, _, inverse = _standardized(xp, x, axes, epsilon)
         count = prod(x.shape[each] for each in axes) or 1
 
@@ -176,8 +181,13 @@ class LayerNormalization(Gate):
 
 
 def _from(x: Array, axis: int) -> Axes:
-    rank = len(x.shape)
-    return tuple(range(normalize_axis(axis, rank), rank))
+    """The last axes, counted from the end, where a batch axis changes nothing."""
+    return tuple(range(normalize_axis(axis, len(x.shape)) - len(x.shape), 0))
+
+
+def _with_batch_axis(xp: Namespace, x: Array, out_shape: Shape) -> Array:
+    """X, repeated where only its scale or bias has the batch axis."""
+    return x if x.shape == out_shape else xp.broadcast_to(x, out_shape)
 
 
 def _sum(parts: list[Array]) -> Array:
