@@ -46,12 +46,12 @@ SCRATCH = {
     "InstanceNormalization": (2, 3), "LRN": (2, 5), "LayerNormalization": (1, 2),
     "LeakyRelu": (1, 1), "LogSoftmax": (1, 1), "LpNormalization": (1, 2), "LpPool": (2, 2),
     "Max": (0, 4), "MaxPool": (1, 1), "Mean": (1, 0), "MeanVarianceNormalization": (1, 3),
-    "Min": (0, 4), "Mish": (2, 4), "NegativeLogLikelihoodLoss": (2, 2), "PRelu": (1, 1),
-    "Pow": (1, 2), "RMSNormalization": (1, 2), "Reciprocal": (1, 0), "ReduceL1": (1, 1),
-    "ReduceL2": (2, 2), "ReduceLogSumExp": (2, 1), "ReduceSumSquare": (1, 0), "Relu": (1, 0),
-    "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (1, 0),
-    "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5), "Softplus": (2, 1), "Softsign": (1, 2),
-    "SwiGLU": (2, 3), "Swish": (2, 2),
+    "Min": (0, 4), "Mish": (2, 4), "Mod": (0, 2), "NegativeLogLikelihoodLoss": (2, 2),
+    "PRelu": (1, 1), "Pow": (1, 2), "RMSNormalization": (1, 2), "Reciprocal": (1, 1),
+    "ReduceL1": (1, 1), "ReduceL2": (2, 2), "ReduceLogSumExp": (2, 1), "ReduceSumSquare": (1, 0),
+    "Relu": (1, 0), "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (1, 0),
+    "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5), "Softplus": (2, 1),
+    "Softsign": (1, 2), "SwiGLU": (2, 3), "Swish": (2, 2), "TensorScatter": (2, 2),
 }  # fmt: skip
 _SCRATCH = (0, 1)  # of a gate that computes and is not listed
 _NO_SCRATCH = VIEWS | PASSING | {"Div", "Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}

@@ -27,7 +27,7 @@ CEIL_MODE = Attribute(
 
 #: Elements of windows that are gathered at once: about what a cache holds, and the most for one
 #: image, whose kernel's elements are taken one by one where its windows have more.
-GATHERED, MOST_GATHERED = 1 << 20, 1 << 25
+GATHERED, MOST_GATHERED = 1 << 18, 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
