@@ -21,6 +21,12 @@ from numpy import (
     asinh,
     atan,
     atanh,
+    bitwise_and,
+    bitwise_invert,
+    bitwise_left_shift,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
     broadcast_to,
     ceil,
     concat,
@@ -75,12 +81,15 @@ from numpy import (
     where,
     zeros_like,
 )
+from numpy.linalg import det
 
 from gradwire_server.array_windows import (
+    argmax_windows,
     convolve,
     convolve_transposed,
     convolve_weights,
     max_windows,
+    spread_largest,
     spread_windows,
     sum_windows,
 )
@@ -88,16 +97,18 @@ from gradwire_server.errors import Invalid
 from gradwire_server.specs import Shape, Tensor
 
 __all__ = [
-    "abs", "acos", "acosh", "add", "arange", "argmax", "argmin", "asin", "asinh", "astype", "atan",
-    "atanh", "bitcast", "broadcast_to", "ceil", "concat", "constant", "convolve",
-    "convolve_transposed", "convolve_weights", "cos", "cosh", "cumulative_sum", "divide", "einsum",
-    "equal", "erf", "exp", "expand_dims", "expm1", "eye", "floor", "fmod", "full", "full_like",
-    "gather_nd", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "max_windows",
-    "maximum", "mean", "min", "minimum", "multiply", "negative", "nonzero_places", "ones_like",
-    "pad", "permute_dims", "pow", "prod", "remainder", "require_indices", "require_places",
-    "require_range", "reshape", "round", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice",
-    "split", "spread_windows", "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take",
+    "abs", "acos", "acosh", "add", "arange", "argmax", "argmax_windows", "argmin", "asin", "asinh",
+    "astype", "atan", "atanh", "bitcast", "bitwise_and", "bitwise_invert", "bitwise_left_shift",
+    "bitwise_or", "bitwise_right_shift", "bitwise_xor", "broadcast_to", "ceil", "cofactor",
+    "concat", "constant", "convolve", "convolve_transposed", "convolve_weights", "cos", "cosh",
+    "cumulative_product", "cumulative_sum", "det", "divide", "einsum", "equal", "erf", "exp",
+    "expand_dims", "expm1", "eye", "floor", "fmod", "full", "full_like", "gather_nd", "greater",
+    "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "matmul", "max", "max_windows", "maximum", "mean",
+    "min", "minimum", "multiply", "negative", "nonzero_places", "ones_like", "pad", "permute_dims",
+    "pow", "prod", "remainder", "require_indices", "require_places", "require_range", "reshape",
+    "round", "round_to", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice", "split",
+    "spread_largest", "spread_windows", "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take",
     "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle", "trunc",
     "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
@@ -168,6 +179,28 @@ def min(x: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
     return np.min(x, axis=axis, keepdims=keepdims, initial=_highest(x.dtype))
 
 
+def cofactor(x: Array) -> Array:
+    """The cofactors of matrices: determinants without row i and column j, with signs.
+
+    From singular values, so that a singular matrix has them too.
+    """
+    left, values, right = np.linalg.svd(x)
+    ones = np.ones_like(values[..., :1])
+    before = np.cumprod(np.concat([ones, values[..., :-1]], -1), -1)
+    after = np.flip(np.cumprod(np.concat([ones, np.flip(values[..., 1:], -1)], -1), -1), -1)
+    sign = np.linalg.det(left) * np.linalg.det(right)
+    others = np.sign(sign)[..., None] * before * after
+    return (left * others[..., None, :]) @ right
+
+
+def round_to(x: Array, dtype: str) -> Array:
+    """Floats as integers: rounded to even, and kept within what the data type holds."""
+    limits = np.iinfo(dtype)
+    inside = np.clip(np.round(x), limits.min, limits.max)
+    # the largest int64 is no float64: what would round up to one more is set
+    return np.where(inside >= limits.max, limits.max, inside.astype(dtype)).astype(dtype)
+
+
 def einsum(equation: str, *operands: Array) -> Array:
     """Einstein summation, ordered to need few operations."""
     # planning takes longer than a small product
@@ -185,6 +218,20 @@ def cumulative_sum(x: Array, axis: int, exclusive: bool = False, reverse: bool =
         np.cumsum(along[:-1], axis=0, dtype=x.dtype, out=total[1:])
     else:
         np.cumsum(along, axis=0, dtype=x.dtype, out=total)
+    total = np.moveaxis(total, 0, axis)
+    return np.flip(total, axis) if reverse else total
+
+
+def cumulative_product(
+    x: Array, axis: int, exclusive: bool = False, reverse: bool = False
+) -> Array:
+    """Running product along an axis; exclusive leaves an element out of its own product."""
+    along = np.moveaxis(np.flip(x, axis) if reverse else x, axis, 0)
+    total = np.ones_like(along)
+    if exclusive:
+        np.cumprod(along[:-1], axis=0, dtype=x.dtype, out=total[1:])
+    else:
+        np.cumprod(along, axis=0, dtype=x.dtype, out=total)
     total = np.moveaxis(total, 0, axis)
     return np.flip(total, axis) if reverse else total
 

@@ -40,12 +40,18 @@ PASSING_AS_SHAPED = frozenset({"Add", "Sub", "Sum"})
 #: Arrays as large as its output or its first input that a gate makes on the way: to its output, and
 #: to the gradients. A test measures them.
 SCRATCH = {
-    "Celu": (2, 2), "Elu": (2, 2), "Gelu": (2, 2), "HardSigmoid": (3, 2), "HardSwish": (3, 2),
-    "LeakyRelu": (1, 1), "LogSoftmax": (1, 1), "Max": (0, 4), "Mean": (1, 0), "Min": (0, 4),
-    "Mish": (2, 4), "PRelu": (1, 1), "Pow": (1, 2), "Reciprocal": (1, 0), "ReduceL1": (1, 1),
-    "ReduceL2": (2, 2), "ReduceLogSumExp": (2, 1), "ReduceSumSquare": (1, 0), "Relu": (1, 0),
-    "Selu": (2, 2), "Sigmoid": (1, 0), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5),
-    "Softplus": (2, 1), "Softsign": (1, 2),
+    "AveragePool": (1, 1), "BatchNormalization": (2, 4), "Celu": (2, 2), "CumProd": (0, 3),
+    "Elu": (2, 2), "Gelu": (2, 2), "GlobalLpPool": (1, 2), "GlobalMaxPool": (0, 3),
+    "GroupNormalization": (2, 3), "HardSigmoid": (3, 2), "HardSwish": (3, 2),
+    "InstanceNormalization": (2, 3), "LRN": (2, 5), "LayerNormalization": (1, 2),
+    "LeakyRelu": (1, 1), "LogSoftmax": (1, 1), "LpNormalization": (1, 2), "LpPool": (2, 2),
+    "Max": (0, 4), "MaxPool": (1, 1), "Mean": (1, 0), "MeanVarianceNormalization": (1, 3),
+    "Min": (0, 4), "Mish": (2, 4), "Mod": (0, 2), "NegativeLogLikelihoodLoss": (2, 2),
+    "PRelu": (1, 1), "Pow": (1, 2), "RMSNormalization": (1, 2), "Reciprocal": (1, 1),
+    "ReduceL1": (1, 1), "ReduceL2": (2, 2), "ReduceLogSumExp": (2, 1), "ReduceSumSquare": (1, 0),
+    "Relu": (1, 0), "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (1, 0),
+    "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5), "Softplus": (2, 1),
+    "Softsign": (1, 2), "SwiGLU": (2, 3), "Swish": (2, 2), "TensorScatter": (2, 2),
 }  # fmt: skip
 _SCRATCH = (0, 1)  # of a gate that computes and is not listed
 _NO_SCRATCH = VIEWS | PASSING | {"Div", "Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}
@@ -260,7 +266,7 @@ class _Timeline:
         inputs = graph.node_inputs[graph.input_starts[takes]]
         widest[takes] = np.maximum(widest[takes], self._nbytes[inputs])
         found: Ids = np.array(counts, np.int64)[graph.node_rows] * widest
-        return found
+        return found + self.plan.workspaces
 
     @cached_property
     def _views(self) -> Ids:

@@ -24,6 +24,7 @@ FLOATS = ("float32", "float64")
 INDICES = ("int32", "int64")
 SIGNED = (*FLOATS, "int8", "int16", "int32", "int64")
 NUMBERS = (*SIGNED, "uint8", "uint16", "uint32", "uint64")
+INTEGERS = tuple(dtype for dtype in NUMBERS if dtype not in FLOATS)
 BOOLS = ("bool",)
 ANY = (*NUMBERS, *BOOLS)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from math import prod
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates import Gate
-from gradwire_server.gates.base import Array, Namespace
+from gradwire_server.gates.base import Array, Namespace, first_outputs
 from gradwire_server.graph import Graph
 from gradwire_server.memory import Kept, Releases
 from gradwire_server.plan import Plan
@@ -65,7 +66,7 @@ def forward(
             except Invalid as refusal:
                 raise refusal.at(plan.graph.place_of(node), node_index=node) from None
             if use.several:
-                values.extend(out[: use.output_count])
+                values.extend(out)
             else:
                 values.append(out)
         for i in next(drops):
@@ -269,21 +270,24 @@ def _lay_out(plan: Plan, use: _Use, ids: list[int], marks: tuple[int, ...]) -> _
 
 
 def _run(xp: Namespace, plan: Plan, use: _Use, ids: list[int], given: list[Any]) -> Any:
+    """The output, or a tuple of those that are used where the gate may have several."""
     layout = _layout(plan, use, ids)
     if layout is None:
-        return use.gate.forward(xp, *given, **use.attributes)
+        return _compute(xp, use, given)
     if layout.aligned is None:
-        rows = [
-            use.gate.forward(xp, *_row(given, layout.marks, row), **use.attributes)
-            for row in range(plan.batch_size)
-        ]
+        rows = [_compute(xp, use, _row(given, layout.marks, row)) for row in range(plan.batch_size)]
         if use.several:
             return tuple(_stack(xp, outs) for outs in zip(*rows, strict=True))
         return _stack(xp, rows)
-    out = use.gate.forward(xp, *_align(xp, given, layout), **use.attributes)
+    out = _compute(xp, use, _align(xp, given, layout))
     if use.several:
-        return tuple(_shaped(xp, each, shape) for each, shape in zip(out, layout.out, strict=True))
+        return tuple(_shaped(xp, each, shape) for each, shape in zip(out, layout.out, strict=False))
     return _shaped(xp, out, layout.out[0])
+
+
+def _compute(xp: Namespace, use: _Use, given: list[Any]) -> Any:
+    out = use.gate.forward(xp, *given, **use.attributes)
+    return first_outputs(out, use.output_count) if use.several else out
 
 
 #: Id of an input, what a node adds to its gradient, and whether no other array shows that.
@@ -397,7 +401,11 @@ def _align(xp: Namespace, given: list[Any], layout: _Layout) -> list[Any]:
 
 
 def _shaped(xp: Namespace, x: Array, shape: Shape) -> Array:
-    return x if x.shape == shape else xp.reshape(x, shape)
+    if x.shape == shape:
+        return x
+    if prod(x.shape) != prod(shape):  # what is batched had no say: all rows are equal
+        x = xp.broadcast_to(x, (shape[0], *x.shape))
+    return xp.reshape(x, shape)
 
 
 def _row(given: list[Any], marks: tuple[int, ...], row: int) -> list[Any]:

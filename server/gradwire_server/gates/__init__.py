@@ -3,13 +3,18 @@
 from gradwire_server.gates import (
     activations,
     arithmetic,
+    attention,
+    bitwise,
     convolution,
     creation,
+    images,
     indexing,
     linear_algebra,
     logic,
     losses,
+    normalization,
     pooling,
+    recurrent,
     reductions,
     shapes,
     transcendental,
@@ -73,6 +78,9 @@ GATES: dict[str, Gate] = {
         activations.Mish,
         activations.ThresholdedRelu,
         activations.Clip,
+        activations.Swish,
+        activations.SwiGLU,
+        activations.Shrink,
         # Comparison and choice
         logic.Equal,
         logic.Greater,
@@ -86,6 +94,12 @@ GATES: dict[str, Gate] = {
         logic.Where,
         logic.IsNaN,
         logic.IsInf,
+        # Bitwise
+        bitwise.BitwiseAnd,
+        bitwise.BitwiseOr,
+        bitwise.BitwiseXor,
+        bitwise.BitwiseNot,
+        bitwise.BitShift,
         # Reductions
         reductions.ReduceSum,
         reductions.ReduceMean,
@@ -98,6 +112,7 @@ GATES: dict[str, Gate] = {
         reductions.ReduceLogSumExp,
         reductions.ReduceSumSquare,
         reductions.CumSum,
+        reductions.CumProd,
         reductions.ArgMax,
         reductions.ArgMin,
         # Shapes
@@ -155,10 +170,36 @@ GATES: dict[str, Gate] = {
         pooling.GlobalAveragePool,
         pooling.GlobalLpPool,
         pooling.MaxUnpool,
+        # Normalization
+        normalization.LayerNormalization,
+        normalization.RMSNormalization,
+        normalization.GroupNormalization,
+        normalization.InstanceNormalization,
+        normalization.BatchNormalization,
+        normalization.LRN,
+        normalization.LpNormalization,
+        normalization.MeanVarianceNormalization,
+        # Attention
+        attention.Attention,
+        attention.RotaryEmbedding,
+        attention.LinearAttention,
+        # Recurrent networks
+        recurrent.RNN,
+        recurrent.GRU,
+        recurrent.LSTM,
+        linear_algebra.Det,
+        linear_algebra.Cofactor,
+        # Images
+        images.Resize,
+        images.AffineGrid,
+        images.GridSample,
+        images.Col2Im,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
+        losses.Hardmax,
         losses.SoftmaxCrossEntropyLoss,
+        losses.NegativeLogLikelihoodLoss,
     )
 }
 

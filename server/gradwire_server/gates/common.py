@@ -30,6 +30,11 @@ def integers(xp: Namespace, values: Iterable[int], shape: Shape) -> Array:
     return xp.constant(Tensor("int64", shape, array("q", values).tobytes()))
 
 
+def floats(xp: Namespace, values: Iterable[float], shape: Shape, dtype: str) -> Array:
+    """Constant numbers of a floating data type."""
+    return xp.constant(Tensor(dtype, shape, array(_FLOAT_CODES[dtype], values).tobytes()))
+
+
 def checked_shape(shape: Shape, what: str) -> Shape:
     """A shape that was computed from numbers in the graph (SHAPE_MISMATCH)."""
     if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) > _LARGEST:
@@ -63,6 +68,7 @@ def dtype_numbered(number: int) -> str:
     return next(dtype for dtype, each in ONNX_NUMBERS.items() if each == number)
 
 
+_FLOAT_CODES = {"float32": "f", "float64": "d"}
 _ARRAY_CODES = {
     "bool": "b", "int8": "b", "int16": "h", "int32": "i", "int64": "q",
     "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q",

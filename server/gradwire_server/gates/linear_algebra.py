@@ -589,3 +589,97 @@ def _broadcasts_to(shape: Shape, target: Shape) -> bool:
         return broadcast_shapes(shape, target) == target
     except Invalid:
         return False
+
+
+class Det(Gate):
+    """The determinant of square matrices.
+
+    Formula:   Y = det(X)
+    Gradient:  d Y/dX = the cofactors of X: Y * transpose(inverse(X)), where there is an inverse
+    Kinks:     None; the second derivative at a singular X is taken as 0.
+    Shapes:    X's without the last two axes, which are equal; 1 for a matrix of size 0.
+    """
+
+    operator = "Det"
+    examples = (
+        Example(([[1.0, 2.0], [3.0, 4.0]],), -2.0, gradients=([[4.0, -3.0], [-2.0, 1.0]],)),
+        Example(([[1.0, 2.0], [2.0, 4.0]],), 0.0, gradients=([[4.0, -2.0], [-2.0, 1.0]],),
+                at_kink=True),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 3, 3)),)),
+        Sample((TensorSpec((1, 1)),)),
+        Sample((TensorSpec((4, 4)),)),
+        Sample((TensorSpec((0, 2, 2)),)),
+    )
+    rejections = (
+        Rejection((TensorSpec((2, 3)),), "X has shape (2, 3) but its last two axes must be equal"),
+        Rejection((TensorSpec((3,)),), "X has shape (3,)"),
+    )
+
+    def infer(self, x: TensorSpec) -> TensorSpec:
+        _require_square(x)
+        return TensorSpec(x.shape[:-2], x.dtype)
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return xp.det(x)
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Any, ...]:
+        return (lambda: _over_matrices(xp, grad) * xp.cofactor(x),)
+
+    def aligned_shapes(self, x: TensorSpec) -> tuple[Shape, ...]:
+        return (x.shape,)
+
+
+class Cofactor(Gate):
+    """The cofactors of square matrices: the gradient of Det. This operator is not ONNX's.
+
+    Formula:   Y[i, j] = (-1)^(i + j) * det(X without row i and column j)
+    Gradient:  to X: (sum(grad * Y) * Y - Y @ transpose(grad) @ Y) / det(X)
+    Kinks:     The gradient at a singular X, which this form cannot give, is taken as 0.
+    Shapes:    As X, whose last two axes are equal.
+    """
+
+    operator = "Cofactor"
+    examples = (
+        Example(([[1.0, 2.0], [3.0, 4.0]],), [[4.0, -3.0], [-2.0, 1.0]],
+                gradients=([[1.0, -1.0], [-1.0, 1.0]],)),
+        Example(([[1.0, 0.0], [0.0, 0.0]],), [[0.0, 0.0], [0.0, 1.0]],
+                gradients=([[0.0, 0.0], [0.0, 0.0]],), at_kink=True),
+        Example(([[3.0]],), [[1.0]], gradients=([[0.0]],)),
+    )  # fmt: skip
+    samples = (Sample((TensorSpec((2, 3, 3)),)), Sample((TensorSpec((0, 2, 2)),)))
+    rejections = (Rejection((TensorSpec((2, 3)),), "X has shape (2, 3)"),)
+
+    def infer(self, x: TensorSpec) -> TensorSpec:
+        _require_square(x)
+        return TensorSpec(x.shape, x.dtype)
+
+    def forward(self, xp: Namespace, x: Array) -> Array:
+        return xp.cofactor(x)
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Any, ...]:
+        def to_x() -> Array:
+            total = xp.sum(grad * out, axis=(-2, -1), keepdims=True)
+            order = (*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2)
+            across = xp.matmul(xp.matmul(out, xp.permute_dims(grad, order)), out)
+            size = _over_matrices(xp, xp.det(x))
+            singular = xp.equal(size, 0.0)
+            return xp.where(singular, 0.0, (total * out - across) / xp.where(singular, 1.0, size))
+
+        return (to_x,)
+
+    def aligned_shapes(self, x: TensorSpec) -> tuple[Shape, ...]:
+        return (x.shape,)
+
+
+def _require_square(x: TensorSpec) -> None:
+    if x.rank < 2 or x.shape[-1] != x.shape[-2]:
+        raise Invalid(
+            "SHAPE_MISMATCH", f"X has shape {x.shape} but its last two axes must be equal"
+        )
+
+
+def _over_matrices(xp: Namespace, numbers: Array) -> Array:
+    """One number for each matrix, so that it broadcasts against them."""
+    return xp.expand_dims(numbers, axis=(-2, -1))
