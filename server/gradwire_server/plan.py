@@ -82,7 +82,7 @@ class Plan:
             uses = np.bincount(np.asarray(ids, np.int64), minlength=len(self.specs)).tolist()
             for spec, use in zip(self.specs, uses, strict=True):
                 copies = 2 if gradients and spec.is_floating else 1
-                total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
+                total += use * copies * (rows * _held(spec) + _BYTES_OF_ONE)
         return total
 
 
@@ -110,6 +110,11 @@ def make_plan(
         plan = Plan(graph, table.specs, spec_ids, batch_size, batched)
     _check_outputs(plan)
     return plan
+
+
+def _held(spec: TensorSpec) -> int:
+    """Memory for one value in bytes; gates also make the positions along its axes, as int64s."""
+    return spec.nbytes or 8 * max(spec.shape, default=0)
 
 
 def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:
@@ -165,9 +170,9 @@ def _followed(graph: Graph, wanted: list[int]) -> list[int]:
     return list(seen)
 
 
-def known_value(dtype: str, array: arrays.Array) -> tuple[float, ...] | None:
-    """The elements as a spec holds them: only integers and booleans, and only a few."""
-    if dtype in ("float32", "float64") or array.size > KNOWN_SIZE:
+def known_value(array: arrays.Array) -> tuple[float, ...] | None:
+    """The elements as a spec holds them, if they are few."""
+    if array.size > KNOWN_SIZE:
         return None
     return tuple(array.reshape(-1).tolist())
 
@@ -243,7 +248,7 @@ def fold(
         None
         if spec is None
         else spec.value
-        if each.known
+        if each.flat
         else np.array(spec.value, spec.dtype).reshape(spec.shape)
         for each, spec in zip(declared, inputs, strict=True)
     ]

@@ -17,11 +17,14 @@ from gradwire_server.memory import require_peak
 class Session:
     """Steps take effect whole or not at all: a refused step leaves the last good point."""
 
-    def __init__(self, graph: Graph, evaluation: Evaluation, limits: Limits) -> None:
+    def __init__(
+        self, graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None
+    ) -> None:
         evaluate.require_known(graph, evaluation)
         self.graph = graph
         self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
         self._limits = limits
+        self._before = before  # a job that may lend its plan
         self._job: Job | None = None
         self._values: list[Array] = []
 
@@ -35,7 +38,7 @@ class Session:
             asked = replace(
                 kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
             )
-        job = evaluate.prepare(self.graph, asked, self._limits, self._job)
+        job = evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
         values = evaluate.leaf_values(job.plan, job.point)
         found = evaluate.run_over(job, values, stopped)
         self._evaluation, self._job, self._values = kept, job, values

@@ -124,7 +124,7 @@ class _Use(NamedTuple):
 
     gate: Gate
     attributes: dict[str, Any]
-    known: tuple[int, ...]  # input slots that get their elements from the plan
+    known: tuple[int, ...]  # input slots that get their elements from the plan, as a tuple
     output_count: int
     several: bool
     layouts: dict[tuple[int, ...], _Layout]  # by the inputs' specs and which are batched
@@ -138,7 +138,7 @@ def _uses(plan: Plan) -> list[_Use]:
             tuple(
                 slot
                 for slot, declared in enumerate(row.gate.declared_inputs(row.input_count))
-                if declared.known
+                if declared.flat
             ),
             row.output_count,
             row.gate.outputs != (1, 1),

@@ -163,7 +163,7 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
                     f"{leaf.place}: shapes depend on its elements, so it cannot be batched",
                     leaf=leaf.name,
                 )
-            value = known_value(leaf.dtype, binding.array)
+            value = known_value(binding.array)
         found.append((binding, TensorSpec(shape, leaf.dtype, value)))
     return Point(
         tuple(binding.array for binding, _ in found),
