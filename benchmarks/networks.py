@@ -5,7 +5,11 @@
 
 One definition of each network serves all three. Every value and every gradient is kept: PyTorch
 retains the gradient of each intermediate value; JAX returns them all, gradients by way of a zero
-added to each. The three take turns; a ratio is of times of one turn.
+added to each. The three take turns; a ratio is of times of one turn. On a busy machine compare them
+on one thread by the time of the CPU, which leaves out what other processes take:
+
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 \\
+        taskset -c 0 python benchmarks/networks.py --threads 1 --clock cpu
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import jax
@@ -176,6 +180,8 @@ NETWORKS = {
     "transformer": (transformer, transformer_leaves),
 }
 
+CLOCKS = {"wall": perf_counter, "cpu": process_time}
+
 #: The loss, and the gradient of every floating leaf.
 Result = tuple[float, Arrays]
 
@@ -250,7 +256,7 @@ def with_jax(network: Any, leaves: Arrays) -> Callable[[], Result]:
     return run
 
 
-def measure(name: str, dtype: str, rounds: int) -> dict[str, Any]:
+def measure(name: str, dtype: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Milliseconds of each library, and our ratios to the others."""
     network, make = NETWORKS[name]
     leaves = {
@@ -266,9 +272,9 @@ def measure(name: str, dtype: str, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {engine: [] for engine in engines}
     for _ in range(rounds):
         for engine, run in engines.items():
-            start = perf_counter()
+            start = clock()
             run()
-            times[engine].append((perf_counter() - start) * 1e3)
+            times[engine].append((clock() - start) * 1e3)
     ratios = {
         peer: [a / b for a, b in zip(times["gradwire"], times[peer], strict=True)]
         for peer in ("pytorch", "jax")
@@ -306,13 +312,14 @@ def main() -> None:
     parser.add_argument("--json", help="file for the figures: least, median and largest")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"NumPy {np.__version__}, PyTorch {torch.__version__}, JAX {jax.__version__}")
     found = []
     for name in NETWORKS:
         for dtype in ("float32", "float64"):
-            found.append(measure(name, dtype, arguments.rounds))
+            found.append(measure(name, dtype, arguments.rounds, CLOCKS[arguments.clock]))
             times, ratios = found[-1]["milliseconds"], found[-1]["ratios"]
             line = "  ".join(f"{engine} {each[1]:.1f} ms" for engine, each in times.items())
             line += "".join(f"  /{peer} {each[1]:.2f}" for peer, each in ratios.items())

@@ -267,6 +267,8 @@ def scratch(work: Callable[[], Any]) -> tuple[Any, float]:
 @pytest.mark.parametrize("operator", [name for name in GATES if GATES[name].inputs])
 def test_the_tables_say_what_gates_make_and_share(operator: str) -> None:
     call = large_call(operator)
+    if operator in ("Conv", "ConvTranspose"):
+        call = None  # they work in blocks of a fixed size
     if call is None:
         assert operator not in VIEWS | PASSING | SCRATCH.keys()
         return
