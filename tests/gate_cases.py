@@ -12,7 +12,7 @@ import numpy as np
 from gradwire_server import arrays
 from gradwire_server.engine.array import sum_to_shape
 from gradwire_server.gates import GATES, Gate
-from gradwire_server.gates.base import ElementwiseGate, Example
+from gradwire_server.gates.base import ElementwiseGate, Example, first_outputs
 from gradwire_server.specs import FLOATS, Tensor, TensorSpec
 
 #: Relative to the largest number compared; by data type only.
@@ -66,7 +66,8 @@ class Case:
         """All outputs."""
         with np.errstate(all="ignore"):
             out = self.gate.forward(xp, *self.given(inputs), **self.gate.complete(self.attributes))
-        return out if isinstance(out, tuple) else (out,)
+            count = len(out) if isinstance(out, tuple) else 1
+            return first_outputs(out, count)
 
     def pull(self, grads: tuple[Any, ...], xp: Any = arrays) -> list[Any]:
         """The gradient of each input, in its shape; None where it has none."""

@@ -16,8 +16,9 @@ from gradwire_server.codec import decode_graph
 from gradwire_server.engine import array
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
-from gradwire_server.errors import OverLimit, Refusal
-from gradwire_server.gates import GATES
+from gradwire_server.errors import OverLimit
+from gradwire_server.gates import GATES, Gate
+from gradwire_server.gates.base import first_outputs
 from gradwire_server.limits import Limits
 from gradwire_server.memory import PASSING, PASSING_TO_ALL, SCRATCH, VIEWS
 from gradwire_server.session import Session
@@ -234,6 +235,9 @@ def large_call(operator: str) -> tuple[list[Any], dict[str, Any]] | None:
     gate = GATES[operator]
     special: dict[str, tuple[list[Any], dict[str, Any]]] = {
         "Cofactor": ([np.eye(SIZE)], {}),
+        "DFT": ([np.ones((SIZE, SIZE, 1))], {}),
+        "Resize": ([np.ones((SIZE, SIZE)), None, (0.5, 0.5)], {"mode": "linear"}),
+        "QuantizeLinear": ([np.ones((SIZE, SIZE)), np.array(0.5)], {}),
         "Expand": ([np.ones((SIZE, 1)), (SIZE, SIZE)], {}),
         "Reshape": ([np.ones((SIZE, SIZE)), (SIZE * SIZE,)], {}),
         "Slice": ([np.ones((SIZE, SIZE)), (0,), (SIZE // 2,)], {}),
@@ -241,7 +245,27 @@ def large_call(operator: str) -> tuple[list[Any], dict[str, Any]] | None:
         "Unsqueeze": ([np.ones((SIZE, SIZE)), (0,)], {}),
         "Concat": ([np.ones((SIZE, SIZE)), np.ones((SIZE, SIZE))], {"axis": 0}),
         "SoftmaxCrossEntropyLoss": ([np.ones((SIZE, SIZE)), np.zeros(SIZE, np.int64)], {}),
+        "NegativeLogLikelihoodLoss": ([np.ones((SIZE, SIZE)), np.zeros(SIZE, np.int64)], {}),
+        "CumProd": ([np.ones((SIZE, SIZE)), (-1,)], {}),
+        "MeanVarianceNormalization": ([RANDOM.normal(0, 1, (SIZE, SIZE))], {"axes": (-1,)}),
+        "BatchNormalization": (
+            [RANDOM.normal(0, 1, (SIZE, SIZE)), *(np.ones(SIZE) for _ in range(4))],
+            {"training_mode": 1},
+        ),
+        "RotaryEmbedding": (
+            [np.ones((1, 1, SIZE, SIZE)), *(np.ones((1, SIZE, SIZE // 2)) for _ in range(2))],
+            {},
+        ),
     }
+    image = RANDOM.normal(0, 1, (1, 4, SIZE // 2, SIZE // 2))
+    for pool in ("MaxPool", "AveragePool", "LpPool"):
+        special[pool] = ([image], {"kernel_shape": (3, 3), "strides": (2, 2)})
+    for norm in ("InstanceNormalization", "GroupNormalization"):
+        groups = {"num_groups": 2} if norm.startswith("Group") else {}
+        special[norm] = ([image, np.ones(4), np.ones(4)], groups)
+    for pool in ("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"):
+        special[pool] = ([image], {})
+    special["LRN"] = ([image], {"size": 3})
     given, attributes = special.get(operator, ([], {}))
     complete = {each.name: each.default for each in gate.attributes} | attributes
     if operator in special:
@@ -254,12 +278,7 @@ def large_call(operator: str) -> tuple[list[Any], dict[str, Any]] | None:
         each.required for each in gate.attributes
     ):
         return None
-    given = [RANDOM.uniform(*each.domain, (SIZE, SIZE)) for each in declared]
-    try:
-        gate.check(tuple(TensorSpec(each.shape) for each in given), attributes)
-    except Refusal:
-        return None  # it takes no square matrices
-    return given, complete
+    return [RANDOM.uniform(*each.domain, (SIZE, SIZE)) for each in declared], complete
 
 
 def scratch(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -274,19 +293,21 @@ def scratch(work: Callable[[], Any]) -> tuple[Any, float]:
 @pytest.mark.parametrize("operator", [name for name in GATES if GATES[name].inputs])
 def test_the_tables_say_what_gates_make_and_share(operator: str) -> None:
     call = large_call(operator)
+    if type(GATES[operator]).workspace is not Gate.workspace:
+        return  # it says what it holds itself: see the next test
     if call is None:
         assert operator not in VIEWS | PASSING | SCRATCH.keys()
         return
     given, attributes = call
     gate = GATES[operator]
     out, forward = scratch(lambda: gate.forward(arrays, *given, **attributes))
-    outs = out if isinstance(out, tuple) else (out,)
+    outs = first_outputs(out, 9)
     assert np.shares_memory(outs[0], given[0]) == (operator in VIEWS | {"Clip", "Dropout"})
     assert forward < SCRATCH.get(operator, (0, 0))[0] + 1.2, "more than the table says"
     if outs[0].dtype.kind != "f":
         return
-    grads: Any = tuple(np.ones_like(each) for each in outs)
-    grad = grads if isinstance(out, tuple) else grads[0]
+    grads: Any = tuple(np.ones_like(each) if each.dtype.kind == "f" else None for each in outs)
+    grad, out = (grads, outs) if isinstance(out, tuple) else (grads[0], out)
     entries, backward = scratch(
         lambda: [
             each() if callable(each) else each
@@ -300,6 +321,55 @@ def test_the_tables_say_what_gates_make_and_share(operator: str) -> None:
         if operator in PASSING and (slot == 0 or operator in PASSING_TO_ALL):
             is_small = entry.base is not None and entry.base.nbytes < entry.nbytes
             assert is_small or any(np.shares_memory(entry, each) for each in grads)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes", "attributes"),
+    [
+        ("Conv", ((8, 3, 64, 64), (16, 3, 5, 5)), {}),
+        ("Conv", ((1, 256, 20, 20), (256, 256, 3, 3)), {"pads": (1, 1, 1, 1)}),
+        ("ConvTranspose", ((8, 3, 64, 64), (3, 16, 5, 5)), {"strides": (2, 2)}),
+        ("Attention", ((2, 4, 256, 8), (2, 4, 256, 8), (2, 4, 256, 8)), {"softcap": 3.0}),
+        ("LinearAttention", ((2, 64, 64), (2, 64, 64), (2, 64, 64)),
+         {"q_num_heads": 2, "kv_num_heads": 2, "update_rule": "linear"}),
+        ("RNN", ((50, 20, 8), (1, 64, 8), (1, 64, 64)), {}),
+        ("GRU", ((50, 20, 8), (1, 192, 8), (1, 192, 64)), {}),
+        ("GridSample", ((2, 8, 40, 40), (2, 50, 50, 2)), {"mode": "cubic"}),
+        ("GridSample", ((2, 1, 40, 40), (2, 90, 90, 2)), {}),
+        ("DeformConv", ((2, 8, 40, 40), (8, 8, 3, 3), (2, 18, 38, 38)), {}),
+        ("LSTM", ((50, 20, 8), (1, 256, 8), (1, 256, 64)), {"clip": 3.0}),
+    ],
+)  # fmt: skip
+def test_a_gate_that_says_what_it_holds_is_right(
+    operator: str, shapes: tuple[tuple[int, ...], ...], attributes: dict[str, Any]
+) -> None:
+    gate = GATES[operator]
+    given = [RANDOM.normal(0, 0.1, shape) for shape in shapes]
+    complete = gate.complete(attributes)
+    specs = [TensorSpec(shape) for shape in shapes]
+    said = gate.workspace(*specs, **dict(complete)) / SIZE**2
+    out, forward = scratch(lambda: first_outputs(gate.forward(arrays, *given, **dict(complete)), 1))
+    grad: Any = tuple(map(np.ones_like, out))
+    outs = out
+    if gate.outputs == (1, 1):
+        (grad,), (outs,) = grad, out
+    _, backward = scratch(
+        lambda: [
+            each() if callable(each) else each
+            for each in gate.vjp(arrays, grad, outs, *given, **dict(complete))
+        ]
+    )
+    own = sum(each.size for each in (*given, *out)) / SIZE**2
+    assert max(forward, backward) <= said + own
+    assert said <= 4 * max(forward, backward) + own
+
+
+def test_a_node_that_would_hold_too_much_is_refused_before_it_runs() -> None:
+    graph = gw.Graph()
+    long = graph.input("x", shape=(1, 1, 100_000, 1))
+    graph.output("f", gw.attention(long, long, long)[0])
+    with pytest.raises(OverLimit, match="--max-memory-bytes"):
+        job((graph, {"x": np.zeros((1, 1, 100_000, 1))}))
 
 
 def test_a_dropped_value_is_gone() -> None:

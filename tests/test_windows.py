@@ -13,10 +13,12 @@ from test_gradient_graph import label, one_node
 
 from gradwire_server import array_windows, arrays
 from gradwire_server.engine.symbolic import gradient_graph
+from gradwire_server.gates import windows
 from gradwire_server.gates.windows import Windows, place_windows
 from gradwire_server.limits import Limits
 
 CONVOLUTIONS = [case for case in all_cases() if case.operator in ("Conv", "ConvTranspose")]
+POOLS = [case for case in all_cases() if case.operator == "MaxPool"]
 WINDOWED = [case for case in all_cases() if "kernel_shape" in case.attributes]
 
 
@@ -30,7 +32,7 @@ def test_image_too_large_to_gather_has_the_same_numbers(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered = numbers(case)
-    monkeypatch.setattr(array_windows, "_MOST", 0)
+    monkeypatch.setattr(windows, "MOST_GATHERED", 0)
     for found, expected in zip(numbers(case), gathered, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -40,7 +42,7 @@ def test_images_taken_one_at_a_time_have_the_same_numbers(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = numbers(case)
-    monkeypatch.setattr(array_windows, "_BLOCK", 1)
+    monkeypatch.setattr(windows, "GATHERED", 1)
     for found, expected in zip(numbers(case), together, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -105,24 +107,35 @@ def test_nan_is_the_largest_element_and_gets_the_gradient() -> None:
     assert to_x[0, 0].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("case", POOLS, ids=label)
+def test_largest_elements_of_a_large_kernel_get_the_same_gradient(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grads = (np.cos(case.run()[0]), None)
+    (one_by_one,) = case.pull(grads)
+    monkeypatch.setattr(array_windows, "_FEW", 0)
+    (found,) = case.pull(grads)
+    np.testing.assert_array_equal(found, one_by_one)
+
+
 def test_kernel_far_larger_than_the_tensor_costs_no_time() -> None:
     huge = 10**9
-    windows = place_windows(
+    placed = place_windows(
         (3,), (huge,), strides=(huge - 3,), dilations=None, pads=(huge - 1, huge - 2),
         auto_pad="NOTSET",
     )  # fmt: skip
     x = np.array([[[1.0, 2.0, 4.0]]])
-    assert windows.counts == (2,)
-    assert arrays.sum_windows(x, windows).tolist() == [[[1.0, 7.0]]]
-    largest, positions = arrays.max_windows(x, windows)
-    assert (largest.tolist(), positions.tolist()) == ([[[1.0, 4.0]]], [[[0, 2]]])
+    assert placed.counts == (2,)
+    assert arrays.sum_windows(x, placed).tolist() == [[[1.0, 7.0]]]
+    assert arrays.max_windows(x, placed).tolist() == [[[1.0, 4.0]]]
+    assert arrays.argmax_windows(x, placed).tolist() == [[[0, 2]]]
 
 
 def test_spread_is_the_adjoint_of_sum() -> None:
     rng = np.random.default_rng(6)
-    windows = Windows((3, 2), (2, 1), (1, 2), (1, 0), (0, 1), (3, 4))
+    placed = Windows((3, 2), (2, 1), (1, 2), (1, 0), (0, 1), (3, 4))
     x = rng.standard_normal((2, 3, 6, 5))
     grad = rng.standard_normal((2, 3, 3, 4))
-    left = np.sum(arrays.sum_windows(x, windows) * grad)
-    right = np.sum(x * arrays.spread_windows(grad, windows, (6, 5)))
+    left = np.sum(arrays.sum_windows(x, placed) * grad)
+    right = np.sum(x * arrays.spread_windows(grad, placed, (6, 5)))
     assert left == pytest.approx(right, rel=1e-12)

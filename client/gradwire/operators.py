@@ -20,7 +20,9 @@ __all__ = [
     "asinh",
     "atan",
     "atanh",
+    "attention",
     "average_pool",
+    "batch_normalization",
     "bit_cast",
     "bit_shift",
     "bitwise_and",
@@ -35,7 +37,7 @@ __all__ = [
     "center_crop_pad",
     "clip",
     "cofactor",
-    "col2_im",
+    "col2im",
     "compress",
     "concat",
     "constant_of_shape",
@@ -44,6 +46,7 @@ __all__ = [
     "conv_transpose",
     "cos",
     "cosh",
+    "cum_prod",
     "cum_sum",
     "deform_conv",
     "depth_to_space",
@@ -73,19 +76,28 @@ __all__ = [
     "greater",
     "greater_or_equal",
     "grid_sample",
+    "group_normalization",
+    "gru",
     "hamming_window",
     "hann_window",
     "hard_sigmoid",
     "hard_swish",
+    "hardmax",
     "identity",
+    "instance_normalization",
     "is_inf",
     "is_nan",
+    "layer_normalization",
     "leaky_relu",
     "less",
     "less_or_equal",
+    "linear_attention",
     "log",
     "log_softmax",
+    "lp_normalization",
     "lp_pool",
+    "lrn",
+    "lstm",
     "mat_mul",
     "mat_mul_integer",
     "max",
@@ -93,12 +105,14 @@ __all__ = [
     "max_roi_pool",
     "max_unpool",
     "mean",
+    "mean_variance_normalization",
     "mel_weight_matrix",
     "min",
     "mish",
     "mod",
     "mul",
     "neg",
+    "negative_log_likelihood_loss",
     "non_zero",
     "not_",
     "one_hot",
@@ -124,13 +138,17 @@ __all__ = [
     "reshape",
     "resize",
     "reverse_sequence",
+    "rms_normalization",
+    "rnn",
     "roi_align",
     "roi_arg_max",
+    "rotary_embedding",
     "round",
     "scatter_elements",
     "scatter_nd",
     "selu",
     "shape",
+    "shrink",
     "sigmoid",
     "sign",
     "sin",
@@ -148,6 +166,8 @@ __all__ = [
     "stft",
     "sub",
     "sum",
+    "swi_glu",
+    "swish",
     "tan",
     "tanh",
     "tensor_scatter",
@@ -730,6 +750,44 @@ def clip(input: Operand, min: Operand | None = None, max: Operand | None = None)
     )
 
 
+def swish(x: Operand, *, alpha: float = 1.0) -> Handle:
+    """Number times its logistic function.
+
+    Formula:   Y = X * s,  s = 1 / (1 + exp(-alpha * X))
+    Gradient:  d Y/dX = s + alpha * X * s * (1 - s)
+    Shapes:    As X.
+    """
+    return apply("Swish", (x,), {"alpha": alpha})
+
+
+def swi_glu(a: Operand, b: Operand, *, alpha: float = 1.0) -> Handle:
+    """Number times the Swish of another.
+
+    Formula:   Y = A * s * B,  s = 1 / (1 + exp(-alpha * A))
+    Gradient:  d Y/dA = B * (s + alpha * A * s * (1 - s)),  d Y/dB = A * s
+    Shapes:    A and B have one shape, and so has Y.
+    """
+    return apply(
+        "SwiGLU",
+        (
+            a,
+            b,
+        ),
+        {"alpha": alpha},
+    )
+
+
+def shrink(input: Operand, *, bias: float = 0.0, lambd: float = 0.5) -> Handle:
+    """Number moved towards 0, and 0 where it is near.
+
+    Formula:   output = input + bias if input < -lambd, input - bias if input > lambd, else 0
+    Gradient:  d output/d input = 1 outside [-lambd, lambd], 0 inside
+    Kinks:     At -lambd and lambd the gradient is 0.
+    Shapes:    As input; integers are rounded towards zero.
+    """
+    return apply("Shrink", (input,), {"bias": bias, "lambd": lambd})
+
+
 def equal(a: Operand, b: Operand) -> Handle:
     """Whether two elements are equal; NaN equals nothing.
 
@@ -1211,6 +1269,24 @@ def cum_sum(x: Operand, axis: Operand, *, exclusive: int = 0, reverse: int = 0) 
     """
     return apply(
         "CumSum",
+        (
+            x,
+            axis,
+        ),
+        {"exclusive": exclusive, "reverse": reverse},
+    )
+
+
+def cum_prod(x: Operand, axis: Operand, *, exclusive: int = 0, reverse: int = 0) -> Handle:
+    """Running product along an axis.
+
+    Formula:   y[i] = x[0] * ... * x[i];  exclusive leaves out x[i], reverse runs from the end
+    Gradient:  to x[j] = x[0] * ... * x[j-1] * h[j],  h[j] = grad[j] + x[j+1] * h[j+1]; nothing is
+               divided, so zeros are exact, in every order
+    Shapes:    y is shaped like x; axis is one number.
+    """
+    return apply(
+        "CumProd",
         (
             x,
             axis,
@@ -1969,7 +2045,7 @@ def resize(
     )
 
 
-def col2_im(
+def col2im(
     input: Operand,
     image_shape: Operand,
     block_shape: Operand,
@@ -2746,6 +2822,489 @@ def max_unpool(
     )
 
 
+def layer_normalization(
+    x: Operand,
+    scale: Operand,
+    b: Operand | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-05,
+    stash_type: int = 1,
+) -> tuple[Handle, ...]:
+    """Each slice of the last axes with mean 0 and variance 1, then scaled and shifted.
+
+    Formula:   D = X - mean(X);  Y = D / sqrt(mean(D^2) + epsilon) * Scale + B
+    Gradient:  with S = D * InvStdDev, g = grad * Scale:  to X = InvStdDev * (g - mean(g) - S *
+               mean(g * S)), and more through Mean and InvStdDev;  to Scale = grad * S;  to B =
+               grad
+    Shapes:    Y as X; Scale and B broadcast to X; Mean and InvStdDev as X with size 1 from axis
+               on.
+    """
+    return apply_several(
+        "LayerNormalization",
+        (
+            x,
+            scale,
+            b,
+        ),
+        {"axis": axis, "epsilon": epsilon, "stash_type": stash_type},
+        3,
+    )
+
+
+def rms_normalization(
+    x: Operand, scale: Operand, *, axis: int = -1, epsilon: float = 1e-05, stash_type: int = 1
+) -> Handle:
+    """Each slice of the last axes with mean square 1, then scaled.
+
+    Formula:   Y = X / sqrt(mean(X^2) + epsilon) * scale
+    Gradient:  with R = 1 / sqrt(mean(X^2) + epsilon), g = grad * scale:  to X = R * (g - X * R *
+               mean(g * X * R));  to scale = grad * X * R
+    Shapes:    Y as X; scale broadcasts to X.
+    """
+    return apply(
+        "RMSNormalization",
+        (
+            x,
+            scale,
+        ),
+        {"axis": axis, "epsilon": epsilon, "stash_type": stash_type},
+    )
+
+
+def group_normalization(
+    x: Operand,
+    scale: Operand,
+    bias: Operand,
+    *,
+    epsilon: float = 1e-05,
+    num_groups: int,
+    stash_type: int = 1,
+) -> Handle:
+    """Each group of channels of each image with mean 0 and variance 1; then each channel scaled.
+
+    Formula:   D = X - mean(X) over a group;  Y = D / sqrt(mean(D^2) + epsilon) * scale + bias
+    Gradient:  as LayerNormalization's for each group;  to scale and bias summed over images and
+               spatial axes
+    Shapes:    X [N, C, sizes], scale and bias [C]; Y as X. num_groups divides C.
+    """
+    return apply(
+        "GroupNormalization",
+        (
+            x,
+            scale,
+            bias,
+        ),
+        {"epsilon": epsilon, "num_groups": num_groups, "stash_type": stash_type},
+    )
+
+
+def instance_normalization(
+    input: Operand, scale: Operand, b: Operand, *, epsilon: float = 1e-05
+) -> Handle:
+    """Each channel of each image with mean 0 and variance 1, then scaled and shifted.
+
+    Formula:   D = input - mean(input) over the spatial axes;  output = D / sqrt(mean(D^2) +
+               epsilon) * scale + B
+    Gradient:  as LayerNormalization's for each channel;  to scale and B summed over images and
+               spatial axes
+    Shapes:    input [N, C, sizes], scale and B [C]; output as input.
+    """
+    return apply(
+        "InstanceNormalization",
+        (
+            input,
+            scale,
+            b,
+        ),
+        {"epsilon": epsilon},
+    )
+
+
+def batch_normalization(
+    x: Operand,
+    scale: Operand,
+    b: Operand,
+    input_mean: Operand,
+    input_var: Operand,
+    *,
+    epsilon: float = 1e-05,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> tuple[Handle, ...]:
+    """Each channel with mean 0 and variance 1 by given statistics or the batch's own; then scaled.
+
+    Formula:   Y = (X - mean) / sqrt(var + epsilon) * scale + B;  mean and var are input_mean and
+               input_var, or with training_mode those of X over images and spatial axes, and then
+               running_mean = momentum * input_mean + (1 - momentum) * mean, running_var alike
+    Gradient:  with I = 1 / sqrt(var + epsilon), S = (X - mean) * I:  to scale = sum of grad * S;
+               to B = sum of grad;  to X = grad * scale * I, to input_mean = -scale * I * sum of
+               grad, to input_var = -scale * I^2 / 2 * sum of grad * S;  with training_mode to X
+               as LayerNormalization's over a channel, and through the running statistics
+    Shapes:    X [N, C, sizes], the others [C]; X [N] has one channel. Variances are of the
+               population: divided by the number of elements.
+    """
+    return apply_several(
+        "BatchNormalization",
+        (
+            x,
+            scale,
+            b,
+            input_mean,
+            input_var,
+        ),
+        {"epsilon": epsilon, "momentum": momentum, "training_mode": training_mode},
+        3,
+    )
+
+
+def lrn(
+    x: Operand, *, alpha: float = 0.0001, beta: float = 0.75, bias: float = 1.0, size: int
+) -> Handle:
+    """Each element divided by a power of the mean square of its neighbours in other channels.
+
+    Formula:   Y = X / D^beta,  D = bias + alpha / size * (sum of X^2 over the `size` channels
+               around, (size - 1) // 2 of them before)
+    Gradient:  to X = grad / D^beta - 2 * alpha * beta / size * X * (sum of grad * X / D^(beta +
+               1) over the channels that X is a neighbour of)
+    Shapes:    X [N, C, ..]; Y as X.
+    """
+    return apply("LRN", (x,), {"alpha": alpha, "beta": beta, "bias": bias, "size": size})
+
+
+def lp_normalization(input: Operand, *, axis: int = -1, p: int = 2) -> Handle:
+    """Slices along an axis divided by their norm.
+
+    Formula:   output = input / norm,  norm = sum of |input|  (p 1)  or  sqrt(sum of input^2)  (p
+               2)
+    Gradient:  to input = (grad - slope * sum of grad * output) / norm;  slope = sign(input) (p 1)
+               or output (p 2)
+    Kinks:     a slice of zeros stays zero, and its gradient is 0; with p 1 sign(0) = 0.
+    Shapes:    As input.
+    """
+    return apply("LpNormalization", (input,), {"axis": axis, "p": p})
+
+
+def mean_variance_normalization(x: Operand, *, axes: Sequence[int] = (0, 2, 3)) -> Handle:
+    """Slices along axes with mean 0 and variance 1.
+
+    Formula:   D = X - mean(X);  Y = D / (s + 1e-9),  s = sqrt(mean(D^2))
+    Gradient:  to X = (grad - mean(grad)) / (s + 1e-9) - Y * mean(grad * Y) / s
+    Kinks:     where all of a slice is equal, the second term is 0.
+    Shapes:    As X.
+    """
+    return apply("MeanVarianceNormalization", (x,), {"axes": axes})
+
+
+def attention(
+    q: Operand,
+    k: Operand,
+    v: Operand,
+    attn_mask: Operand | None = None,
+    past_key: Operand | None = None,
+    past_value: Operand | None = None,
+    nonpad_kv_seqlen: Operand | None = None,
+    *,
+    is_causal: int = 0,
+    kv_num_heads: int | None = None,
+    left_window_size: int = -1,
+    q_num_heads: int | None = None,
+    qk_matmul_output_mode: int = 0,
+    right_window_size: int = -1,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    softmax_precision: int | None = None,
+) -> tuple[Handle, ...]:
+    """Each query's mean of the values, weighted by how well their keys fit it.
+
+    Formula:   S = scale * Q @ K^T, then softcap * tanh(S / softcap) if softcap;  L = S +
+               attn_mask, or minus infinity where not allowed;  P = Softmax(L), 0 where nothing is
+               allowed; Y = P @ V
+    Gradient:  to V = P^T @ grad;  with D = grad @ V^T, to L = P * (D - sum of D * P) = to
+               attn_mask;  to S = to L, times 1 - tanh^2 with softcap;  to Q = scale * to S @ K;
+               to K = scale * (to S)^T @ Q
+    Shapes:    Q [N, heads, queries, size], K and V [N, groups, keys, size], groups dividing
+               heads; or all of rank 3 with the heads in the last axis, and q_num_heads and
+               kv_num_heads. past_key and past_value [N, groups, past, size] come before K and V;
+               both together are present_key and present_value. attn_mask broadcasts to [N, heads,
+               queries, keys]; keys behind its last axis are not allowed. Query i is at position i
+               + past, or with nonpad_kv_seqlen [N], which keys are less than, at i +
+               nonpad_kv_seqlen - queries; is_causal allows keys up to it, the windows those
+               around it.
+    """
+    return apply_several(
+        "Attention",
+        (
+            q,
+            k,
+            v,
+            attn_mask,
+            past_key,
+            past_value,
+            nonpad_kv_seqlen,
+        ),
+        {
+            "is_causal": is_causal,
+            "kv_num_heads": kv_num_heads,
+            "left_window_size": left_window_size,
+            "q_num_heads": q_num_heads,
+            "qk_matmul_output_mode": qk_matmul_output_mode,
+            "right_window_size": right_window_size,
+            "scale": scale,
+            "softcap": softcap,
+            "softmax_precision": softmax_precision,
+        },
+        4,
+    )
+
+
+def rotary_embedding(
+    x: Operand,
+    cos_cache: Operand,
+    sin_cache: Operand,
+    position_ids: Operand | None = None,
+    *,
+    interleaved: int = 0,
+    num_heads: int | None = None,
+    rotary_embedding_dim: int = 0,
+) -> Handle:
+    """Pairs of numbers turned by angles that grow with their position.
+
+    Formula:   (a, b) of each pair become (cos * a - sin * b, sin * a + cos * b)
+    Gradient:  to (a, b) = grad turned back;  to cos = ga * a + gb * b,  to sin = gb * a - ga * b
+    Shapes:    X [N, heads, length, size], or [N, length, heads * size] with num_heads; Y as X.
+               The first rotary_embedding_dim numbers of a head (0: all) are pairs: halves side by
+               side, or neighbours with interleaved. The caches are [N, length, pairs]; or
+               [positions, pairs] with position_ids [N, length] that choose their rows.
+    """
+    return apply(
+        "RotaryEmbedding",
+        (
+            x,
+            cos_cache,
+            sin_cache,
+            position_ids,
+        ),
+        {
+            "interleaved": interleaved,
+            "num_heads": num_heads,
+            "rotary_embedding_dim": rotary_embedding_dim,
+        },
+    )
+
+
+def linear_attention(
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    past_state: Operand | None = None,
+    decay: Operand | None = None,
+    beta: Operand | None = None,
+    *,
+    chunk_size: int = 64,
+    kv_num_heads: int,
+    q_num_heads: int,
+    scale: float = 0.0,
+    update_rule: str = "gated_delta",
+) -> tuple[Handle, ...]:
+    """Attention whose keys and values are kept in one matrix that each token changes.
+
+    Formula:   for each token: S' = exp(decay) * S (gated rules, else S);  u = beta * (value -
+               S'^T @ key) (delta rules, else value);  S = S' + key @ u^T;  output = scale * S^T @
+               query
+    Gradient:  back through the tokens, G the gradient of S: G += scale * query @ grad^T;  to key
+               = G @ u - S' @ d,  d = beta * v,  v = G^T @ key;  to value = d;  to beta = v *
+               (value - S'^T @ key);  G -= key @ d^T;  to decay = sum of G * S';  then G *=
+               exp(decay);  to query = scale * S @ grad
+    Shapes:    query [N, tokens, q_num_heads * size], key [N, tokens, kv_num_heads * size], value
+               [N, tokens, kv_num_heads * value_size], decay as key or [N, tokens, kv_num_heads],
+               beta that or [N, tokens, 1], past_state and present_state [N, kv_num_heads, size,
+               value_size]; output [N, tokens, q_num_heads * value_size]. kv_num_heads divides
+               q_num_heads.
+    """
+    return apply_several(
+        "LinearAttention",
+        (
+            query,
+            key,
+            value,
+            past_state,
+            decay,
+            beta,
+        ),
+        {
+            "chunk_size": chunk_size,
+            "kv_num_heads": kv_num_heads,
+            "q_num_heads": q_num_heads,
+            "scale": scale,
+            "update_rule": update_rule,
+        },
+        2,
+    )
+
+
+def rnn(
+    x: Operand,
+    w: Operand,
+    r: Operand,
+    b: Operand | None = None,
+    sequence_lens: Operand | None = None,
+    initial_h: Operand | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+) -> tuple[Handle, ...]:
+    """Simple recurrent network.
+
+    Formula:   H_t = f(X_t @ W^T + H_(t-1) @ R^T + Wb + Rb), B = [Wb, Rb], f = Tanh by default; Y
+               = all H_t, 0 behind the end of a sequence;  Y_h = the last of each sequence
+    Gradient:  back through time: g_t = grad_t + G_(t+1) @ R, G_t = g_t * f'(..);  to X_t = G_t @
+               W,  to W = sum of G_t^T @ X_t,  to R = sum of G_t^T @ H_(t-1),  to both biases =
+               sum of G_t
+    Kinks:     as the activations', which are 0 or the lower branch's; beyond clip 0.
+    Shapes:    X [steps, batch, inputs], W [directions, hidden, inputs], R [directions, hidden,
+               hidden], B [directions, 2 * hidden], initial_h [directions, batch, hidden]; Y
+               [steps, directions, batch, hidden], Y_h as initial_h. With layout 1 batch is first.
+    """
+    return apply_several(
+        "RNN",
+        (
+            x,
+            w,
+            r,
+            b,
+            sequence_lens,
+            initial_h,
+        ),
+        {
+            "activation_alpha": activation_alpha,
+            "activation_beta": activation_beta,
+            "activations": activations,
+            "clip": clip,
+            "direction": direction,
+            "hidden_size": hidden_size,
+            "layout": layout,
+        },
+        2,
+    )
+
+
+def gru(
+    x: Operand,
+    w: Operand,
+    r: Operand,
+    b: Operand | None = None,
+    sequence_lens: Operand | None = None,
+    initial_h: Operand | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    linear_before_reset: int = 0,
+) -> tuple[Handle, ...]:
+    """Gated recurrent unit.
+
+    Formula:   z = f(X_t @ Wz^T + H @ Rz^T + Wbz + Rbz), r = f(X_t @ Wr^T + H @ Rr^T + Wbr + Rbr),
+               n = g(X_t @ Wh^T + (r * H) @ Rh^T + Wbh + Rbh), or with linear_before_reset g(X_t @
+               Wh^T + Wbh + r * (H @ Rh^T + Rbh));  H_t = (1 - z) * n + z * H, H = H_(t-1); f =
+               Sigmoid, g = Tanh by default;  Y and Y_h as RNN's
+    Gradient:  back through time: from G to H_t, to n = G * (1 - z), to z = G * (H - n), to r by
+               the state's product, and to H = G * z + what z, r and n pass on
+    Kinks:     as the activations', which are 0 or the lower branch's; beyond clip 0.
+    Shapes:    as RNN's, with 3 * hidden rows [z, r, h] in W and R, and B [directions, 6 *
+               hidden].
+    """
+    return apply_several(
+        "GRU",
+        (
+            x,
+            w,
+            r,
+            b,
+            sequence_lens,
+            initial_h,
+        ),
+        {
+            "activation_alpha": activation_alpha,
+            "activation_beta": activation_beta,
+            "activations": activations,
+            "clip": clip,
+            "direction": direction,
+            "hidden_size": hidden_size,
+            "layout": layout,
+            "linear_before_reset": linear_before_reset,
+        },
+        2,
+    )
+
+
+def lstm(
+    x: Operand,
+    w: Operand,
+    r: Operand,
+    b: Operand | None = None,
+    sequence_lens: Operand | None = None,
+    initial_h: Operand | None = None,
+    initial_c: Operand | None = None,
+    p: Operand | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    layout: int = 0,
+    input_forget: int = 0,
+) -> tuple[Handle, ...]:
+    """Long short-term memory.
+
+    Formula:   with A = X_t @ W^T + H @ R^T + Wb + Rb in parts i, o, f, c:  i = f(Ai + Pi * C), f
+               = f(Af + Pf * C) or 1 - i with input_forget, c = g(Ac);  C_t = f * C + i * c; o =
+               f(Ao + Po * C_t);  H_t = o * h(C_t); H = H_(t-1), C = C_(t-1); f = Sigmoid, g = h =
+               Tanh by default;  Y and Y_h as RNN's, Y_c = the last C_t
+    Gradient:  back through time: to o = G * h(C_t), to C_t = what the next step passes + G * o *
+               h'(C_t) + to Ao * Po, to i = to C_t * c, to f = to C_t * C, to c = to C_t * i, to C
+               = to C_t * f + to Ai * Pi + to Af * Pf, to H = to A @ R
+    Kinks:     as the activations', which are 0 or the lower branch's; beyond clip 0.
+    Shapes:    as RNN's, with 4 * hidden rows [i, o, f, c] in W and R, B [directions, 8 * hidden],
+               initial_c as initial_h, P [directions, 3 * hidden] as [i, o, f]; Y_c as Y_h.
+    """
+    return apply_several(
+        "LSTM",
+        (
+            x,
+            w,
+            r,
+            b,
+            sequence_lens,
+            initial_h,
+            initial_c,
+            p,
+        ),
+        {
+            "activation_alpha": activation_alpha,
+            "activation_beta": activation_beta,
+            "activations": activations,
+            "clip": clip,
+            "direction": direction,
+            "hidden_size": hidden_size,
+            "layout": layout,
+            "input_forget": input_forget,
+        },
+        3,
+    )
+
+
 def softmax(input: Operand, *, axis: int = -1) -> Handle:
     """Positive numbers that sum to 1 along an axis.
 
@@ -2764,6 +3323,17 @@ def log_softmax(input: Operand, *, axis: int = -1) -> Handle:
     Shapes:    As input.
     """
     return apply("LogSoftmax", (input,), {"axis": axis})
+
+
+def hardmax(input: Operand, *, axis: int = -1) -> Handle:
+    """1 for the largest number along an axis, 0 for the others.
+
+    Formula:   output = [input is the first of the largest along axis]
+    Gradient:  d output/d input = 0
+    Kinks:     0 also where the largest changes.
+    Shapes:    As input.
+    """
+    return apply("Hardmax", (input,), {"axis": axis})
 
 
 def softmax_cross_entropy_loss(
@@ -2792,4 +3362,32 @@ def softmax_cross_entropy_loss(
         ),
         {"reduction": reduction, "ignore_index": ignore_index},
         2,
+    )
+
+
+def negative_log_likelihood_loss(
+    input: Operand,
+    target: Operand,
+    weight: Operand | None = None,
+    *,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+) -> Handle:
+    """Loss of log-probabilities for labels: minus that of each label.
+
+    Formula:   a row's loss is -weight[target] * input[target] along axis 1, and 0 where target is
+               ignore_index; loss is those (none), their sum (sum), or their sum over that of
+               their weights (mean)
+    Gradient:  to input = -weight[target] * [class = target] times the row's gradient;  to weight
+               from the same sums
+    Shapes:    input [N, C, ..], target [N, ..], weight [C]; loss as target, or rank 0.
+    """
+    return apply(
+        "NegativeLogLikelihoodLoss",
+        (
+            input,
+            target,
+            weight,
+        ),
+        {"reduction": reduction, "ignore_index": ignore_index},
     )

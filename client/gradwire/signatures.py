@@ -734,6 +734,53 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "Swish": Signature(
+        "Swish",
+        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Attribute("alpha", "float", 1.0, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "SwiGLU": Signature(
+        "SwiGLU",
+        (
+            Input("A", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", False, False, False),
+        ),
+        (Attribute("alpha", "float", 1.0, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "Shrink": Signature(
+        "Shrink",
+        (
+            Input(
+                "input",
+                (
+                    "float32",
+                    "float64",
+                    "int8",
+                    "int16",
+                    "int32",
+                    "int64",
+                    "uint8",
+                    "uint16",
+                    "uint32",
+                    "uint64",
+                ),
+                "T",
+                False,
+                False,
+                False,
+            ),
+        ),
+        (
+            Attribute("bias", "float", 0.0, False, ()),
+            Attribute("lambd", "float", 0.5, False, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
     "Equal": Signature(
         "Equal",
         (
@@ -1385,6 +1432,26 @@ SIGNATURES = {
     ),
     "CumSum": Signature(
         "CumSum",
+        (
+            Input(
+                "x",
+                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                "T",
+                False,
+                False,
+                False,
+            ),
+            Input("axis", ("int32", "int64"), "axis", False, False, True),
+        ),
+        (
+            Attribute("exclusive", "int", 0, False, (0, 1)),
+            Attribute("reverse", "int", 0, False, (0, 1)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "CumProd": Signature(
+        "CumProd",
         (
             Input(
                 "x",
@@ -3276,6 +3343,250 @@ SIGNATURES = {
         (1, 1),
         ("input:0",),
     ),
+    "LayerNormalization": Signature(
+        "LayerNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("Scale", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("axis", "int", -1, False, ()),
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("stash_type", "int", 1, False, (1,)),
+        ),
+        (1, 3),
+        ("input:0",),
+    ),
+    "RMSNormalization": Signature(
+        "RMSNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("axis", "int", -1, False, ()),
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("stash_type", "int", 1, False, (1,)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "GroupNormalization": Signature(
+        "GroupNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("bias", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("num_groups", "int", None, True, ()),
+            Attribute("stash_type", "int", 1, False, (1,)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "InstanceNormalization": Signature(
+        "InstanceNormalization",
+        (
+            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", False, False, False),
+        ),
+        (Attribute("epsilon", "float", 1e-05, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "BatchNormalization": Signature(
+        "BatchNormalization",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", False, False, False),
+            Input("input_mean", ("float32", "float64"), "T", False, False, False),
+            Input("input_var", ("float32", "float64"), "T", False, False, False),
+        ),
+        (
+            Attribute("epsilon", "float", 1e-05, False, ()),
+            Attribute("momentum", "float", 0.9, False, ()),
+            Attribute("training_mode", "int", 0, False, (0, 1)),
+        ),
+        (1, 3),
+        ("input:0",),
+    ),
+    "LRN": Signature(
+        "LRN",
+        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (
+            Attribute("alpha", "float", 0.0001, False, ()),
+            Attribute("beta", "float", 0.75, False, ()),
+            Attribute("bias", "float", 1.0, False, ()),
+            Attribute("size", "int", None, True, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "LpNormalization": Signature(
+        "LpNormalization",
+        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (
+            Attribute("axis", "int", -1, False, ()),
+            Attribute("p", "int", 2, False, (1, 2)),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "MeanVarianceNormalization": Signature(
+        "MeanVarianceNormalization",
+        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Attribute("axes", "ints", (0, 2, 3), False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "Attention": Signature(
+        "Attention",
+        (
+            Input("Q", ("float32", "float64"), "T", False, False, False),
+            Input("K", ("float32", "float64"), "T", False, False, False),
+            Input("V", ("float32", "float64"), "T", False, False, False),
+            Input("attn_mask", ("float32", "float64", "bool"), "U", True, False, False),
+            Input("past_key", ("float32", "float64"), "T", True, False, False),
+            Input("past_value", ("float32", "float64"), "T", True, False, False),
+            Input("nonpad_kv_seqlen", ("int64",), "nonpad_kv_seqlen", True, False, False),
+        ),
+        (
+            Attribute("is_causal", "int", 0, False, (0, 1)),
+            Attribute("kv_num_heads", "int", None, False, ()),
+            Attribute("left_window_size", "int", -1, False, ()),
+            Attribute("q_num_heads", "int", None, False, ()),
+            Attribute("qk_matmul_output_mode", "int", 0, False, (0, 1, 2, 3)),
+            Attribute("right_window_size", "int", -1, False, ()),
+            Attribute("scale", "float", None, False, ()),
+            Attribute("softcap", "float", 0.0, False, ()),
+            Attribute("softmax_precision", "int", None, False, (1, 11)),
+        ),
+        (1, 4),
+        ("input:0",),
+    ),
+    "RotaryEmbedding": Signature(
+        "RotaryEmbedding",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("cos_cache", ("float32", "float64"), "T", False, False, False),
+            Input("sin_cache", ("float32", "float64"), "T", False, False, False),
+            Input("position_ids", ("int64",), "M", True, False, False),
+        ),
+        (
+            Attribute("interleaved", "int", 0, False, (0, 1)),
+            Attribute("num_heads", "int", None, False, ()),
+            Attribute("rotary_embedding_dim", "int", 0, False, ()),
+        ),
+        (1, 1),
+        ("input:0",),
+    ),
+    "LinearAttention": Signature(
+        "LinearAttention",
+        (
+            Input("query", ("float32", "float64"), "T", False, False, False),
+            Input("key", ("float32", "float64"), "T", False, False, False),
+            Input("value", ("float32", "float64"), "T", False, False, False),
+            Input("past_state", ("float32", "float64"), "T", True, False, False),
+            Input("decay", ("float32", "float64"), "T", True, False, False),
+            Input("beta", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("chunk_size", "int", 64, False, ()),
+            Attribute("kv_num_heads", "int", None, True, ()),
+            Attribute("q_num_heads", "int", None, True, ()),
+            Attribute("scale", "float", 0.0, False, ()),
+            Attribute(
+                "update_rule",
+                "string",
+                "gated_delta",
+                False,
+                ("linear", "gated", "delta", "gated_delta"),
+            ),
+        ),
+        (1, 2),
+        ("input:0",),
+    ),
+    "RNN": Signature(
+        "RNN",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("R", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("sequence_lens", ("int32",), "T1", True, False, False),
+            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("activation_alpha", "floats", None, False, ()),
+            Attribute("activation_beta", "floats", None, False, ()),
+            Attribute("activations", "strings", None, False, ()),
+            Attribute("clip", "float", None, False, ()),
+            Attribute(
+                "direction", "string", "forward", False, ("forward", "reverse", "bidirectional")
+            ),
+            Attribute("hidden_size", "int", None, False, ()),
+            Attribute("layout", "int", 0, False, (0, 1)),
+        ),
+        (1, 2),
+        ("input:0",),
+    ),
+    "GRU": Signature(
+        "GRU",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("R", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("sequence_lens", ("int32",), "T1", True, False, False),
+            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("activation_alpha", "floats", None, False, ()),
+            Attribute("activation_beta", "floats", None, False, ()),
+            Attribute("activations", "strings", None, False, ()),
+            Attribute("clip", "float", None, False, ()),
+            Attribute(
+                "direction", "string", "forward", False, ("forward", "reverse", "bidirectional")
+            ),
+            Attribute("hidden_size", "int", None, False, ()),
+            Attribute("layout", "int", 0, False, (0, 1)),
+            Attribute("linear_before_reset", "int", 0, False, (0, 1)),
+        ),
+        (1, 2),
+        ("input:0",),
+    ),
+    "LSTM": Signature(
+        "LSTM",
+        (
+            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("W", ("float32", "float64"), "T", False, False, False),
+            Input("R", ("float32", "float64"), "T", False, False, False),
+            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("sequence_lens", ("int32",), "T1", True, False, False),
+            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+            Input("initial_c", ("float32", "float64"), "T", True, False, False),
+            Input("P", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("activation_alpha", "floats", None, False, ()),
+            Attribute("activation_beta", "floats", None, False, ()),
+            Attribute("activations", "strings", None, False, ()),
+            Attribute("clip", "float", None, False, ()),
+            Attribute(
+                "direction", "string", "forward", False, ("forward", "reverse", "bidirectional")
+            ),
+            Attribute("hidden_size", "int", None, False, ()),
+            Attribute("layout", "int", 0, False, (0, 1)),
+            Attribute("input_forget", "int", 0, False, (0, 1)),
+        ),
+        (1, 3),
+        ("input:0",),
+    ),
     "Softmax": Signature(
         "Softmax",
         (Input("input", ("float32", "float64"), "T", False, False, False),),
@@ -3285,6 +3596,13 @@ SIGNATURES = {
     ),
     "LogSoftmax": Signature(
         "LogSoftmax",
+        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (Attribute("axis", "int", -1, False, ()),),
+        (1, 1),
+        ("input:0",),
+    ),
+    "Hardmax": Signature(
+        "Hardmax",
         (Input("input", ("float32", "float64"), "T", False, False, False),),
         (Attribute("axis", "int", -1, False, ()),),
         (1, 1),
@@ -3302,6 +3620,20 @@ SIGNATURES = {
             Attribute("ignore_index", "int", None, False, ()),
         ),
         (1, 2),
+        ("input:0",),
+    ),
+    "NegativeLogLikelihoodLoss": Signature(
+        "NegativeLogLikelihoodLoss",
+        (
+            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("target", ("int32", "int64"), "I", False, False, False),
+            Input("weight", ("float32", "float64"), "T", True, False, False),
+        ),
+        (
+            Attribute("reduction", "string", "mean", False, ("none", "sum", "mean")),
+            Attribute("ignore_index", "int", None, False, ()),
+        ),
+        (1, 1),
         ("input:0",),
     ),
 }

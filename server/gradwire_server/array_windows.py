@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gradwire_server.gates.windows import Windows
+from gradwire_server.gates.windows import Windows, gathered_elements, gathered_images
 from gradwire_server.specs import Shape
 
 Array = Any
 
-#: Elements of gathered patches at once: about what a cache holds, and the most for one image.
-_BLOCK, _MOST = 1 << 20, 1 << 26
+#: Elements of a kernel that are searched one by one for the largest.
+_FEW = 64
 
 
 def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
@@ -36,9 +36,9 @@ def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
     shape = (images, features, *windows.counts)
     if not out.size or not w.size:
         return out.reshape(shape)
-    if _fits(x, windows):
+    if gathered_elements(x.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1)
-        for part in _image_blocks(x, windows, 0):
+        for part in _image_blocks(x, windows):
             np.matmul(matrices, _gather(x[part], windows, group), out=out[part])
         return out.reshape(shape)
     out = out.reshape(images, group, features // group, *windows.counts)
@@ -64,10 +64,10 @@ def convolve_transposed(
     if not out.size or not w.size:
         return out
     rows = x.reshape(images, group, features // group, -1)
-    if _fits(out, windows):
+    if gathered_elements(out.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         taps = list(_taps(windows, sizes))
-        for part in _image_blocks(out, windows, 0):
+        for part in _image_blocks(out, windows):
             spread = (matrices @ rows[part]).reshape(-1, channels, *windows.kernel, *windows.counts)
             block = out[part]
             for tap in taps:
@@ -95,7 +95,7 @@ def convolve_weights(x: Array, grad: Array, windows: Windows, group: int = 1) ->
     if not out.size or not x.size:
         return out
     rows = grad.reshape(images, group, features // group, -1)
-    if _fits(x, windows):
+    if gathered_elements(x.shape, windows) is not None:
         total = out.reshape(group, features // group, -1)
         for part in _image_blocks(x, windows, out.size):
             patches = _gather(x[part], windows, group)
@@ -136,10 +136,22 @@ def spread_windows(grad: Array, windows: Windows, sizes: Shape) -> Array:
     return grad
 
 
-def max_windows(x: Array, windows: Windows) -> tuple[Array, Array]:
-    """The largest element of each window, and its row-major position in x's spatial axes.
+def max_windows(x: Array, windows: Windows) -> Array:
+    """The largest element of each window; a NaN is larger than any number."""
+    for axis, along, place in _axes(windows, x):
+        shape = (*x.shape[:place], windows.counts[axis], *x.shape[place + 1 :])
+        best: Array = np.full(shape, _lowest(x.dtype), x.dtype)
+        for tap in _taps(along, x.shape[place : place + 1]):
+            own = best[_at(place, tap.windows)]
+            np.maximum(own, x[_at(place, tap.elements)], out=own)
+        x = best
+    return x
 
-    Of equal elements it is the first; a NaN is larger than any number.
+
+def argmax_windows(x: Array, windows: Windows) -> Array:
+    """Where in x's spatial axes, row-major, the largest element of each window is.
+
+    Of equal elements it is the first.
     """
     sizes = x.shape[x.ndim - len(windows.kernel) :]
     numbers = np.arange(prod(sizes), dtype=np.int64 if prod(sizes) > 1 << 31 else np.int32)
@@ -147,13 +159,13 @@ def max_windows(x: Array, windows: Windows) -> tuple[Array, Array]:
     # the last axis first: of equal elements the one in the first row then stays
     for axis, along, place in reversed(list(_axes(windows, x))):
         shape = (*x.shape[:place], windows.counts[axis], *x.shape[place + 1 :])
-        best = np.full(shape, _lowest(x.dtype), x.dtype)
-        at_best = np.zeros(shape, positions.dtype)
+        best: Array = np.full(shape, _lowest(x.dtype), x.dtype)
+        at_best: Array = np.zeros(shape, positions.dtype)
         for number, tap in enumerate(_taps(along, x.shape[place : place + 1])):
             elements, own = _at(place, tap.elements), _at(place, tap.windows)
             found, before = x[elements], best[own]
-            if number == 0 and found.shape == best.shape:
-                best[...], at_best[...] = found, positions[elements]
+            if number == 0:
+                before[...], at_best[own] = found, positions[elements]
                 continue
             larger = found > before
             if x.dtype.kind == "f":
@@ -161,7 +173,30 @@ def max_windows(x: Array, windows: Windows) -> tuple[Array, Array]:
             np.copyto(before, found, where=larger)
             np.copyto(at_best[own], positions[elements], where=larger)
         x, positions = best, at_best
-    return x, positions.astype(np.int64)
+    return positions.astype(np.int64)
+
+
+def spread_largest(grad: Array, largest: Array, x: Array, windows: Windows) -> Array:
+    """Each window's number added to the first of its elements that is the largest."""
+    sizes = x.shape[x.ndim - len(windows.kernel) :]
+    out: Array = np.zeros(x.shape, x.dtype)
+    if prod(windows.kernel) > _FEW:
+        rows = out.reshape(-1, prod(sizes))
+        starts = np.arange(rows.shape[0])[:, None] * rows.shape[1]
+        places = argmax_windows(x, windows).reshape(-1, prod(windows.counts)) + starts
+        np.add.at(out.reshape(-1), places.reshape(-1), grad.reshape(-1))
+        return out
+    has_nan = x.dtype.kind == "f" and np.isnan(largest).any()
+    searched: Array = np.ones(largest.shape, bool)
+    for tap in _taps(windows, sizes):
+        elements, own = (..., *tap.elements), (..., *tap.windows)
+        found = x[elements] == largest[own]
+        if has_nan:
+            found |= np.isnan(x[elements])
+        found &= searched[own]
+        searched[own] ^= found
+        out[elements] += grad[own] * found
+    return out
 
 
 class _Tap(NamedTuple):
@@ -223,20 +258,9 @@ def _at(place: int, along: tuple[slice, ...]) -> tuple[slice, ...]:
     return (*(slice(None),) * place, *along)
 
 
-def _fits(x: Array, windows: Windows) -> bool:
-    """Whether the padded tensor and the patches of one image are not too many."""
-    channels = int(x.shape[1])
-    return max(_patch_elements(x, windows), channels * prod(windows.reach)) <= _MOST
-
-
-def _patch_elements(x: Array, windows: Windows) -> int:
-    """Elements of all patches of one image."""
-    return int(x.shape[1]) * prod(windows.kernel) * prod(windows.counts)
-
-
-def _image_blocks(x: Array, windows: Windows, more: int) -> Iterator[slice]:
-    """Runs of images whose patches, and `more` elements for each, fit a cache."""
-    step = max(1, _BLOCK // max(1, _patch_elements(x, windows), more))
+def _image_blocks(x: Array, windows: Windows, more: int = 0) -> Iterator[slice]:
+    """Runs of images whose windows, and `more` elements for each, are held at once."""
+    step = gathered_images(x.shape, windows, more)
     for first in range(0, x.shape[0], step):
         yield slice(first, first + step)
 

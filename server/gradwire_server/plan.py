@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.errors import Invalid, Refusal
+from gradwire_server.gates.base import Gate, first_outputs
 from gradwire_server.graph import Graph, Ids, Leaf, Row
-from gradwire_server.specs import Shape, TensorSpec
+from gradwire_server.specs import ITEM_SIZES, Shape, TensorSpec
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
 KNOWN_SIZE = 1024
@@ -30,6 +31,7 @@ _ROUNDS = 4
 _KEYS = 1 << 20
 _FEW_NODES = 1000  # up to here a loop over nodes takes less than a search by SciPy
 _ABSENT, _FAILED = 0, 1  # the first two spec ids
+_MOST_BYTES = 1 << 60  # more than any machine has, and sums of it still are numbers
 _BYTES_OF_ONE = 48  # what Python needs to hold one value
 
 
@@ -71,7 +73,7 @@ class Plan:
 
     def nbytes(self, gradients: bool) -> int:
         """Memory for every value, and every gradient, held at once; in bytes."""
-        total = 0
+        total = int(self.workspaces.max(initial=0))
         for output in self.graph.outputs if self.batch_size else ():
             row = sum(self.spec(value_id).nbytes for value_id in output.value_ids)
             total += self.batch_size * row
@@ -84,6 +86,28 @@ class Plan:
                 copies = 2 if gradients and spec.is_floating else 1
                 total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
         return total
+
+    @cached_property
+    def workspaces(self) -> Ids:
+        """By node: bytes that its gate holds while it runs, where the gate says so."""
+        graph = self.graph
+        found = np.zeros(graph.node_count, np.int64)
+        for number, row in enumerate(graph.rows):
+            if type(row.gate).workspace is Gate.workspace:
+                continue
+            nodes = np.flatnonzero(graph.node_rows == number)
+            inputs = graph.node_inputs[
+                graph.input_starts[nodes][:, None] + np.arange(row.input_count)
+            ]
+            distinct, which = np.unique(self.spec_ids[inputs], axis=0, return_inverse=True)
+            sizes = []
+            for ids in distinct.tolist():
+                specs = [None if i == _ABSENT else self.specs[i] for i in ids]
+                elements = row.gate.workspace(*specs, **row.gate.complete(row.attributes))
+                width = max(ITEM_SIZES[spec.dtype] for spec in specs if spec is not None)
+                sizes.append(min(elements * width, _MOST_BYTES))
+            found[nodes] = np.array(sizes, np.int64)[which.reshape(-1)]
+        return found
 
 
 def make_plan(
@@ -249,7 +273,7 @@ def fold(
     ]
     with np.errstate(all="ignore"):
         out = row.gate.forward(arrays, *given, **row.gate.complete(row.attributes))
-    outs = out if isinstance(out, tuple) else (out,)
+    outs = first_outputs(out, len(found))
     return tuple(
         replace(spec, value=tuple(np.reshape(array, -1).tolist()))
         for spec, array in zip(found, outs, strict=True)

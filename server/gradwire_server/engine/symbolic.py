@@ -345,6 +345,15 @@ class Recorder:
         )
         return found
 
+    def cumulative_product(
+        self, x: Handle, axis: int, exclusive: bool = False, reverse: bool = False
+    ) -> Handle:
+        along = self.number(axis, "int64")
+        found: Handle = self.apply(
+            "CumProd", x, along, exclusive=int(exclusive), reverse=int(reverse)
+        )
+        return found
+
     def einsum(self, equation: str, *operands: Handle) -> Handle:
         found: Handle = self.apply("Einsum", *operands, equation=equation)
         return found
@@ -406,10 +415,12 @@ class Recorder:
         found = self.convolve_transposed(channels, ones, windows, sizes)
         return self.reshape(found, (*grad.shape[:2], *sizes))
 
-    def max_windows(self, x: Handle, windows: Windows) -> tuple[Handle, Handle]:
+    def spread_largest(self, grad: Handle, largest: Handle, x: Handle, windows: Windows) -> Handle:
         pads = (*windows.before, *_behind(windows, x.shape[2:]))
-        largest, indices = self.apply("MaxPool", x, outputs=2, pads=pads, **_steps(windows))
-        return largest, self.remainder(indices, prod(x.shape[2:]))
+        _, indices = self.apply("MaxPool", x, outputs=2, pads=pads, **_steps(windows))
+        flat = self.zeros_like(self.reshape(x, (prod(x.shape),)))
+        places, grads = (self.reshape(each, (prod(grad.shape),)) for each in (indices, grad))
+        return self.reshape(self.scatter(flat, places, grads, 0, "add"), x.shape)
 
     def argmax(self, x: Handle, axis: int, keepdims: bool = False) -> Handle:
         found: Handle = self.apply("ArgMax", x, axis=axis, keepdims=int(keepdims))

@@ -3,6 +3,7 @@
 from gradwire_server.gates import (
     activations,
     arithmetic,
+    attention,
     bitwise,
     convolution,
     creation,
@@ -11,8 +12,10 @@ from gradwire_server.gates import (
     linear_algebra,
     logic,
     losses,
+    normalization,
     pooling,
     quantization,
+    recurrent,
     reductions,
     sampling,
     shapes,
@@ -79,6 +82,9 @@ GATES: dict[str, Gate] = {
         activations.Mish,
         activations.ThresholdedRelu,
         activations.Clip,
+        activations.Swish,
+        activations.SwiGLU,
+        activations.Shrink,
         # Comparison and choice
         logic.Equal,
         logic.Greater,
@@ -110,6 +116,7 @@ GATES: dict[str, Gate] = {
         reductions.ReduceLogSumExp,
         reductions.ReduceSumSquare,
         reductions.CumSum,
+        reductions.CumProd,
         reductions.ArgMax,
         reductions.ArgMin,
         # Shapes
@@ -195,10 +202,29 @@ GATES: dict[str, Gate] = {
         pooling.GlobalAveragePool,
         pooling.GlobalLpPool,
         pooling.MaxUnpool,
+        # Normalization
+        normalization.LayerNormalization,
+        normalization.RMSNormalization,
+        normalization.GroupNormalization,
+        normalization.InstanceNormalization,
+        normalization.BatchNormalization,
+        normalization.LRN,
+        normalization.LpNormalization,
+        normalization.MeanVarianceNormalization,
+        # Attention
+        attention.Attention,
+        attention.RotaryEmbedding,
+        attention.LinearAttention,
+        # Recurrent networks
+        recurrent.RNN,
+        recurrent.GRU,
+        recurrent.LSTM,
         # Softmax and losses
         losses.Softmax,
         losses.LogSoftmax,
+        losses.Hardmax,
         losses.SoftmaxCrossEntropyLoss,
+        losses.NegativeLogLikelihoodLoss,
     )
 }
 

@@ -429,6 +429,114 @@ class Mish(ElementwiseGate):
         return (grad * (bend + x * (1.0 - bend * bend) * sigmoid(xp, x)),)
 
 
+class Swish(ElementwiseGate):
+    """Number times its logistic function.
+
+    Formula:   Y = X * s,  s = 1 / (1 + exp(-alpha * X))
+    Gradient:  d Y/dX = s + alpha * X * s * (1 - s)
+    Shapes:    As X.
+    """
+
+    operator = "Swish"
+    attributes = (Attribute("alpha", "float", 1.0, doc="Scales X inside the logistic function."),)
+    examples = (
+        Example((1.0,), 0.7310585786300049, gradients=(0.9276705118714868,)),
+        Example(([-1000.0, 1000.0],), [0.0, 1000.0], gradients=([0.0, 1.0],)),
+    )
+
+    def forward(self, xp: Namespace, x: Array, alpha: float) -> Array:
+        return x * sigmoid(xp, alpha * x)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, alpha: float
+    ) -> tuple[Array, ...]:
+        return (grad * _swish_slope(xp, x, alpha),)
+
+
+def _swish_slope(xp: Namespace, x: Array, alpha: float) -> Array:
+    weight = sigmoid(xp, alpha * x)
+    return weight + alpha * x * weight * (1.0 - weight)
+
+
+class SwiGLU(Gate):
+    """Number times the Swish of another.
+
+    Formula:   Y = A * s * B,  s = 1 / (1 + exp(-alpha * A))
+    Gradient:  d Y/dA = B * (s + alpha * A * s * (1 - s)),  d Y/dB = A * s
+    Shapes:    A and B have one shape, and so has Y.
+    """
+
+    operator = "SwiGLU"
+    inputs = (Input("A"), Input("B"))
+    attributes = (Attribute("alpha", "float", 1.0, doc="Scales A inside the logistic function."),)
+    examples = (
+        Example((1.0, 2.0), 1.4621171572600098,
+                gradients=(1.8553410237429736, 0.7310585786300049)),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 3)), TensorSpec((2, 3))), {"alpha": 1.7}),
+        Sample((TensorSpec((0,)), TensorSpec((0,)))),
+    )
+    rejections = (
+        Rejection(
+            (TensorSpec((2, 3)), TensorSpec((3,))), "A has shape (2, 3) but B has shape (3,)"
+        ),
+    )
+
+    def infer(self, a: TensorSpec, b: TensorSpec, alpha: float) -> TensorSpec:
+        if a.shape != b.shape:
+            raise Invalid("SHAPE_MISMATCH", f"A has shape {a.shape} but B has shape {b.shape}")
+        return TensorSpec(a.shape, a.dtype)
+
+    def aligned_shapes(self, a: TensorSpec, b: TensorSpec, alpha: float) -> tuple[Shape, ...]:
+        return a.shape, b.shape
+
+    def forward(self, xp: Namespace, a: Array, b: Array, alpha: float) -> Array:
+        return a * sigmoid(xp, alpha * a) * b
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, a: Array, b: Array, alpha: float
+    ) -> tuple[Any, ...]:
+        return (
+            lambda: grad * b * _swish_slope(xp, a, alpha),
+            lambda: grad * a * sigmoid(xp, alpha * a),
+        )
+
+
+class Shrink(ElementwiseGate):
+    """Number moved towards 0, and 0 where it is near.
+
+    Formula:   output = input + bias if input < -lambd, input - bias if input > lambd, else 0
+    Gradient:  d output/d input = 1 outside [-lambd, lambd], 0 inside
+    Kinks:     At -lambd and lambd the gradient is 0.
+    Shapes:    As input; integers are rounded towards zero.
+    """
+
+    operator = "Shrink"
+    inputs = (Input("input", NUMBERS),)
+    attributes = (
+        Attribute("bias", "float", 0.0, doc="How far numbers are moved."),
+        Attribute("lambd", "float", 0.5, doc="Largest number that becomes 0."),
+    )
+    examples = (
+        Example(([-2.0, 0.1, 2.0],), [-1.5, 0.0, 1.5], gradients=([1.0, 0.0, 1.0],),
+                attributes={"bias": 0.5}),
+        Example(([-1.0, 1.0],), [0.0, 0.0], gradients=([0.0, 0.0],),
+                attributes={"lambd": 1.0}, at_kink=True),
+        Example(([-3, 1, 3],), [-2, 0, 2], attributes={"bias": 1.0, "lambd": 1.5}),
+    )  # fmt: skip
+
+    def forward(self, xp: Namespace, x: Array, bias: float, lambd: float) -> Array:
+        moved = xp.where(xp.greater(x, lambd), x - bias, 0.0 * x)
+        out = xp.where(xp.less(x, -lambd), x + bias, moved)
+        return out if str(x.dtype) in FLOATS else xp.astype(out, x.dtype)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, bias: float, lambd: float
+    ) -> tuple[Array, ...]:
+        return (xp.where(xp.greater(xp.abs(x), lambd), grad, 0.0),)
+
+
 class ThresholdedRelu(ElementwiseGate):
     """Number where it is above a threshold, else 0.
 
@@ -489,7 +597,8 @@ class Clip(Gate):
 
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
         for name, spec in zip(("min", "max"), specs[1:], strict=False):
-            if spec is not None and spec.shape:
+            # with a batch axis before it, a scalar has the rank of X
+            if spec is not None and spec.shape not in ((), (1,) * specs[0].rank):
                 raise Invalid(
                     "SHAPE_MISMATCH", f"{name} has shape {spec.shape} but must be a scalar"
                 )

@@ -149,7 +149,10 @@ class Gate:
         raise NotImplementedError
 
     def forward(self, xp: Namespace, *inputs: Any, **attributes: Any) -> Any:
-        """The output; a tuple of them where the gate may have several."""
+        """The output; a tuple of them where the gate may have several.
+
+        An optional output may be a callable, which computes it if it is wanted.
+        """
         raise NotImplementedError
 
     def vjp(
@@ -168,6 +171,10 @@ class Gate:
         None means the engine runs the rows one by one.
         """
         return None
+
+    def workspace(self, *specs: Any, **attributes: Any) -> int:
+        """Elements held while it runs, besides inputs and outputs, where they may be far more."""
+        return 0
 
     def check(
         self, specs: tuple[TensorSpec | None, ...], attributes: Mapping[str, AttributeValue]
@@ -240,6 +247,12 @@ class Gate:
         }
 
 
+def first_outputs(found: Any, count: int) -> tuple[Any, ...]:
+    """What `forward` found, as the first outputs; those behind them are not computed."""
+    entries = found if isinstance(found, tuple) else (found,)
+    return tuple(entry() if callable(entry) else entry for entry in entries[:count])
+
+
 class ElementwiseGate(Gate):
     """Inputs broadcast together; the engine sums gradients back to each input's shape."""
 
@@ -272,5 +285,5 @@ def guarded(xp: Namespace, grad: Array, derivative: Array) -> Array:
 
 __all__ = [
     "ANY", "Array", "Attribute", "AttributeValue", "ElementwiseGate", "Example", "Gate", "Input",
-    "Namespace", "Rejection", "Sample", "guarded",
+    "Namespace", "Rejection", "Sample", "first_outputs", "guarded",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -23,6 +24,8 @@ from gradwire_server.gates.windows import (
     STRIDES,
     Windows,
     both_pads,
+    gathered_elements,
+    gathered_images,
     halves,
     numbers,
     place_windows,
@@ -160,6 +163,20 @@ class _Convolution(Gate):
 
         return to_x, to_w, *(None if each is None else to_b for each in b)
 
+    def workspace(self, x: TensorSpec, w: TensorSpec, *b: Any, **attributes: Any) -> int:
+        group = attributes.pop("group")
+        shape, windows = self.seen(x, w, self.place(x.shape[2:], w.shape[2:], **attributes), group)
+        elements = gathered_elements(shape, windows)
+        if elements is None:  # of one element of the kernel at a time
+            return x.size + prod(shape)
+        images = gathered_images(shape, windows)
+        products = gathered_images(shape, windows, w.size) * w.size
+        return min(x.shape[0], images) * 2 * elements + min(x.shape[0] * w.size, products)
+
+    def seen(self, x: TensorSpec, w: TensorSpec, placed: Any, group: int) -> tuple[Shape, Windows]:
+        """The shape of the tensor that windows lie over, and the windows."""
+        raise NotImplementedError
+
     def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...] | None:
         """A batch axis is only told from a spatial one where an attribute says how many are."""
         if spatial_rank(attributes) is None:
@@ -256,6 +273,9 @@ class Conv(_Convolution):
     def place(self, sizes: Shape, kernel: Shape, **attributes: Any) -> Windows:
         names = ("strides", "dilations", "pads", "auto_pad")
         return place_windows(sizes, kernel, **{name: attributes[name] for name in names})
+
+    def seen(self, x: TensorSpec, w: TensorSpec, placed: Any, group: int) -> tuple[Shape, Windows]:
+        return x.shape, placed
 
     def apply(self, xp: Namespace, x: Array, w: Array, placed: Windows, group: int) -> Array:
         return xp.convolve(x, w, placed, group)
@@ -357,6 +377,9 @@ class ConvTranspose(_Convolution):
     def place(self, sizes: Shape, kernel: Shape, **attributes: Any) -> _Placed:
         del attributes["kernel_shape"]  # is W's, and checked
         return _place_transposed(sizes, kernel, **attributes)
+
+    def seen(self, x: TensorSpec, w: TensorSpec, placed: Any, group: int) -> tuple[Shape, Windows]:
+        return (x.shape[0], w.shape[1] * group, *placed.sizes), placed.windows
 
     def apply(self, xp: Namespace, x: Array, w: Array, placed: _Placed, group: int) -> Array:
         out = xp.convolve_transposed(x, w, placed.windows, placed.sizes, group)

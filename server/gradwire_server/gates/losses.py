@@ -16,6 +16,7 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
+from gradwire_server.gates.common import vector_shape
 from gradwire_server.specs import INDICES, Shape, TensorSpec, normalize_axis
 
 _AXIS = (Attribute("axis", "int", -1, doc="What is normalized along."),)
@@ -100,6 +101,44 @@ class LogSoftmax(Gate):
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, axis: int) -> tuple[Array, ...]:
         return (grad - xp.exp(out) * xp.sum(grad, axis=(axis,), keepdims=True),)
+
+
+class Hardmax(Gate):
+    """1 for the largest number along an axis, 0 for the others.
+
+    Formula:   output = [input is the first of the largest along axis]
+    Gradient:  d output/d input = 0
+    Kinks:     0 also where the largest changes.
+    Shapes:    As input.
+    """
+
+    operator = "Hardmax"
+    inputs = (Input("input"),)
+    attributes = _AXIS
+    examples = (
+        Example(([[1.0, 3.0, 2.0]],), [[0.0, 1.0, 0.0]], gradients=([[0.0, 0.0, 0.0]],)),
+        Example(([2.0, 2.0],), [1.0, 0.0], gradients=([0.0, 0.0],), at_kink=True),
+    )
+    samples = _AXIS_SAMPLES
+    rejections = (_OUTSIDE,)
+
+    def infer(self, x: TensorSpec, axis: int) -> TensorSpec:
+        return _along_axis(x, axis)
+
+    def aligned_shapes(self, *specs: TensorSpec, axis: int) -> tuple[Shape, ...] | None:
+        return (specs[0].shape,) if axis < 0 else None
+
+    def forward(self, xp: Namespace, x: Array, axis: int) -> Array:
+        if 0 in x.shape:
+            return x
+        along = normalize_axis(axis, len(x.shape))
+        lying = vector_shape(along, x.shape[along], len(x.shape))
+        numbers = xp.reshape(xp.arange(x.shape[along], "int64"), lying)
+        first = xp.argmax(x, axis=along, keepdims=True)
+        return xp.astype(xp.equal(numbers, first), str(x.dtype))
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, axis: int) -> tuple[Array, ...]:
+        return (xp.zeros_like(x),)
 
 
 class SoftmaxCrossEntropyLoss(Gate):
@@ -204,7 +243,7 @@ class SoftmaxCrossEntropyLoss(Gate):
             checked = xp.where(xp.equal(labels, ignore_index), 0, labels)
         xp.require_indices(checked, scores.shape[1], "labels")
         log_prob = log_softmax(xp, scores, 1)
-        chosen = self._chosen(xp, scores, labels, weights, ignore_index)
+        chosen = _chosen(xp, scores, labels, weights, ignore_index)
         losses = -xp.sum(xp.where(xp.greater(chosen, 0.0), chosen * log_prob, 0.0), axis=(1,))
         if reduction == "none":
             return losses, log_prob
@@ -231,8 +270,8 @@ class SoftmaxCrossEntropyLoss(Gate):
         to_scores, to_weights = None, None
         if to_loss is not None:
             every = tuple(range(len(scores.shape)))
-            chosen = self._chosen(xp, scores, labels, weight, ignore_index)
-            unweighted = self._chosen(xp, scores, labels, None, ignore_index)
+            chosen = _chosen(xp, scores, labels, weight, ignore_index)
+            unweighted = _chosen(xp, scores, labels, None, ignore_index)
             if reduction == "none":
                 row = xp.expand_dims(to_loss, axis=1)
             elif reduction == "sum":
@@ -255,19 +294,140 @@ class SoftmaxCrossEntropyLoss(Gate):
             to_scores = more if to_scores is None else to_scores + more
         return (to_scores, None, to_weights)[: 2 + len(weights)]
 
-    def _chosen(
-        self, xp: Namespace, scores: Array, labels: Array, weights: Array, ignore_index: int | None
+
+def _chosen(
+    xp: Namespace, scores: Array, labels: Array, weights: Array, ignore_index: int | None
+) -> Array:
+    """The weight of each row at its label's class, 0 elsewhere: of scores' shape."""
+    count, rank = scores.shape[1], len(scores.shape)
+    lying = (1, count, *(1,) * (rank - 2))
+    ones = xp.full((count,), 1, str(scores.dtype))
+    numbers = xp.reshape(xp.cumulative_sum(ones, axis=0) - 1.0, lying)
+    at_row = xp.expand_dims(labels, axis=1)
+    at_row = xp.where(xp.less(at_row, 0), at_row + count, at_row)
+    is_label = xp.equal(numbers, xp.astype(at_row, str(scores.dtype)))
+    if ignore_index is not None:
+        counts = xp.logical_not(xp.equal(xp.expand_dims(labels, axis=1), ignore_index))
+        is_label = xp.logical_and(is_label, counts)
+    marks = xp.astype(is_label, str(scores.dtype))
+    return marks if weights is None else marks * xp.reshape(weights, lying)
+
+
+class NegativeLogLikelihoodLoss(Gate):
+    """Loss of log-probabilities for labels: minus that of each label.
+
+    Formula:   a row's loss is -weight[target] * input[target] along axis 1, and 0 where target is
+               ignore_index; loss is those (none), their sum (sum), or their sum over that of their
+               weights (mean)
+    Gradient:  to input = -weight[target] * [class = target] times the row's gradient;  to weight
+               from the same sums
+    Shapes:    input [N, C, ..], target [N, ..], weight [C]; loss as target, or rank 0.
+    """
+
+    operator = "NegativeLogLikelihoodLoss"
+    inputs = (
+        Input("input"),
+        Input("target", INDICES, "I"),
+        Input("weight", optional=True, domain=(0.5, 2.0)),
+    )
+    attributes = SoftmaxCrossEntropyLoss.attributes
+    examples = (
+        Example(([[-1.0, -0.5], [-2.0, -3.0]], [1, 0]), 1.25,
+                gradients=([[0.0, -0.5], [-0.5, 0.0]], None)),
+        Example(([[-1.0, -0.5], [-2.0, -3.0]], [1, -1], [4.0, 3.0]), [1.5, 0.0],
+                gradients=([[0.0, -3.0], [0.0, 0.0]], None, [0.0, 0.5]),
+                attributes={"reduction": "none", "ignore_index": -1}),
+    )  # fmt: skip
+    samples = SoftmaxCrossEntropyLoss.samples
+    rejections = (
+        Rejection((TensorSpec((2,)), TensorSpec((2,), "int64")), "input has rank 1"),
+        Rejection(
+            (TensorSpec((2, 3)), TensorSpec((3,), "int64")),
+            "target has shape (3,) but input of shape (2, 3) needs (2,)",
+        ),
+        Rejection(
+            (TensorSpec((2, 3)), TensorSpec((2,), "int64"), TensorSpec((2,))),
+            "weight has shape (2,) but there are 3 classes",
+        ),
+    )
+
+    def infer(
+        self,
+        x: TensorSpec,
+        target: TensorSpec,
+        weight: TensorSpec | None = None,
+        *,
+        reduction: str,
+        ignore_index: int | None,
+    ) -> TensorSpec:
+        if x.rank < 2:
+            raise Invalid("SHAPE_MISMATCH", f"input has rank {x.rank} but needs rows and classes")
+        rows = (x.shape[0], *x.shape[2:])
+        if target.shape != rows:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"target has shape {target.shape} but input of shape {x.shape} needs {rows}",
+            )
+        if weight is not None and weight.shape != x.shape[1:2]:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"weight has shape {weight.shape} but there are {x.shape[1]} classes",
+            )
+        return TensorSpec(rows if reduction == "none" else (), x.dtype)
+
+    def forward(
+        self,
+        xp: Namespace,
+        x: Array,
+        target: Array,
+        weight: Array | None = None,
+        *,
+        reduction: str,
+        ignore_index: int | None,
     ) -> Array:
-        """The weight of each row at its label's class, 0 elsewhere: of scores' shape."""
-        count, rank = scores.shape[1], len(scores.shape)
-        lying = (1, count, *(1,) * (rank - 2))
-        ones = xp.full((count,), 1, str(scores.dtype))
-        numbers = xp.reshape(xp.cumulative_sum(ones, axis=0) - 1.0, lying)
-        at_row = xp.expand_dims(labels, axis=1)
-        at_row = xp.where(xp.less(at_row, 0), at_row + count, at_row)
-        is_label = xp.equal(numbers, xp.astype(at_row, str(scores.dtype)))
+        checked = target
         if ignore_index is not None:
-            counts = xp.logical_not(xp.equal(xp.expand_dims(labels, axis=1), ignore_index))
-            is_label = xp.logical_and(is_label, counts)
-        marks = xp.astype(is_label, str(scores.dtype))
-        return marks if weights is None else marks * xp.reshape(weights, lying)
+            checked = xp.where(xp.equal(target, ignore_index), 0, target)
+        xp.require_indices(checked, x.shape[1], "target")
+        losses, weights = self._losses(xp, x, target, weight, ignore_index)
+        if reduction == "none":
+            return losses
+        rows = tuple(range(len(losses.shape)))
+        total = xp.sum(losses, axis=rows)
+        return total if reduction == "sum" else total / xp.sum(weights, axis=rows)
+
+    def vjp(
+        self,
+        xp: Namespace,
+        grad: Array,
+        out: Array,
+        x: Array,
+        target: Array,
+        *weight: Array | None,
+        reduction: str,
+        ignore_index: int | None,
+    ) -> tuple[Any, ...]:
+        given = weight[0] if weight else None
+        chosen = _chosen(xp, x, target, given, ignore_index)
+        every = tuple(range(len(x.shape)))
+        row = xp.expand_dims(grad, axis=1) if reduction == "none" else grad
+        if reduction == "mean":
+            row = row / xp.sum(chosen, axis=every)
+
+        def to_weight() -> Array:
+            marks = _chosen(xp, x, target, None, ignore_index)
+            picked = xp.where(xp.greater(marks, 0.0), -x, 0.0)
+            if reduction == "mean":
+                picked = picked - marks * out
+            return xp.sum(row * picked, axis=(0, *range(2, len(x.shape))))
+
+        return -row * chosen, None, *(None if each is None else to_weight for each in weight)
+
+    def _losses(
+        self, xp: Namespace, x: Array, target: Array, weight: Array | None, ignore: int | None
+    ) -> tuple[Array, Array]:
+        """Each row's loss and weight."""
+        marks = _chosen(xp, x, target, None, ignore)
+        picked = xp.sum(xp.where(xp.greater(marks, 0.0), x, 0.0), axis=(1,))
+        weights = xp.sum(_chosen(xp, x, target, weight, ignore), axis=(1,))
+        return -weights * picked, weights

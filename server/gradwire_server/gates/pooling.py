@@ -135,34 +135,24 @@ class MaxPool(_Pool):
 
     def forward(
         self, xp: Namespace, x: Array, *, storage_order: int, **how: Any
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Any, ...]:
         windows = _place(x.shape, **how)
-        largest, positions = xp.max_windows(x, windows)
         rank = len(windows.kernel)
-        sizes, lead = x.shape[-rank:], x.shape[len(x.shape) - rank - 2 : -rank]
-        if storage_order:
-            positions = _column_major(xp, positions, sizes)
-        channel_starts = xp.cumulative_sum(
-            xp.full((prod(lead),), prod(sizes), "int64"), axis=0, exclusive=True
-        )
-        return largest, positions + xp.reshape(channel_starts, (*lead, *(1,) * rank))
+
+        def indices() -> Array:
+            positions = xp.argmax_windows(x, windows)
+            sizes, lead = x.shape[-rank:], x.shape[len(x.shape) - rank - 2 : -rank]
+            if storage_order:
+                positions = _column_major(xp, positions, sizes)
+            channels = xp.reshape(xp.arange(prod(lead), "int64"), (*lead, *(1,) * rank))
+            return positions + prod(sizes) * channels
+
+        return xp.max_windows(x, windows), indices
 
     def vjp(
         self, xp: Namespace, grad: Any, out: Any, x: Array, *, storage_order: int, **how: Any
     ) -> tuple[Any, ...]:
-        windows = _place(x.shape, **how)
-        sizes = x.shape[-len(windows.kernel) :]
-        rows = prod(x.shape[: -len(sizes)])
-        flat = (rows, prod(windows.counts))
-        _, positions = xp.max_windows(x, windows)
-        to_x = xp.scatter(
-            xp.full((rows, prod(sizes)), 0, str(x.dtype)),
-            xp.reshape(positions, flat),
-            xp.reshape(grad[0], flat),
-            axis=1,
-            reduction="add",
-        )
-        return (xp.reshape(to_x, x.shape),)
+        return (xp.spread_largest(grad[0], out[0], x, _place(x.shape, **how)),)
 
 
 def _column_major(xp: Namespace, positions: Array, sizes: Shape) -> Array:

@@ -623,6 +623,12 @@ class ConvInteger(Gate):
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: Any) -> tuple[None, ...]:
         return (None,) * len(x)
 
+    def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
+        image, kernel = x.shape[2:], w.shape[2:]
+        blocks = block_counts(image, kernel, self._padded(image, kernel, attributes))
+        columns = x.shape[0] * x.shape[1] * prod(kernel) * prod(blocks)
+        return 8 * (2 * columns + x.size + w.size)  # of bytes, while these are float64
+
     def _padded(self, image: Shape, kernel: Shape, attributes: dict[str, Any]) -> dict[str, Any]:
         """The attributes with the pads that auto_pad stands for."""
         mode, rank = attributes["auto_pad"], len(image)

@@ -527,6 +527,74 @@ class CumSum(Gate):
         return (x.shape, ()) if from_the_end else None
 
 
+class CumProd(CumSum):
+    """Running product along an axis.
+
+    Formula:   y[i] = x[0] * ... * x[i];  exclusive leaves out x[i], reverse runs from the end
+    Gradient:  to x[j] = x[0] * ... * x[j-1] * h[j],  h[j] = grad[j] + x[j+1] * h[j+1]; nothing is
+               divided, so zeros are exact, in every order
+    Shapes:    y is shaped like x; axis is one number.
+    """
+
+    operator = "CumProd"
+    attributes = (
+        Attribute("exclusive", "int", 0, choices=(0, 1), doc="1 leaves x[i] out of y[i]."),
+        Attribute("reverse", "int", 0, choices=(0, 1), doc="1 multiplies from the end."),
+    )
+    examples = (
+        Example(([2.0, 3.0, 5.0], 0), [2.0, 6.0, 30.0], gradients=([19.0, 12.0, 6.0], None)),
+        Example(([2.0, 0.0, 5.0], 0), [2.0, 0.0, 0.0], gradients=([1.0, 12.0, 0.0], None)),
+        Example(([2.0, 3.0, 5.0], 0), [1.0, 2.0, 6.0], gradients=([4.0, 2.0, 0.0], None),
+                attributes={"exclusive": 1}),
+        Example(([2.0, 3.0, 5.0], 0), [30.0, 15.0, 5.0], gradients=([15.0, 15.0, 10.0], None),
+                attributes={"reverse": 1}),
+        Example(([[1, 2], [3, 4]], -1), [[1, 2], [3, 12]]),
+    )  # fmt: skip
+
+    def forward(
+        self, xp: Namespace, x: Array, axis: Axes, *, exclusive: int, reverse: int
+    ) -> Array:
+        along = normalize_axis(axis[0], len(x.shape))
+        return xp.cumulative_product(x, along, bool(exclusive), bool(reverse))
+
+    def vjp(
+        self,
+        xp: Namespace,
+        grad: Array,
+        out: Array,
+        x: Array,
+        axis: Axes,
+        *,
+        exclusive: int,
+        reverse: int,
+    ) -> tuple[Any, ...]:
+        along = normalize_axis(axis[0], len(x.shape))
+        toward = -1 if reverse else 1
+        size = x.shape[along]
+        later = _moved(xp, grad, along, toward) if exclusive else grad
+        slope = _moved(xp, x, along, toward)
+        # h is a chain of size links: each round joins chains of `step` links to ones twice as long
+        step = 1
+        while step < size:
+            later = later + slope * _moved(xp, later, along, step * toward)
+            slope = slope * _moved(xp, slope, along, step * toward)
+            step *= 2
+        return xp.cumulative_product(x, along, True, bool(reverse)) * later, None
+
+
+def _moved(xp: Namespace, x: Array, axis: int, by: int) -> Array:
+    """x[.., i + by, ..], and 0 where there is no such element."""
+    rank, size = len(x.shape), x.shape[axis]
+    start, stop = max(0, by), max(0, min(size, size + by))
+
+    def along(number: int, others: int) -> Axes:
+        return tuple(number if each == axis else others for each in range(rank))
+
+    stops = tuple(stop if each == axis else whole for each, whole in enumerate(x.shape))
+    part = xp.slice(x, along(min(start, size), 0), stops, (1,) * rank)
+    return xp.pad(part, along(min(size, max(0, -by)), 0), along(min(size, start), 0))
+
+
 class Choice(Gate):
     """The index of one element along an axis; `find` says which."""
 

@@ -221,6 +221,10 @@ class GridSample(Gate):
 
         return to_x, to_grid
 
+    def workspace(self, x: TensorSpec, grid: TensorSpec, **attributes: Any) -> int:
+        taps = len(_FILTERS[attributes["mode"]][0]) ** (x.rank - 2)
+        return _sampled(grid.shape[0], x.shape[1], taps, prod(grid.shape[1:-1]))
+
     def _taps(self, xp: Namespace, space: Shape, grid: Array, attributes: dict[str, Any]) -> _Taps:
         lying = (grid.shape[0], 1, prod(grid.shape[1:-1]))
         last_first = xp.split(grid, (1,) * len(space), len(grid.shape) - 1)
@@ -228,6 +232,11 @@ class GridSample(Gate):
             _grid_line(xp, xp.reshape(number, lying), size, attributes)
             for number, size in zip(reversed(last_first), space, strict=True)
         ])  # fmt: skip
+
+
+def _sampled(rows: int, channels: int, taps: int, places: int) -> int:
+    """Elements of arrays with one for each channel and tap of each place, and for each tap."""
+    return rows * taps * places * (4 * channels + 8)
 
 
 class _Taps:
@@ -506,6 +515,13 @@ class RoiAlign(Gate):
 
         return to_x, to_rois, None
 
+    def workspace(
+        self, x: TensorSpec, rois: TensorSpec, batch_indices: TensorSpec, **attributes: Any
+    ) -> int:
+        bins = attributes["output_height"] * attributes["output_width"]
+        places = rois.shape[0] * bins * attributes["sampling_ratio"] ** 2
+        return _sampled(1, x.shape[1], 4, places)
+
 
 def _images_last(xp: Namespace, x: Array) -> Array:
     """[1, channels, images, height, width], so that one row of places reaches all images."""
@@ -783,6 +799,14 @@ class DeformConv(Gate):
             None if mask is None else to_mask,
         )
         return entries[: 3 + len(rest)]
+
+    def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
+        layout = _Layout.of(x.shape, w.shape, attributes)
+        parts = layout.offset_groups
+        places = prod(layout.kernel) * prod(layout.blocks)
+        columns = 5 * x.shape[0] * x.shape[1] * places
+        taps = 2 ** len(layout.image)
+        return columns + _sampled(x.shape[0] * parts, x.shape[1] // parts, taps, places)
 
 
 def _require_channels(x: TensorSpec, w: TensorSpec, attributes: dict[str, Any]) -> None:

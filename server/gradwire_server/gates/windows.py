@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -23,6 +24,10 @@ STRIDES = Attribute("strides", "ints", doc="Steps between windows; 1 by default.
 CEIL_MODE = Attribute(
     "ceil_mode", "int", 0, choices=(0, 1), doc="1 keeps a last window that reaches past the end."
 )
+
+#: Elements of windows that are gathered at once: about what a cache holds, and the most for one
+#: image, whose kernel's elements are taken one by one where its windows have more.
+GATHERED, MOST_GATHERED = 1 << 18, 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,19 @@ def spatial_rank(attributes: dict[str, Any]) -> int | None:
     return len(attributes["pads"]) // 2 if attributes.get("pads") is not None else None
 
 
+def gathered_elements(shape: Shape, windows: Windows) -> int | None:
+    """Elements of all windows of one image and its padded copy; None where those are too many."""
+    channels = shape[1]
+    found = channels * prod(windows.kernel) * prod(windows.counts)
+    padded = channels * prod(windows.reach)
+    return found + padded if max(found, padded) <= MOST_GATHERED else None
+
+
+def gathered_images(shape: Shape, windows: Windows, more: int = 0) -> int:
+    """Images whose windows, and `more` elements for each, are held at once."""
+    return max(1, GATHERED // max(1, gathered_elements(shape, windows) or 1, more))
+
+
 def elements_inside(windows: Windows, sizes: Shape, axis: int) -> list[int]:
     """How many elements of each window along an axis are not padding."""
     stride, dilation = windows.strides[axis], windows.dilations[axis]
@@ -174,5 +192,6 @@ def elements_inside(windows: Windows, sizes: Shape, axis: int) -> list[int]:
 
 __all__ = [
     "AUTO_PAD", "CEIL_MODE", "DILATIONS", "PADS", "STRIDES", "Windows", "both_pads",
-    "elements_inside", "halves", "numbers", "place_windows", "spatial_rank",
+    "elements_inside", "gathered_elements", "gathered_images", "halves", "numbers",
+    "place_windows", "spatial_rank",
 ]  # fmt: skip
