@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from wire import chain, neuron, scalar
+from wire import F64, chain, leaf, neuron, scalar
 
-from gradwire.v1 import graph_pb2, service_pb2
+from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server import codec
 from gradwire_server.cache import GraphCache
 from gradwire_server.engine import evaluation as evaluate
@@ -108,6 +108,27 @@ def test_graph_larger_than_the_cache_is_answered_and_not_kept() -> None:
     cache = GraphCache(1000, Counting())
     assert cache.find(serialized(chain(1000))).graph.node_count == 1000
     assert len(cache) == 0
+
+
+def test_large_graphs_that_end_alike_are_told_apart() -> None:
+    graphs = []
+    for scale in (1.0, 2.0, 3.0):
+        graph = chain(1)
+        values = np.full(20_000, scale)
+        values[[0, -1]] = 0
+        graph.circuit.inputs[0].CopyFrom(leaf("x", None, len(values)))
+        graph.circuit.inputs[0].value.CopyFrom(
+            tensor_pb2.Tensor(data_type=F64, shape=values.shape, data=values.tobytes())
+        )
+        graphs.append(serialized(graph))
+    decode = Counting()
+    cache = GraphCache(1 << 30, decode)
+    for _ in range(2):
+        for scale, data in enumerate(graphs, 1):
+            stored = cache.find(data).graph.leaves[0].value
+            assert stored is not None
+            assert np.frombuffer(stored.data)[7] == scale
+    assert decode.count == 3
 
 
 def test_refused_graph_is_not_kept() -> None:
