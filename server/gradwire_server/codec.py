@@ -66,6 +66,7 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
             "not the GraphFile around it",
         ) from None
     _check_versions(message)
+    _check_notes(message)
     if not message.HasField("circuit"):
         raise Invalid("GRAPH_INVALID", "the graph has no circuit")
     circuit = message.circuit
@@ -283,7 +284,18 @@ def _check_versions(message: graph_pb2.Graph) -> None:
         )
 
 
+def _check_notes(message: graph_pb2.Graph) -> None:
+    keys = [note.key for note in message.notes]
+    if "" in keys:
+        raise Invalid("NAME_INVALID", "a note has an empty key")
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Invalid("NAME_INVALID", f"the note key {twice!r} is used {keys.count(twice)} times")
+
+
 def _ids(column: Sequence[int]) -> Ids:
+    if hasattr(column, "__array__"):  # from protobuf 7.34 on, a hundred times as fast
+        return np.array(column, np.int64)
     return np.fromiter(column, np.int64, len(column))
 
 

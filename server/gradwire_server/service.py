@@ -285,7 +285,9 @@ class GradientService(grpc.GenericRpcHandler):
             if stopped():
                 raise Stopped
             graph = self._graph(request.graph, payloads).graph
-            found = gradient_graph(graph, tuple(request.with_respect_to), sizes, self._limits)
+            found = gradient_graph(
+                graph, tuple(request.with_respect_to), sizes, self._limits, stopped
+            )
             made = codec.encode_graph(found, f"gradwire {__version__}")
         return pb.DifferentiateGraphResponse(graph=made).SerializeToString()
 

@@ -11,6 +11,7 @@ from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
+from gradwire_server.memory import require_peak
 
 
 class Session:
@@ -21,7 +22,7 @@ class Session:
     ) -> None:
         evaluate.require_known(graph, evaluation)
         self.graph = graph
-        self._evaluation = evaluation
+        self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
         self._limits = limits
         self._before = before  # a job that may lend its plan
         self._job: Job | None = None
@@ -50,7 +51,9 @@ class Session:
         if self._evaluation.forward_only:
             raise Invalid("REQUEST_INVALID", "the session was opened with forward_only")
         plan = self._job.plan
-        job = replace(self._job, choice=evaluate.choose(plan, self._evaluation))
+        choice = evaluate.choose(plan, self._evaluation)
+        require_peak(choice.lifetimes, self._limits)
+        job = replace(self._job, choice=choice)
         given = evaluate.seed(plan, seeds)
         gradients, _, pulled = evaluate.pull(job, self._values, given, [], stopped)
         return [], gradients, [], pulled

@@ -82,11 +82,13 @@ class Binding(_message.Message):
     leaf: _builtins.str
     """Name of an input or a parameter, each at most once (LEAF_UNKNOWN, BINDING_INVALID)."""
     batched: _builtins.bool
-    """One value for each row of the batch (BINDING_INVALID where batch_size is 0)."""
+    """One value for each row of the batch (BINDING_INVALID where batch_size is 0, or where shapes
+    depend on the leaf's elements).
+    """
     @_builtins.property
     def tensor(self) -> _tensor_pb2.Tensor:
-        """Its value, of the declared type; with a leading axis of batch_size if batched (SHAPE_MISMATCH,
-        DATA_TYPE_MISMATCH).
+        """Its value; must be set (TENSOR_INVALID), of the declared type, with a leading axis of batch_size
+        if batched (SHAPE_MISMATCH, DATA_TYPE_MISMATCH).
         """
 
     def __init__(
@@ -119,14 +121,14 @@ class Selection(_message.Message):
     (SELECTION_INVALID).
     """
     detail: Global___Detail.ValueType
-    """How much of each."""
+    """How much of each; another number is refused (SELECTION_INVALID)."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """By name (VALUE_UNKNOWN)."""
 
     @_builtins.property
     def value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """By id (VALUE_UNKNOWN)."""
+        """By id; 0 is none (VALUE_UNKNOWN)."""
 
     def __init__(
         self,
@@ -883,9 +885,9 @@ class SymbolSize(_message.Message):
     SYMBOL_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     symbol: _builtins.str
-    """Symbol of an axis of the graph."""
+    """Symbol of an axis of the graph; one that the graph lacks is ignored."""
     size: _builtins.int
-    """Its length."""
+    """Its length (SHAPE_MISMATCH where a stored value has another)."""
     def __init__(
         self,
         *,
@@ -950,7 +952,8 @@ class DifferentiateGraphResponse(_message.Message):
     graph: _builtins.bytes
     """A serialized Graph: the same leaves and one more input "grad/{output}" for each floating
     output, which is 1 unless given where the output has one element; outputs as before, then
-    "grad/{leaf}".
+    "grad/{leaf}". Where names of the graph begin with "grad/" already, as after a first
+    differentiation, it is "grad2/", and so on.
     """
     def __init__(
         self,
@@ -1048,7 +1051,7 @@ class Limit(_message.Message):
     value: _builtins.int
     """Its value."""
     unit: _builtins.str
-    """Its unit: "bytes", "nodes", "seconds", "evaluations", "sessions"."""
+    """Its unit: "bytes", "nodes", "values", "seconds", "evaluations" or "sessions"."""
     def __init__(
         self,
         *,

@@ -1,0 +1,50 @@
+"""Runs benchmarks, writes what they found, and renders docs/performance.md; see scripts/bench."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.harness import CACHE, FOLDER, RESULTS
+
+#: In the order of the page. Those whose file is a script of its own write their own JSON.
+NAMES = ("engines", "batches", "chain", "networks", "plan", "servers", "wire", "memory")
+
+
+def main() -> None:
+    there = [name for name in NAMES if (FOLDER / f"{name}.py").exists()]
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(there)}; all")
+    parser.add_argument("--quick", action="store_true", help="small, few peers: a smoke test")
+    parser.add_argument("--render", action="store_true", help="only docs/performance.md again")
+    parser.add_argument("--results", type=Path, help="folder for the JSON, in place of the page's")
+    asked = parser.parse_args()
+    unknown = sorted(set(asked.names) - set(there))
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(there)}")
+    results = asked.results or (CACHE / "quick" if asked.quick else RESULTS)
+    if not asked.render:
+        run(asked.names or there, asked.quick, results)
+    if results == RESULTS:
+        report.render()
+
+
+def run(names: list[str], quick: bool, results: Path) -> None:
+    """Each in a process of its own: no library's threads or memory disturb the next one."""
+    if len(names) > 1:
+        options = ["--results", str(results), *(["--quick"] if quick else [])]
+        for name in names:
+            print(f"+ {name}", flush=True)
+            subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=True)
+        return
+    (name,) = names
+    module = importlib.import_module(f"benchmarks.{name}")
+    print(report.text(module.run(quick).write(results)))
+
+
+if __name__ == "__main__":
+    main()
