@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from threading import Lock
 
-from gradwire.payloads import Buffer
 from gradwire_server.engine.evaluation import Job
 from gradwire_server.graph import Graph
 
@@ -56,7 +55,7 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, data: Buffer) -> Entry:
+    def find(self, data: bytes | memoryview) -> Entry:
         """The graph of these bytes, decoded now or before. A graph that is refused is not kept."""
         data = bytes(data)
         entry = self._large.get(_ends(data))
