@@ -3,11 +3,12 @@
     python benchmarks/wire.py --json wire.json
 
 The bare server is the fastest that grpcio has (synchronous handlers, bytes in, bytes out, no
-protobuf): it takes each request's bytes and answers with as many bytes as Gradwire does. Both are
-asked in turn, round after round, by one client that sends bytes and reads bytes. What the same
-evaluation takes inside a process is measured too: time over the bare server is that and overhead.
+protobuf): it takes each request's bytes and answers with as many bytes as Gradwire does. A second
+one keeps freed memory, as `gradwire serve` does. All are asked in turn, round after round, by one
+client that sends bytes and reads bytes. What the same evaluation takes inside a process is measured
+too: time over the bare server is that and overhead.
 
-A ratio is (time - computing) / (time of the bare server), of medians and of 99th percentiles.
+A ratio is (time - computing) / (time of a bare server), of medians and of 99th percentiles.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,6 +38,7 @@ import gradwire as gw
 from gradwire import requests
 from gradwire.v1 import service_pb2 as pb
 from gradwire_server import codec
+from gradwire_server.allocator import keep_freed_memory
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
@@ -48,6 +51,7 @@ OPTIONS = [
 ]
 SERVICE = "/gradwire.v1.GradientService"
 CLIENTS = 8
+MILLION = "gradient of a million float64"
 
 Ask = Callable[[], Any]
 
@@ -61,26 +65,31 @@ class Row:
     response_bytes: int
     ours: list[list[float]] = field(default_factory=list)
     bare: list[list[float]] = field(default_factory=list)
+    tuned: list[list[float]] = field(default_factory=list)
     computing: list[float] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         """Milliseconds and ratios; the spread is that of the rounds' own ratios."""
         computing = statistics.median(self.computing)
-        by_round = [
-            (_quantile(ours, 0.5) - computing) / _quantile(bare, 0.5)
-            for ours, bare in zip(self.ours, self.bare, strict=True)
-        ]
-        ours, bare = [*chain(*self.ours)], [*chain(*self.bare)]
-        return {
+        found: dict[str, Any] = {
             "request_bytes": self.request_bytes,
             "response_bytes": self.response_bytes,
             "computing_ms": 1e3 * computing,
-            "bare_ms": {"p50": 1e3 * _quantile(bare, 0.5), "p99": 1e3 * _quantile(bare, 0.99)},
-            "ours_ms": {"p50": 1e3 * _quantile(ours, 0.5), "p99": 1e3 * _quantile(ours, 0.99)},
-            "ratio_p50": statistics.median(by_round),
-            "ratio_p50_spread": [min(by_round), max(by_round)],
-            "ratio_p99": (_quantile(ours, 0.99) - computing) / _quantile(bare, 0.99),
+            "ours_ms": _milliseconds(self.ours),
         }
+        for side, beside in (("bare", self.bare), ("tuned_bare", self.tuned)):
+            by_round = [
+                (_quantile(ours, 0.5) - computing) / _quantile(bare, 0.5)
+                for ours, bare in zip(self.ours, beside, strict=True)
+            ]
+            all_ours, all_bare = [*chain(*self.ours)], [*chain(*beside)]
+            found[side] = {
+                "ms": _milliseconds(beside),
+                "ratio_p50": statistics.median(by_round),
+                "ratio_p50_spread": [min(by_round), max(by_round)],
+                "ratio_p99": (_quantile(all_ours, 0.99) - computing) / _quantile(all_bare, 0.99),
+            }
+        return found
 
 
 def neuron() -> gw.Graph:
@@ -124,10 +133,11 @@ def long_chain(size: int, nodes: int) -> gw.Graph:
 
 
 @contextmanager
-def bare_server() -> Iterator[str]:
-    """Answers what it was told to, whatever it is asked."""
-    with _serving([sys.executable, __file__, "--bare"]) as address:
-        yield address
+def bare_servers() -> Iterator[tuple[str, str]]:
+    """Answer what they were told to, whatever they are asked: as usual, and keeping memory."""
+    command = [sys.executable, __file__, "--bare"]
+    with _serving([*command, "usual"]) as usual, _serving([*command, "tuned"]) as tuned:
+        yield usual, tuned
 
 
 @contextmanager
@@ -137,8 +147,10 @@ def our_server(*flags: str) -> Iterator[str]:
         yield address
 
 
-def serve_bare() -> None:
+def serve_bare(kind: str) -> None:
     """The bare server: runs until it is ended."""
+    if kind == "tuned":
+        keep_freed_memory()
     reply = b""
 
     def tell(data: bytes, _: Any) -> bytes:
@@ -161,43 +173,55 @@ def serve_bare() -> None:
     server.wait_for_termination()
 
 
-def unary_asks(stack: ExitStack, ours: str, bare: str, request: bytes) -> tuple[Ask, Ask, int]:
-    """Asks for both sides, and how long an answer is."""
-    evaluate = _channel(stack, ours).unary_unary(f"{SERVICE}/Evaluate")
-    beside = _channel(stack, bare)
+@dataclass(frozen=True)
+class Sides:
+    """What is compared, and how often."""
+
+    ours: str
+    bare: tuple[str, str]
+    plan: Plan
+
+
+def unary_asks(stack: ExitStack, sides: Sides, request: bytes) -> tuple[list[Ask], int]:
+    """Asks for ours and the bare ones, and how long an answer is."""
+    evaluate = _channel(stack, sides.ours).unary_unary(f"{SERVICE}/Evaluate")
     answer = evaluate(request)
-    beside.unary_unary("/Bare/Tell")(answer)
-    echo = beside.unary_unary("/Bare/Unary")
-    return lambda: evaluate(request), lambda: echo(request), len(answer)
+    asks: list[Ask] = [lambda: evaluate(request)]
+    for address in sides.bare:
+        beside = _channel(stack, address)
+        beside.unary_unary("/Bare/Tell")(answer)
+        asks.append(partial(beside.unary_unary("/Bare/Unary"), request))
+    return asks, len(answer)
 
 
 def stream_asks(
-    stack: ExitStack, ours: str, bare: str, opening: bytes, request: bytes
-) -> tuple[Ask, Ask, int]:
+    stack: ExitStack, sides: Sides, opening: bytes, request: bytes
+) -> tuple[list[Ask], int]:
     """The same over one stream each."""
-    ask = _talk(stack, _channel(stack, ours), f"{SERVICE}/Session")
-    beside = _channel(stack, bare)
+    ask = _talk(stack, _channel(stack, sides.ours), f"{SERVICE}/Session")
     ask(opening)
     answer = ask(request)
-    beside.unary_unary("/Bare/Tell")(answer)
-    echo = _talk(stack, beside, "/Bare/Stream")
-    return lambda: ask(request), lambda: echo(request), len(answer)
+    asks: list[Ask] = [lambda: ask(request)]
+    for address in sides.bare:
+        beside = _channel(stack, address)
+        beside.unary_unary("/Bare/Tell")(answer)
+        asks.append(partial(_talk(stack, beside, "/Bare/Stream"), request))
+    return asks, len(answer)
 
 
-def compare(row: Row, ours: Ask, bare: Ask, compute: Ask, rounds: int, calls: int) -> Row:
-    """Both sides in turn, several rounds; the first answers of all are not counted."""
-    for ask in (ours, bare, compute):
+def compare(row: Row, asks: list[Ask], compute: Ask, plan: Plan) -> Row:
+    """All sides in turn, several rounds; the first answers of all are not counted."""
+    calls = plan.calls_for(row.request_bytes + row.response_bytes)
+    for ask in (*asks, compute):
         _times(ask, max(3, calls // 10))
-    for _ in range(rounds):
-        row.bare.append(_times(bare, calls))
-        row.ours.append(_times(ours, calls))
+    for _ in range(plan.rounds):
+        for ask, times in zip(asks, (row.ours, row.bare, row.tuned), strict=True):
+            times.append(_times(ask, calls))
         row.computing += _times(compute, max(3, calls // 4))
     return row
 
 
-def evaluation_row(
-    name: str, graph: gw.Graph, inputs: dict[str, Any], ours: str, bare: str, plan: Plan
-) -> Row:
+def evaluation_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides) -> Row:
     """One unary call."""
     request = pb.EvaluateRequest(
         graph=requests.source(graph), evaluation=requests.evaluation(graph, inputs)
@@ -212,14 +236,11 @@ def evaluation_row(
         engine.run(engine.prepare(decoded, wanted, limits, before), lambda: False)
 
     with ExitStack() as stack:
-        ask, echo, size = unary_asks(stack, ours, bare, data)
-        row = Row(name, len(data), size)
-        return compare(row, ask, echo, compute, plan.rounds, plan.calls_for(len(data) + size))
+        asks, size = unary_asks(stack, sides, data)
+        return compare(Row(name, len(data), size), asks, compute, sides.plan)
 
 
-def session_row(
-    name: str, graph: gw.Graph, inputs: dict[str, Any], ours: str, bare: str, plan: Plan
-) -> Row:
+def session_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides) -> Row:
     """One step of an open session, all of its inputs given again."""
     evaluation = requests.evaluation(graph, inputs)
     opening = pb.SessionRequest(open=pb.Open(graph=requests.source(graph), evaluation=evaluation))
@@ -231,13 +252,12 @@ def session_row(
     )
     given = codec.decode_bindings(bindings)
     with ExitStack() as stack:
-        ask, echo, size = stream_asks(stack, ours, bare, opening.SerializeToString(), data)
-        row = Row(name, len(data), size)
-        compute = lambda: session.step(given, False, lambda: False)  # noqa: E731
-        return compare(row, ask, echo, compute, plan.rounds, plan.calls_for(len(data) + size))
+        asks, size = stream_asks(stack, sides, opening.SerializeToString(), data)
+        compute = partial(session.step, given, False, lambda: False)
+        return compare(Row(name, len(data), size), asks, compute, sides.plan)
 
 
-def throughput(ours: str, bare: str, plan: Plan) -> dict[str, Any]:
+def throughput(sides: Sides) -> dict[str, Any]:
     """Calls a second of several client processes at once, the neuron each."""
     graph = neuron()
     request = pb.EvaluateRequest(
@@ -245,13 +265,14 @@ def throughput(ours: str, bare: str, plan: Plan) -> dict[str, Any]:
         evaluation=requests.evaluation(graph, {"x0": -1.0, "x1": -2.0}),
     ).SerializeToString()
     with ExitStack() as stack:
-        unary_asks(stack, ours, bare, request)  # the bare server learns the answer
+        unary_asks(stack, sides, request)  # the bare servers learn the answer
     found: dict[str, list[float]] = {"ours": [], "bare": []}
-    sides = {"bare": (bare, "/Bare/Unary"), "ours": (ours, f"{SERVICE}/Evaluate")}
+    asked = {"bare": (sides.bare[0], "/Bare/Unary"), "ours": (sides.ours, f"{SERVICE}/Evaluate")}
+    plan = sides.plan
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(CLIENTS) as pool:
         for _ in range(plan.rounds + 1):
-            for side, (address, method) in sides.items():
+            for side, (address, method) in asked.items():
                 jobs = [(address, method, request, plan.calls)] * CLIENTS
                 spans = pool.starmap(_many_calls, jobs, chunksize=1)
                 began, ended = min(s[0] for s in spans), max(s[1] for s in spans)
@@ -265,7 +286,7 @@ def throughput(ours: str, bare: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def streaming(ours: str, plan: Plan) -> dict[str, Any]:
+def streaming(sides: Sides) -> dict[str, Any]:
     """Scalars a second: all values and gradients of a chain of elementwise gates."""
     size, nodes = 1_000_000, 20
     graph = long_chain(size, nodes)
@@ -277,8 +298,8 @@ def streaming(ours: str, plan: Plan) -> dict[str, Any]:
     data = request.SerializeToString()
     speeds = []
     with ExitStack() as stack:
-        stream = _channel(stack, ours).unary_stream(f"{SERVICE}/EvaluateStream")
-        for _ in range(plan.rounds + 1):
+        stream = _channel(stack, sides.ours).unary_stream(f"{SERVICE}/EvaluateStream")
+        for _ in range(sides.plan.rounds + 1):
             began = time.perf_counter()
             received = sum(map(len, stream(data)))
             speeds.append(received / 8 / (time.perf_counter() - began))
@@ -307,34 +328,50 @@ def measure(plan: Plan) -> dict[str, Any]:
     picture = {"x": np.random.default_rng(1).random(784)}
     million = {"x": np.random.default_rng(2).random(1_000_000)}
     rows: list[Row] = []
-    with bare_server() as bare, our_server() as ours:
-        sides = ours, bare, plan
-        rows.append(evaluation_row("Evaluate, neuron", neuron(), x, *sides))
-        rows.append(session_row("Session step, neuron", neuron(), x, *sides))
-        rows.append(evaluation_row("Evaluate, 100k-parameter MLP", perceptron(), picture, *sides))
-        rows.append(session_row("Session step, 100k-parameter MLP", perceptron(), picture, *sides))
-        rows.append(
-            evaluation_row("gradient of a million float64", squares(1_000_000), million, *sides)
-        )
+    with bare_servers() as bare, our_server() as ours:
+        sides = Sides(ours, bare, plan)
+        rows.append(evaluation_row("Evaluate, neuron", neuron(), x, sides))
+        rows.append(session_row("Session step, neuron", neuron(), x, sides))
+        rows.append(evaluation_row("Evaluate, 100k-parameter MLP", perceptron(), picture, sides))
+        rows.append(session_row("Session step, 100k-parameter MLP", perceptron(), picture, sides))
+        rows.append(evaluation_row(MILLION, squares(1_000_000), million, sides))
         return {
             "machine": _machine(),
             "plan": asdict(plan),
             "calls": {row.name: row.figures() for row in rows},
-            "clients": throughput(ours, bare, plan),
-            "streaming": streaming(ours, plan),
+            "many_steps": many_steps(sides),
+            "clients": throughput(sides),
+            "streaming": streaming(sides),
         }
 
 
+def many_steps(sides: Sides) -> dict[str, Any]:
+    """Milliseconds a point: 256 steps of the neuron in one message, and one by one."""
+    points = np.random.default_rng(3).random((256, 5))
+    together, alone = [], []
+    with gw.connect(sides.ours) as server, server.session(neuron(), {"x0": 0, "x1": 0}) as session:
+        for _ in range(sides.plan.rounds + 1):
+            together.append(_times(partial(session.values_and_gradients, points), 1)[0])
+            alone.append(_times(lambda: [*map(session.value_and_gradient, points)], 1)[0])
+    return {
+        "together_ms": 1e3 * statistics.median(together[1:]) / len(points),
+        "alone_ms": 1e3 * statistics.median(alone[1:]) / len(points),
+    }
+
+
 def print_table(found: dict[str, Any]) -> None:
-    print(f"{'':36}{'bare p50':>10}{'p99':>8}{'ours p50':>10}{'p99':>8}{'computing':>11}"
-          f"{'ratio p50':>11}{'p99':>6}  spread of p50")  # fmt: skip
+    print(f"{'':34}{'ours p50':>9}{'p99':>8}{'computing':>10}  | {'bare p50':>8}{'p99':>8}"
+          f"{'ratio':>7}{'p99':>6}  spread     | tuned bare: ratio, p99, spread")  # fmt: skip
     for name, row in found["calls"].items():
-        low, high = row["ratio_p50_spread"]
         print(
-            f"{name:36}{row['bare_ms']['p50']:10.3f}{row['bare_ms']['p99']:8.3f}"
-            f"{row['ours_ms']['p50']:10.3f}{row['ours_ms']['p99']:8.3f}{row['computing_ms']:11.3f}"
-            f"{row['ratio_p50']:11.2f}{row['ratio_p99']:6.2f}  {low:.2f} to {high:.2f}"
+            f"{name:34}{row['ours_ms']['p50']:9.3f}{row['ours_ms']['p99']:8.3f}"
+            f"{row['computing_ms']:10.3f}  | {row['bare']['ms']['p50']:8.3f}"
+            f"{row['bare']['ms']['p99']:8.3f}{_ratios(row['bare'])}  |{_ratios(row['tuned_bare'])}"
         )
+    steps = found["many_steps"]
+    print(
+        f"256 steps, ms a point: {steps['together_ms']:.3f} together, {steps['alone_ms']:.3f} alone"
+    )
     clients, streaming = found["clients"], found["streaming"]
     print(
         f"{CLIENTS} clients: {clients['ours_calls_a_second']:.0f} calls a second, bare "
@@ -342,6 +379,16 @@ def print_table(found: dict[str, Any]) -> None:
         f"({clients['spread'][0]:.2f} to {clients['spread'][1]:.2f})"
     )
     print(f"streaming: {streaming['scalars_a_second'] / 1e6:.1f} million scalars a second")
+
+
+def _ratios(beside: dict[str, Any]) -> str:
+    low, high = beside["ratio_p50_spread"]
+    return f"{beside['ratio_p50']:7.2f}{beside['ratio_p99']:6.2f}  {low:.2f}-{high:.2f}"
+
+
+def _milliseconds(rounds: list[list[float]]) -> dict[str, float]:
+    seconds = [*chain(*rounds)]
+    return {"p50": 1e3 * _quantile(seconds, 0.5), "p99": 1e3 * _quantile(seconds, 0.99)}
 
 
 @contextmanager
@@ -422,10 +469,10 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--calls", type=int, default=1000, help="of each side in a round")
-    arguments.add_argument("--bare", action="store_true", help="be the bare server")
+    arguments.add_argument("--bare", choices=["usual", "tuned"], help="be a bare server")
     chosen = arguments.parse_args()
     if chosen.bare:
-        serve_bare()
+        serve_bare(chosen.bare)
         return
     found = measure(Plan(chosen.rounds, chosen.calls))
     if chosen.json:

@@ -143,6 +143,22 @@ def test_sigterm_lets_running_calls_end(
     assert server.process.wait(timeout=20) == 0
 
 
+def test_sigterm_that_another_thread_gets_ends_the_server(tmp_path: Path) -> None:
+    other_thread_only = (
+        "import signal, threading\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", other_thread_only + SERVE, f"unix:{tmp_path}/socket"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+
+
 def test_sessions_over_the_limit_are_refused(
     stub: service_pb2_grpc.GradientServiceStub,
 ) -> None:
