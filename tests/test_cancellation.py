@@ -157,6 +157,7 @@ def test_sigterm_that_another_thread_gets_ends_the_server(tmp_path: Path) -> Non
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
+    process.stdout.close()
 
 
 def test_sessions_over_the_limit_are_refused(
