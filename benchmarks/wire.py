@@ -1,35 +1,34 @@
 """What the wire costs: Gradwire beside a bare gRPC server that moves the same bytes.
 
-    python benchmarks/wire.py --json wire.json
+    scripts/bench wire                             into docs/performance.md
+    python benchmarks/wire.py --json wire.json     into a file of its own
 
 The bare server is the fastest that grpcio has (synchronous handlers, bytes in, bytes out, no
 protobuf): it takes each request's bytes and answers with as many bytes as Gradwire does. A second
 one keeps freed memory, as `gradwire serve` does. All are asked in turn, round after round, by one
 client that sends bytes and reads bytes. What the same evaluation takes inside a process is measured
-too: time over the bare server is that and overhead.
-
-A ratio is (time - computing) / (time of a bare server), of medians and of 99th percentiles.
+too, each time after an exchange with a bare server: a server computes with cold caches, between two
+messages, where a loop that does nothing else takes half the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -43,6 +42,9 @@ from gradwire_server.engine import evaluation as engine
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
 
+if TYPE_CHECKING:
+    from benchmarks.harness import Case, Report
+
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -51,6 +53,8 @@ OPTIONS = [
 ]
 SERVICE = "/gradwire.v1.GradientService"
 CLIENTS = 8
+BARE, TUNED = "bare gRPC", "bare gRPC that keeps memory"
+ALONE = "Gradwire, one by one"
 MILLION = "gradient of a million float64"
 
 Ask = Callable[[], Any]
@@ -68,27 +72,24 @@ class Row:
     tuned: list[list[float]] = field(default_factory=list)
     computing: list[float] = field(default_factory=list)
 
-    def figures(self) -> dict[str, Any]:
-        """Milliseconds and ratios; the spread is that of the rounds' own ratios."""
+    def cases(self) -> list[Case]:
+        """Medians and 99th percentiles by round; ours without the computing."""
+        from benchmarks.harness import OURS, Case
+
         computing = statistics.median(self.computing)
-        found: dict[str, Any] = {
-            "request_bytes": self.request_bytes,
-            "response_bytes": self.response_bytes,
-            "computing_ms": 1e3 * computing,
-            "ours_ms": _milliseconds(self.ours),
-        }
-        for side, beside in (("bare", self.bare), ("tuned_bare", self.tuned)):
-            by_round = [
-                (_quantile(ours, 0.5) - computing) / _quantile(bare, 0.5)
-                for ours, bare in zip(self.ours, beside, strict=True)
-            ]
-            all_ours, all_bare = [*chain(*self.ours)], [*chain(*beside)]
-            found[side] = {
-                "ms": _milliseconds(beside),
-                "ratio_p50": statistics.median(by_round),
-                "ratio_p50_spread": [min(by_round), max(by_round)],
-                "ratio_p99": (_quantile(all_ours, 0.99) - computing) / _quantile(all_bare, 0.99),
+        found = []
+        for kind, share in (("p50", 0.5), ("p99", 0.99)):
+            case = Case(f"{self.name}, {kind}", kind, self.request_bytes, unit="ms")
+            case.figures = {
+                OURS: [_quantile(times, share) - computing for times in self.ours],
+                BARE: [_quantile(times, share) for times in self.bare],
+                TUNED: [_quantile(times, share) for times in self.tuned],
             }
+            case.notes = {
+                OURS: f"{self.name}: asks with {self.request_bytes:,} bytes, is answered with "
+                f"{self.response_bytes:,}; computing takes {1e3 * computing:.3g} ms more"
+            }
+            found.append(case)
         return found
 
 
@@ -217,7 +218,7 @@ def compare(row: Row, asks: list[Ask], compute: Ask, plan: Plan) -> Row:
     for _ in range(plan.rounds):
         for ask, times in zip(asks, (row.ours, row.bare, row.tuned), strict=True):
             times.append(_times(ask, calls))
-        row.computing += _times(compute, max(3, calls // 4))
+        row.computing += _times(compute, max(3, calls // 4), before=asks[1])
     return row
 
 
@@ -257,8 +258,10 @@ def session_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides
         return compare(Row(name, len(data), size), asks, compute, sides.plan)
 
 
-def throughput(sides: Sides) -> dict[str, Any]:
-    """Calls a second of several client processes at once, the neuron each."""
+def throughput(sides: Sides) -> Case:
+    """Seconds a call of several client processes at once, the neuron each, computing included."""
+    from benchmarks.harness import OURS, Case
+
     graph = neuron()
     request = pb.EvaluateRequest(
         graph=requests.source(graph),
@@ -266,8 +269,8 @@ def throughput(sides: Sides) -> dict[str, Any]:
     ).SerializeToString()
     with ExitStack() as stack:
         unary_asks(stack, sides, request)  # the bare servers learn the answer
-    found: dict[str, list[float]] = {"ours": [], "bare": []}
-    asked = {"bare": (sides.bare[0], "/Bare/Unary"), "ours": (sides.ours, f"{SERVICE}/Evaluate")}
+    found: dict[str, list[float]] = {OURS: [], BARE: []}
+    asked = {BARE: (sides.bare[0], "/Bare/Unary"), OURS: (sides.ours, f"{SERVICE}/Evaluate")}
     plan = sides.plan
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(CLIENTS) as pool:
@@ -276,18 +279,16 @@ def throughput(sides: Sides) -> dict[str, Any]:
                 jobs = [(address, method, request, plan.calls)] * CLIENTS
                 spans = pool.starmap(_many_calls, jobs, chunksize=1)
                 began, ended = min(s[0] for s in spans), max(s[1] for s in spans)
-                found[side].append(CLIENTS * plan.calls / (ended - began))
-    ratios = [a / b for a, b in zip(found["ours"][1:], found["bare"][1:], strict=True)]
-    return {
-        "ours_calls_a_second": statistics.median(found["ours"][1:]),
-        "bare_calls_a_second": statistics.median(found["bare"][1:]),
-        "ratio": statistics.median(ratios),
-        "spread": [min(ratios), max(ratios)],
-    }
+                found[side].append((ended - began) / (CLIENTS * plan.calls))
+    case = Case(f"{CLIENTS} clients, a call", "clients", CLIENTS, unit="ms")
+    case.figures = {side: seconds[1:] for side, seconds in found.items()}
+    return case
 
 
-def streaming(sides: Sides) -> dict[str, Any]:
-    """Scalars a second: all values and gradients of a chain of elementwise gates."""
+def streaming(sides: Sides) -> Case:
+    """Seconds a scalar: all values and gradients of a chain of elementwise gates."""
+    from benchmarks.harness import OURS, Case
+
     size, nodes = 1_000_000, 20
     graph = long_chain(size, nodes)
     request = pb.EvaluateStreamRequest(
@@ -296,18 +297,16 @@ def streaming(sides: Sides) -> dict[str, Any]:
     request.evaluation.ClearField("values")
     request.evaluation.ClearField("gradients")
     data = request.SerializeToString()
-    speeds = []
+    found = []
     with ExitStack() as stack:
         stream = _channel(stack, sides.ours).unary_stream(f"{SERVICE}/EvaluateStream")
         for _ in range(sides.plan.rounds + 1):
             began = time.perf_counter()
             received = sum(map(len, stream(data)))
-            speeds.append(received / 8 / (time.perf_counter() - began))
-    return {
-        "scalars": 2 * size * (nodes + 1) + 2,
-        "scalars_a_second": statistics.median(speeds[1:]),
-        "spread": [min(speeds[1:]), max(speeds[1:])],
-    }
+            found.append((time.perf_counter() - began) / (received / 8))
+    case = Case("streamed values and gradients, a scalar", "stream", size)
+    case.figures = {OURS: found[1:]}
+    return case
 
 
 @dataclass(frozen=True)
@@ -322,8 +321,40 @@ class Plan:
         return max(10, min(self.calls, int(self.calls * 50_000 / nbytes)))
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """Everything, as JSON holds it."""
+def run(quick: bool) -> Report:
+    """The report of the suite; our time is what is left when the computing is taken off."""
+    from benchmarks.harness import OURS, Goal, Report, versions
+
+    most = 1.25
+    goals = [
+        Goal(f"{kind} of a call: at most {most} x a bare gRPC call of the same bytes, plus "
+             "computing", (BARE, TUNED), most, kind)
+        for kind in ("p50", "p99")
+    ]  # fmt: skip
+    goals += [
+        Goal(f"{CLIENTS} clients: at least 0.8 x the calls of bare gRPC, computing included",
+             (BARE,), 1 / 0.8, "clients"),
+        Goal("streamed values: at least 40 million scalars a second", (), 1 / 40e6, "stream",
+             unit="ns"),
+    ]  # fmt: skip
+    report = Report(
+        "wire",
+        "What the wire costs",
+        remarks=[
+            f"p50 and p99 of calls over loopback. *{OURS}*: without the time of computing, which "
+            f"is measured in another process between two messages. *{BARE}*: a synchronous grpcio "
+            f"server that takes and sends as many bytes; *{TUNED}*: one that keeps freed memory, "
+            "as ours does."
+        ],
+        goals=goals,
+        versions=versions("grpcio", "protobuf", "numpy"),
+    )
+    report.cases = measure(Plan(1, 20) if quick else Plan(7, 600))
+    return report
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Everything."""
     x = {"x0": -1.0, "x1": -2.0}
     picture = {"x": np.random.default_rng(1).random(784)}
     million = {"x": np.random.default_rng(2).random(1_000_000)}
@@ -335,60 +366,27 @@ def measure(plan: Plan) -> dict[str, Any]:
         rows.append(evaluation_row("Evaluate, 100k-parameter MLP", perceptron(), picture, sides))
         rows.append(session_row("Session step, 100k-parameter MLP", perceptron(), picture, sides))
         rows.append(evaluation_row(MILLION, squares(1_000_000), million, sides))
-        return {
-            "machine": _machine(),
-            "plan": asdict(plan),
-            "calls": {row.name: row.figures() for row in rows},
-            "many_steps": many_steps(sides),
-            "clients": throughput(sides),
-            "streaming": streaming(sides),
-        }
+        return [
+            *chain(*(row.cases() for row in rows)),
+            many_steps(sides),
+            throughput(sides),
+            streaming(sides),
+        ]
 
 
-def many_steps(sides: Sides) -> dict[str, Any]:
-    """Milliseconds a point: 256 steps of the neuron in one message, and one by one."""
+def many_steps(sides: Sides) -> Case:
+    """Seconds a step through the Python client: 256 in one message, and one by one."""
+    from benchmarks.harness import OURS, Case
+
     points = np.random.default_rng(3).random((256, 5))
-    together, alone = [], []
+    case = Case("256 steps from Python, a step", "steps", 256, per=len(points), unit="ms")
+    together, alone = case.figures.setdefault(OURS, []), case.figures.setdefault(ALONE, [])
     with gw.connect(sides.ours) as server, server.session(neuron(), {"x0": 0, "x1": 0}) as session:
         for _ in range(sides.plan.rounds + 1):
-            together.append(_times(partial(session.values_and_gradients, points), 1)[0])
-            alone.append(_times(lambda: [*map(session.value_and_gradient, points)], 1)[0])
-    return {
-        "together_ms": 1e3 * statistics.median(together[1:]) / len(points),
-        "alone_ms": 1e3 * statistics.median(alone[1:]) / len(points),
-    }
-
-
-def print_table(found: dict[str, Any]) -> None:
-    print(f"{'':34}{'ours p50':>9}{'p99':>8}{'computing':>10}  | {'bare p50':>8}{'p99':>8}"
-          f"{'ratio':>7}{'p99':>6}  spread     | tuned bare: ratio, p99, spread")  # fmt: skip
-    for name, row in found["calls"].items():
-        print(
-            f"{name:34}{row['ours_ms']['p50']:9.3f}{row['ours_ms']['p99']:8.3f}"
-            f"{row['computing_ms']:10.3f}  | {row['bare']['ms']['p50']:8.3f}"
-            f"{row['bare']['ms']['p99']:8.3f}{_ratios(row['bare'])}  |{_ratios(row['tuned_bare'])}"
-        )
-    steps = found["many_steps"]
-    print(
-        f"256 steps, ms a point: {steps['together_ms']:.3f} together, {steps['alone_ms']:.3f} alone"
-    )
-    clients, streaming = found["clients"], found["streaming"]
-    print(
-        f"{CLIENTS} clients: {clients['ours_calls_a_second']:.0f} calls a second, bare "
-        f"{clients['bare_calls_a_second']:.0f}, ratio {clients['ratio']:.2f} "
-        f"({clients['spread'][0]:.2f} to {clients['spread'][1]:.2f})"
-    )
-    print(f"streaming: {streaming['scalars_a_second'] / 1e6:.1f} million scalars a second")
-
-
-def _ratios(beside: dict[str, Any]) -> str:
-    low, high = beside["ratio_p50_spread"]
-    return f"{beside['ratio_p50']:7.2f}{beside['ratio_p99']:6.2f}  {low:.2f}-{high:.2f}"
-
-
-def _milliseconds(rounds: list[list[float]]) -> dict[str, float]:
-    seconds = [*chain(*rounds)]
-    return {"p50": 1e3 * _quantile(seconds, 0.5), "p99": 1e3 * _quantile(seconds, 0.99)}
+            together += _times(partial(session.values_and_gradients, points), 1)
+            alone += _times(lambda: [*map(session.value_and_gradient, points)], 1)
+    del together[0], alone[0]
+    return case
 
 
 @contextmanager
@@ -431,9 +429,10 @@ def _many_calls(address: str, method: str, request: bytes, calls: int) -> tuple[
         return began, time.monotonic()
 
 
-def _times(ask: Ask, calls: int) -> list[float]:
+def _times(ask: Ask, calls: int, before: Ask = lambda: None) -> list[float]:
     found = []
     for _ in range(calls):
+        before()
         began = time.perf_counter()
         ask()
         found.append(time.perf_counter() - began)
@@ -445,39 +444,22 @@ def _quantile(seconds: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": multiprocessing.cpu_count(),
-        "python": platform.python_version(),
-        "grpcio": grpc.__version__,
-        "numpy": np.__version__,
-        "system": platform.platform(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if "model name" in line), "")
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--calls", type=int, default=1000, help="of each side in a round")
     arguments.add_argument("--bare", choices=["usual", "tuned"], help="be a bare server")
     chosen = arguments.parse_args()
     if chosen.bare:
         serve_bare(chosen.bare)
         return
-    found = measure(Plan(chosen.rounds, chosen.calls))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
-    print_table(found)
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks.report import text
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = run(quick=False).write(Path(folder))
+        if chosen.json:
+            chosen.json.write_bytes(written.read_bytes())
+        print(text(written))
 
 
 if __name__ == "__main__":
