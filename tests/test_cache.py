@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from wire import F64, chain, leaf, neuron, scalar
 
+import gradwire as gw
+from gradwire import requests
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server import codec
 from gradwire_server.cache import GraphCache
@@ -74,17 +77,61 @@ def test_plan_for_other_shapes_is_not_reused() -> None:
         x = np.linspace(0, 1, size)
         wanted = evaluate.Evaluation({"x": evaluate.Binding(x)}, forward_only=True)
         job = evaluate.prepare(entry.graph, wanted, LIMITS, entry.job)
-        entry.keep(job)
+        entry.keep(job, wanted)
         ((_, out),) = evaluate.run(job, never)[0]
         np.testing.assert_allclose(out, np.sin(np.sin(np.sin(x))))
 
 
 def test_cache_keeps_nothing_that_a_caller_sent() -> None:
     entry = GraphCache(1 << 20, Counting()).find(serialized(neuron()))
-    entry.keep(evaluate.prepare(entry.graph, evaluate.Evaluation(), LIMITS))
+    x0, seed = np.array(0.5), np.array(2.0)
+    wanted = evaluate.Evaluation({"x0": evaluate.Binding(x0)}, seeds={"f": seed})
+    entry.keep(evaluate.prepare(entry.graph, wanted, LIMITS), wanted)
     assert entry.job is not None
-    assert entry.job.point.arrays == ()
-    assert not entry.job.seeds
+    assert not any(array is x0 for array in entry.job.point.arrays)
+    assert entry.again(wanted) is None  # its seed is gone
+
+
+def test_job_is_used_again_only_where_numbers_alone_differ() -> None:
+    entry = GraphCache(1 << 20, Counting()).find(serialized(neuron()))
+
+    def asked(**bindings: object) -> evaluate.Evaluation:
+        bound = {name: evaluate.Binding(np.asarray(each)) for name, each in bindings.items()}
+        return evaluate.Evaluation(bound)
+
+    first = asked(x0=0.5)
+    entry.keep(evaluate.prepare(entry.graph, first, LIMITS), first)
+    again = entry.again(asked(x0=0.7))
+    assert again is not None
+    fresh = evaluate.prepare(entry.graph, asked(x0=0.7), LIMITS)
+    assert evaluate.run(again, never)[:2] == evaluate.run(fresh, never)[:2]
+    others = [
+        asked(),
+        asked(x1=0.5),
+        asked(x0=0.5, x1=0.5),
+        asked(x0=[0.5]),
+        asked(x0=np.float32(0.5)),
+        replace(first, forward_only=True),
+        replace(first, with_respect_to=("x0",)),
+        replace(first, values=evaluate.Selection(value_ids=(14,))),
+        replace(first, batch_size=2),
+        replace(first, seeds={"f": np.array(2.0)}),
+        replace(first, bindings={"x0": evaluate.Binding(np.array([0.5]), batched=True)}),
+    ]
+    assert [entry.again(other) for other in others] == [None] * len(others)
+
+
+def test_elements_that_shapes_depend_on_are_planned_each_time() -> None:
+    graph = gw.Graph()
+    x = graph.input("x", shape=(6,))
+    graph.output("f", gw.reshape(x, graph.input("shape", dtype="int64", shape=(2,))))
+    service = GradientService(LIMITS)
+    for shape in ((2, 3), (3, 2), (6, 1)):
+        asked = requests.evaluation(graph, {"x": np.arange(6.0), "shape": shape}, forward_only=True)
+        request = service_pb2.EvaluateRequest(graph=requests.source(graph), evaluation=asked)
+        data = service.evaluate(request.SerializeToString(), never)
+        (output,) = service_pb2.EvaluateResponse.FromString(data).result.outputs
+        assert tuple(output.tensor.shape) == shape
 
 
 def test_graph_used_longest_ago_makes_room() -> None:

@@ -325,6 +325,30 @@ def test_session_survives_a_bad_step_and_minimizes(server: gw.Connection) -> Non
     np.testing.assert_allclose(found.x, [1, 2, 2], atol=1e-5)
 
 
+def test_session_agrees_with_evaluations_one_by_one(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x, w = graph.input("x", shape=("n",)), graph.parameter("w", 2.0)
+    graph.output("f", gw.reduce_sum(gw.sin(x * w), keepdims=0))
+    numbers = np.random.default_rng(4)
+    steps: list[tuple[dict[str, Any], bool]] = [
+        ({"x": numbers.normal(size=3)}, False),
+        ({"x": numbers.normal(size=3)}, False),
+        ({"w": 3.0}, True),
+        ({}, False),
+        ({"x": numbers.normal(size=5)}, True),
+        ({"x": numbers.normal(size=5), "w": -1.0}, False),
+        ({"w": 0.5}, False),
+    ]
+    now: dict[str, Any] = {}
+    with server.session(graph) as session:
+        for changes, forward_only in steps:
+            now |= changes
+            found = session.step(changes, forward_only=forward_only)
+            expected = server.evaluate(graph, now, forward_only=forward_only)
+            np.testing.assert_equal(found.outputs, expected.outputs)
+            np.testing.assert_equal(found.gradients, expected.gradients)
+
+
 def quadratic() -> gw.Graph:
     graph = gw.Graph()
     x = graph.parameter("x", np.zeros(3))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from threading import Lock
+from typing import NamedTuple
 
-from gradwire_server.engine.evaluation import Job
+from gradwire_server.engine.evaluation import Evaluation, Job
 from gradwire_server.graph import Graph
+from gradwire_server.mould import movable, moved, without
 
 #: What Python and NumPy hold for one value or one use of it: a graph's columns, the plan's, and
 #: the lists that an engine makes of them.
@@ -20,6 +23,14 @@ _LARGE_BYTES = 64 * 1024
 _END_BYTES = 128
 
 
+class _Last(NamedTuple):
+    """A job without its caller's arrays, and what was asked for, apart from them."""
+
+    job: Job
+    asked: Evaluation
+    bound: Set[str]
+
+
 @dataclass
 class Entry:
     """A graph, and the last job it ran: its plan serves the next one of the same shapes."""
@@ -27,7 +38,8 @@ class Entry:
     key: bytes
     data: bytes
     graph: Graph
-    job: Job | None = None
+    job: Job | None = None  # lends its plan
+    _last: _Last | None = None
 
     @property
     def nbytes(self) -> int:
@@ -35,10 +47,25 @@ class Entry:
         size = self.graph.value_count + len(self.graph.node_inputs)
         return 2 * len(self.data) + _BYTES_OF_ONE * size
 
-    def keep(self, job: Job) -> None:
-        """Keeps a job's plan, but nothing that its caller sent."""
-        if self.job is None or job.plan is not self.job.plan:
-            self.job = replace(job, point=replace(job.point, arrays=()), seeds={})
+    def again(self, asked: Evaluation) -> Job | None:
+        """The last job for these numbers, where only they differ from what was asked then."""
+        last = self._last
+        if last is None or asked.seeds or asked.bindings.keys() != last.bound:
+            return None
+        if replace(asked, bindings={}) != last.asked:
+            return None
+        return moved(last.job, self._movable, asked.bindings)
+
+    def keep(self, job: Job, asked: Evaluation) -> None:
+        """Keeps a job, but nothing that its caller sent."""
+        self.job = without(job, self._movable, asked.bindings)
+        reusable = not asked.seeds and asked.bindings.keys() <= self._movable.keys()
+        bare = replace(asked, bindings={}, seeds={})
+        self._last = _Last(self.job, bare, frozenset(asked.bindings)) if reusable else None
+
+    @cached_property
+    def _movable(self) -> dict[str, int]:
+        return movable(self.graph)
 
 
 class GraphCache:

@@ -317,8 +317,10 @@ class GradientService(grpc.GenericRpcHandler):
         return self._cache.find(codec.source_bytes(source, payloads))
 
     def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
-        job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
-        entry.keep(job)
+        job = entry.again(wanted)
+        if job is None:
+            job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
+            entry.keep(job, wanted)
         return job
 
     @contextmanager

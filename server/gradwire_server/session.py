@@ -12,6 +12,7 @@ from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.memory import require_peak
+from gradwire_server.mould import movable, moved
 
 
 class Session:
@@ -25,6 +26,7 @@ class Session:
         self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
         self._limits = limits
         self._before = before  # a job that may lend its plan
+        self._movable = movable(graph)
         self._job: Job | None = None
         self._values: list[Array] = []
 
@@ -33,16 +35,26 @@ class Session:
     ) -> Found:
         """Forward, and backward unless told otherwise, with these leaves changed."""
         kept = replace(self._evaluation, bindings={**self._evaluation.bindings, **bindings})
+        job = self._moved(bindings, forward_only) or self._prepared(kept, forward_only)
+        values = evaluate.leaf_values(job.plan, job.point)
+        found = evaluate.run_over(job, values, stopped)
+        self._evaluation, self._job, self._values = kept, job, values
+        return found
+
+    def _moved(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job | None:
+        """The last step's job at the new point, where only numbers have changed."""
+        job = self._job
+        if job is None or job.forward_only != (forward_only or self._evaluation.forward_only):
+            return None
+        return moved(job, self._movable, bindings)
+
+    def _prepared(self, kept: Evaluation, forward_only: bool) -> Job:
         asked = kept
         if forward_only and not kept.forward_only:
             asked = replace(
                 kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
             )
-        job = evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
-        values = evaluate.leaf_values(job.plan, job.point)
-        found = evaluate.run_over(job, values, stopped)
-        self._evaluation, self._job, self._values = kept, job, values
-        return found
+        return evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
 
     def backward(self, seeds: Mapping[str, Array], stopped: Callable[[], bool]) -> Found:
         """Backward again at the last good point, with other seeds."""
