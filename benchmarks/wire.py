@@ -231,11 +231,7 @@ def evaluation_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Si
     limits = Limits()
     decoded = codec.decode_graph(graph.to_bytes(), limits)
     wanted = codec.decode_evaluation(request.evaluation)
-    before = engine.prepare(decoded, wanted, limits)
-
-    def compute() -> None:
-        engine.run(engine.prepare(decoded, wanted, limits, before), lambda: False)
-
+    compute = partial(engine.run, engine.prepare(decoded, wanted, limits), lambda: False)
     with ExitStack() as stack:
         asks, size = unary_asks(stack, sides, data)
         return compare(Row(name, len(data), size), asks, compute, sides.plan)
