@@ -349,6 +349,30 @@ def test_session_agrees_with_evaluations_one_by_one(server: gw.Connection) -> No
             np.testing.assert_equal(found.gradients, expected.gradients)
 
 
+def test_large_arrays_arrive_as_small_ones_do(server: gw.Connection) -> None:
+    numbers = np.random.default_rng(6)
+    graph = gw.Graph()
+    large, rows = graph.input("large", shape=(3, "n")), graph.input("rows", shape=("n",))
+    small = graph.parameter("small", numbers.normal(size=(70_000,)))
+    graph.output("f", gw.reduce_sum(large * rows, keepdims=0) + gw.reduce_sum(small, keepdims=0))
+    inputs = {
+        "small": np.asfortranarray(numbers.normal(size=(70_000,))[::-1]),
+        "large": numbers.normal(size=(70_000, 3)).T,  # not contiguous
+        "rows": numbers.normal(size=(2, 70_000)),
+    }
+    found = server.evaluate(graph, inputs, batched=["rows"], values=True)
+    np.testing.assert_allclose(
+        found.outputs["f"],
+        (inputs["large"] * inputs["rows"][:, None]).sum((1, 2)) + inputs["small"].sum(),
+    )
+    np.testing.assert_allclose(
+        found.gradients["rows"], np.tile(inputs["large"].sum(axis=0), (2, 1)), rtol=1e-12
+    )
+    for name in inputs:
+        np.testing.assert_array_equal(found[name].value, inputs[name])
+        assert found[name].gradient.flags.aligned
+
+
 def quadratic() -> gw.Graph:
     graph = gw.Graph()
     x = graph.parameter("x", np.zeros(3))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.errors import InvalidRequestError
+from gradwire.payloads import WHOLE, Lifted
 from gradwire.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
@@ -68,17 +69,35 @@ def from_value(what: str, given: Any, dtype: str) -> Array:
 
 def encode(array: Array) -> tensor_pb2.Tensor:
     """An array as a tensor: little-endian, row-major."""
+    tensor = encode_type(array)
+    tensor.data = _little_endian(array).tobytes()
+    return tensor
+
+
+def encode_type(array: Array) -> tensor_pb2.Tensor:
+    """The tensor of an array, without its elements (DATA_TYPE_UNSUPPORTED)."""
     number = _NUMBERS_BY_DTYPE.get(array.dtype)
     if number is None:
         number = data_type(str(array.dtype))
-    if sys.byteorder == "big":
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return tensor_pb2.Tensor(data_type=number, shape=array.shape, data=array.tobytes())
+    return tensor_pb2.Tensor(data_type=number, shape=array.shape)
 
 
-def decode(tensor: tensor_pb2.Tensor) -> Array:
+def elements(array: Array) -> memoryview:
+    """The elements of a tensor that has some, where they are."""
+    contiguous: Any = np.ascontiguousarray(_little_endian(array))
+    return memoryview(contiguous).cast("B")
+
+
+def _little_endian(array: Array) -> Array:
+    if sys.byteorder == "little":
+        return array
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def decode(tensor: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Array:
     """A tensor as a read-only array (TENSOR_INVALID)."""
-    return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), tensor.data)
+    data = bytes(payloads.found(tensor.data))  # of its own, so that it is aligned
+    return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), data)
 
 
 def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:

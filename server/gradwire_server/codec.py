@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 
-from gradwire.payloads import PATHS, Buffer, Lifted, field, lifted
+from gradwire.payloads import PATHS, WHOLE, Buffer, Lifted, field, lifted
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.catalogue import GateDescription
@@ -32,9 +32,6 @@ FEATURES: frozenset[str] = frozenset()
 
 #: Bytes of elements in one column: large enough to be cheap, small enough to flow.
 COLUMN_BYTES = 512 * 1024
-
-#: A message that is parsed whole.
-WHOLE = Lifted(b"")
 
 M = TypeVar("M", bound=Message)
 
