@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from gradwire_server.codec import decode_graph
 from gradwire_server.engine import evaluation
-from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Found, Job, Slab
+from gradwire_server.engine.evaluation import (
+    ALL,
+    Binding,
+    Evaluation,
+    Found,
+    Job,
+    Selection,
+    Slab,
+)
 from gradwire_server.limits import Limits
 
 Numbers = npt.NDArray[Any]
@@ -19,7 +27,7 @@ LIMITS = Limits(max_memory_bytes=16 << 30)
 
 
 class Ours:
-    """A planned evaluation of a graph; every value and every gradient is kept."""
+    """A planned evaluation of a graph; every value and every gradient is kept, unless told less."""
 
     def __init__(self, data: bytes, bindings: Mapping[str, Numbers], **options: Any) -> None:
         self.job = prepared(data, bindings, **options)
@@ -38,14 +46,15 @@ def prepared(
     bindings: Mapping[str, Numbers],
     rows: int = 0,
     seeds: Mapping[str, Numbers] | None = None,
+    kept: Selection = ALL,
 ) -> Job:
     """From the bytes of a graph to a plan that is ready to run; with rows, all are batched."""
     wanted = Evaluation(
         bindings={name: Binding(array, bool(rows)) for name, array in bindings.items()},
         batch_size=rows,
         seeds=seeds or {},
-        values=ALL,
-        gradients=ALL,
+        values=kept,
+        gradients=kept,
     )
     return evaluation.prepare(decode_graph(data, LIMITS), wanted, LIMITS)
 
