@@ -36,16 +36,14 @@ def snake(name: str) -> str:
     return f"{words}_" if keyword.iskeyword(words) else words
 
 
-def output_dtype(gate: Gate) -> str:
-    """Where the output's data type comes from: "input:0", "attribute:to", or a data type."""
-    if gate.operator in ("Cast", "Constant"):
-        return "attribute:to" if gate.operator == "Cast" else "attribute:value"
+def output_dtypes(gate: Gate) -> tuple[str, ...]:
+    """Where each output's data type comes from; the last one holds for those after it."""
     fixed = getattr(gate, "output_dtype", None)
     if fixed:
-        return str(fixed)
-    main = [slot for slot, each in enumerate(gate.inputs) if each.group == "T"]
-    known = {"ArgMax": "int64", "Shape": "int64"}
-    return known.get(gate.operator, f"input:{main[0]}")
+        return (fixed,)
+    if gate.output_dtypes:
+        return gate.output_dtypes
+    return (next(f"input:{slot}" for slot, each in enumerate(gate.inputs) if each.group == "T"),)
 
 
 def signatures() -> Iterator[str]:
@@ -66,7 +64,7 @@ def signatures() -> Iterator[str]:
             f"{gate.operator!r}: Signature({gate.operator!r}, "
             f"({''.join(f'{each}, ' for each in inputs)}), "
             f"({''.join(f'{each}, ' for each in attributes)}), "
-            f"{gate.outputs!r}, {output_dtype(gate)!r}),\n"
+            f"{gate.outputs!r}, {output_dtypes(gate)!r}),\n"
         )
     yield "}\n"
 

@@ -45,7 +45,7 @@ class Case:
         inputs = self.inputs if inputs is None else inputs
         declared = self.gate.declared_inputs(len(inputs))
         return [
-            tuple(array.reshape(-1).tolist()) if each.known and array is not None else array
+            tuple(array.reshape(-1).tolist()) if each.flat and array is not None else array
             for each, array in zip(declared, inputs, strict=True)
         ]
 

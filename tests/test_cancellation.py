@@ -109,6 +109,18 @@ def test_deadline_stops_the_work(
     assert server.next_call()["outcome"] == "CANCELLED"
 
 
+def test_deadline_stops_differentiating_a_graph(
+    server: Running, stub: service_pb2_grpc.GradientServiceStub
+) -> None:
+    request = service_pb2.DifferentiateGraphRequest(graph=source(chain(300_000)))
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.DifferentiateGraph(request, timeout=1.5)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    small = service_pb2.EvaluateRequest(graph=source(neuron()))
+    assert stub.Evaluate(small, timeout=5).result.outputs
+    assert server.next_call()["outcome"] == "CANCELLED"
+
+
 def test_health_answers_while_a_million_gates_evaluate(
     server: Running, stub: service_pb2_grpc.GradientServiceStub
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from math import exp
@@ -11,15 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gradwire as gw
+
 ROOT = Path(__file__).parent.parent
 NEURON = ROOT / "examples" / "sigmoid_neuron.gate"
 ONE_GATE = ROOT / "examples" / "sigmoid_neuron_one_gate.gate"
 W, X = (2.0, -3.0, -3.0), (-1.0, -2.0)
 
 
-def gradwire(*arguments: object) -> subprocess.CompletedProcess[str]:
+def gradwire(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gradwire.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
 
 
 def slope_at(w: tuple[float, ...], x: tuple[float, ...]) -> tuple[float, float]:
@@ -54,6 +65,47 @@ def test_set_takes_numbers_lists_and_files(tmp_path: Path) -> None:
     )
     f, _ = slope_at((1.0, *W[1:]), (0.5, X[1]))
     assert json.loads(found.stdout)["outputs"]["f"] == pytest.approx(f, rel=1e-12)
+
+
+def test_progress_is_shown_on_a_terminal_where_it_is_long(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", value=0.5)
+    for _ in range(30_000):
+        x = gw.sin(x)
+    graph.output("f", x)
+    graph.save(tmp_path / "long.gate")
+    terminal, stderr = pty.openpty()
+    command = [sys.executable, "-m", "gradwire.cli", "eval", str(tmp_path / "long.gate"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as running:
+        os.close(stderr)
+        shown = b""
+        while b"evaluating" not in shown:
+            shown += os.read(terminal, 1 << 16)
+        assert running.stdout is not None
+        found = json.load(running.stdout)
+    os.close(terminal)
+    assert running.returncode == 0
+    quiet = json.loads(gradwire("eval", tmp_path / "long.gate", "--json").stdout)
+    assert found == quiet
+
+
+def test_progress_is_not_shown_elsewhere() -> None:
+    found = gradwire("eval", NEURON, "--json")
+    assert not found.stderr
+
+
+def test_colours_tell_values_from_gradients_from_what_was_not_computed(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", value=2.0)
+    graph.output("f", gw.where((x > 1).named("condition"), x, 0.0))
+    graph.save(tmp_path / "choice.gate")
+    coloured = gradwire("eval", tmp_path / "choice.gate", FORCE_COLOR="1", COLUMNS="100").stdout
+    (condition,) = (line for line in coloured.splitlines() if "condition" in line)
+    assert "\x1b[32mTrue\x1b[0m" in condition
+    assert "\x1b[2mnot computed\x1b[0m" in condition
+    (leaf,) = (line for line in coloured.splitlines() if "input" in line)
+    assert "\x1b[32m2\x1b[0m" in leaf
+    assert "\x1b[31m1\x1b[0m" in leaf
 
 
 def test_table_shows_every_node() -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from gate_cases import Case, all_cases
 
 import gradwire as gw
+from gradwire import tensors
+from gradwire.v1 import service_pb2, tensor_pb2
 from gradwire_server.gates import GATES
+from gradwire_server.specs import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -58,6 +63,21 @@ def test_number_takes_the_handles_dtype(server: gw.Connection) -> None:
     assert server.evaluate(graph, {"x": 1})["f"].value.dtype == np.float32
 
 
+@pytest.mark.parametrize("case", list(all_cases()), ids=lambda case: case.operator)
+def test_client_knows_the_data_types_that_the_server_infers(case: Case) -> None:
+    graph = gw.Graph()
+    handles = [None if x is None else graph.constant(x) for x in case.inputs]
+    attributes = {
+        name: np.frombuffer(value.data, value.dtype).reshape(value.shape)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in case.attributes.items()
+    }
+    expected = [str(np.asarray(out).dtype) for out in case.run()]
+    outs = graph.apply(case.operator, handles, attributes, len(expected))
+    assert [out.dtype for out in outs] == expected
+
+
 def test_handle_refuses_to_branch() -> None:
     with pytest.raises(TypeError, match=r"use gw\.where"):
         bool(gw.Graph().input("x") > 0)
@@ -78,8 +98,7 @@ def test_client_and_server_refuse_with_the_same_words(server: gw.Connection) -> 
     x, y = graph.input("x"), graph.input("y", dtype="float32")
     with pytest.raises(gw.InvalidRequestError) as by_client:
         gw.add(x, y)
-    graph._add("Add", {}, [x.key, y.key], "float64", 1)  # past the client's check
-    graph._made_at.append("?")
+    graph._add("Add", {}, [x.key, y.key], ["float64"])  # past the client's check
     graph.output("f", gw.identity(x))
     with pytest.raises(gw.InvalidRequestError) as by_server:
         server.evaluate(graph, {"x": 1.0, "y": 1.0})
@@ -95,7 +114,7 @@ def test_client_and_server_refuse_with_the_same_words(server: gw.Connection) -> 
         ("LEAF_UNKNOWN", {"c": 1.0}, {}),
         ("SHAPE_MISMATCH", {"a": B, "b": B}, {}),
         ("DATA_TYPE_MISMATCH", {"a": A.astype("f"), "b": B}, {}),
-        ("OUTPUT_UNKNOWN", {}, {"seeds": {"f": 1.0}}),
+        ("OUTPUT_UNKNOWN", {"a": A, "b": B}, {"seeds": {"f": 1.0}}),
         ("INPUT_MISSING", {"a": A}, {}),
         ("VALUE_UNKNOWN", {"a": A, "b": B}, {"values": ["nowhere"]}),
     ],
@@ -106,6 +125,118 @@ def test_mistake_has_its_reason(
     with pytest.raises(gw.InvalidRequestError) as refused:
         server.evaluate(product(), inputs, **options)
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options"),
+    [
+        ({"a": A}, {}),
+        ({"a": A, "b": B, "c": 1.0}, {}),
+        ({"a": B, "b": B}, {}),
+        ({"a": A, "b": B}, {"seeds": {"f": 1.0}}),
+        ({"a": A, "b": B}, {"values": ["nowhere"]}),
+        ({"a": A, "b": B}, {"values": [99]}),
+        ({"a": A, "b": B}, {"with_respect_to": ["nowhere"]}),
+        ({"a": A, "b": B}, {"forward_only": True, "seeds": {"out": 1.0}}),
+    ],
+)
+def test_mistake_is_caught_before_sending_with_the_words_of_the_server(
+    inputs: dict[str, Any],
+    options: dict[str, Any],
+    server: gw.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with gw.connect("127.0.0.1:1") as nobody, pytest.raises(gw.InvalidRequestError) as by_client:
+        nobody.evaluate(product(), inputs, **options)
+    past_the_check = service_pb2.Evaluation(
+        bindings=[
+            service_pb2.Binding(leaf=name, tensor=tensors.encode(np.asarray(array)))
+            for name, array in inputs.items()
+        ],
+        seeds=[
+            tensor_pb2.NamedTensor(name=name, tensor=tensors.encode(np.asarray(array)))
+            for name, array in options.get("seeds", {}).items()
+        ],
+        with_respect_to=options.get("with_respect_to", ()),
+        forward_only=options.get("forward_only", False),
+    )
+    for each in options.get("values", ()):
+        chosen = past_the_check.values
+        (chosen.names if isinstance(each, str) else chosen.value_ids).append(each)
+    monkeypatch.setattr("gradwire.requests.evaluation", lambda *_, **__: past_the_check)
+    with pytest.raises(gw.InvalidRequestError) as by_server:
+        server.evaluate(product())
+    assert by_client.value.reason == by_server.value.reason
+    assert by_client.value.message == by_server.value.message
+
+
+@pytest.mark.parametrize(
+    ("reason", "build"),
+    [
+        ("TENSOR_INVALID", lambda graph: graph.input("x", (-1,))),
+        ("TENSOR_INVALID", lambda graph: graph.input("x", ("",))),
+        ("TENSOR_INVALID", lambda graph: graph.input("x", value="two")),
+        ("LEAF_INVALID", lambda graph: graph.input("x", 3, value=[1.0, 2.0])),
+        ("LEAF_INVALID", lambda graph: graph.elements("x", ("n",))),
+        ("DATA_TYPE_UNSUPPORTED", lambda graph: graph.input("x", dtype="float128")),
+        ("DATA_TYPE_UNSUPPORTED", lambda graph: graph.parameter("x", 1j)),
+        ("NAME_INVALID", lambda graph: graph.input("")),
+        ("NAME_INVALID", lambda graph: (graph.input("x"), graph.input("x"))),
+        ("OUTPUT_INVALID", lambda graph: graph.output("f")),
+        ("GRAPH_INVALID", lambda graph: graph.output("f", gw.Graph().input("x"))),
+        ("GRAPH_INVALID", lambda graph: graph.to_bytes()),
+    ],
+)
+def test_mistake_while_building_has_its_reason(
+    reason: str, build: Callable[[gw.Graph], object]
+) -> None:
+    with pytest.raises(gw.InvalidRequestError) as refused:
+        build(gw.Graph())
+    assert refused.value.reason == reason
+
+
+def test_nodes_read_from_a_file_have_no_line_and_later_ones_their_own() -> None:
+    graph = gw.Graph.from_bytes(product().to_bytes())
+    graph.output("g", gw.neg(graph.input("c")))
+    found = [graph.made_at(node) for node in range(graph.node_count)]
+    assert found[:2] == [None, None]
+    assert re.fullmatch(r"test_client\.py:\d+", str(found[2]))
+
+
+def test_session_keeps_batched_inputs_batched(server: gw.Connection) -> None:
+    options: dict[str, Any] = {"batched": ["a"], "seeds": {"out": [1.0, 1.0]}}
+    stack = np.stack([A, 2 * A])
+    with server.session(product(), {"a": stack, "b": B}, **options) as session:
+        session.step()
+        found = session.step({"a": 3 * stack})
+    expected = server.evaluate(product(), {"a": 3 * stack, "b": B}, **options)
+    np.testing.assert_array_equal(found["out"].value, expected["out"].value)
+    np.testing.assert_array_equal(found["b"].gradient, expected["b"].gradient)
+
+
+def test_closed_connection_and_session_say_so() -> None:
+    with gw.local() as connection:
+        session = connection.session(product(), {"a": A, "b": B})
+        session.close()
+        with pytest.raises(gw.CancelledError):
+            session.step()
+    with pytest.raises(gw.CancelledError, match="is closed; open another"):
+        connection.evaluate(product(), {"a": A, "b": B})
+
+
+def test_passed_timeout_says_so(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", value=0.5)
+    for _ in range(9_000):  # more than can be sent and computed in a millisecond
+        x = gw.sin(x)
+    graph.output("f", x)
+    with pytest.raises(gw.DeadlineError, match="give a longer one"):
+        server.evaluate(graph, timeout=1e-3)
+
+
+def test_file_that_cannot_be_written_is_a_file_error(tmp_path: Path) -> None:
+    with pytest.raises(gw.FileError, match="cannot be written: No such file or directory"):
+        product().save(tmp_path / "nowhere" / "product.gate")
 
 
 def test_limit_error_names_the_flag() -> None:
@@ -194,6 +325,38 @@ def test_session_survives_a_bad_step_and_minimizes(server: gw.Connection) -> Non
     np.testing.assert_allclose(found.x, [1, 2, 2], atol=1e-5)
 
 
+def quadratic() -> gw.Graph:
+    graph = gw.Graph()
+    x = graph.parameter("x", np.zeros(3))
+    graph.output("f", gw.reduce_sum(x * x * x, keepdims=0))
+    return graph
+
+
+def test_many_points_are_each_as_alone(server: gw.Connection) -> None:
+    points = np.random.default_rng(0).normal(size=(600, 3))  # several messages
+    with server.session(quadratic()) as session:
+        values, gradients = session.values_and_gradients(points)
+        alone = [session.value_and_gradient(point) for point in points[::100]]
+        with pytest.raises(gw.InvalidRequestError, match="give one row for each point"):
+            session.values_and_gradients(points[0])
+    np.testing.assert_allclose(values, (points**3).sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(gradients, 3 * points**2, rtol=1e-12)
+    np.testing.assert_array_equal(values[::100], [value for value, _ in alone])
+
+
+def test_step_that_fails_among_many_is_named(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", shape=(3,))
+    index = graph.input("index", dtype="int64")
+    graph.output("f", gw.gather(x, index))
+    x0 = np.arange(3.0)
+    with server.session(graph, {"x": x0}) as session:
+        with pytest.raises(gw.InvalidRequestError, match=r"step 1: .*index 9"):
+            session.steps([{"index": 0}, {"index": 9}, {"index": 2}])
+        assert session.step()["f"].value == 2  # the last good point
+        assert [each["f"].value for each in session.steps([{"index": 1}])] == [1]
+
+
 def test_second_order_by_differentiating_twice(server: gw.Connection) -> None:
     graph = gw.Graph()
     x = graph.input("x")
@@ -221,6 +384,14 @@ def test_asynchronous_client_does_the_same(server: gw.Connection) -> None:
             result = await connection.evaluate(product(), {"a": A, "b": B})
             async with await connection.session(product(), {"a": A, "b": B}) as session:
                 value, _ = await session.value_and_gradient({"a": A})
+                (same,) = await session.steps([{"a": A}])
+                assert same["out"].value == value
+                flat, gradient = await session.value_and_gradient(np.append(A, B))
+                assert flat == value
+                assert gradient.shape == (A.size + B.size,)
+            with pytest.raises(gw.CancelledError, match="is closed; open another"):
+                await session.step()
+            assert (await connection.describe()).version == gw.__version__
             events = [each async for each in connection.stream(product(), {"a": A, "b": B})]
             return result["out"].value, value, len(events)
 
@@ -276,9 +447,19 @@ def test_print_is_readable() -> None:
         "input a: float64[2, 3]",
         "input b: float64[3, 2]",
         "product = MatMul(a, b)",
-        "%2 = ReduceSum(product, keepdims=0)",
-        "output out = %2",
+        "%4 = ReduceSum(product, keepdims=0)",
+        "output out = %4",
     ]
+
+
+def test_print_calls_a_value_by_the_id_that_the_server_uses() -> None:
+    graph = gw.Graph()
+    a = graph.parameter("a", [1.0, 2.0])
+    handle = gw.exp(a) + graph.constant(3.0)
+    graph.output("f", handle)
+    assert repr(handle) == f"<gradwire.Handle %{graph.id_of(handle)}: float64>"
+    assert str(graph).splitlines()[0] == "parameter a: float64[2] = [1.0, 2.0]"
+    assert f"%{graph.id_of(handle)} = Add" in str(graph)
 
 
 def test_building_is_linear() -> None:

@@ -17,6 +17,7 @@ from wire import F64, LEAVES, chain, leaf, neuron, scalar, source
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import REASONS
+from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
 
 SMALL = Limits(max_nodes=100, max_values=200, max_memory_bytes=1 << 20, max_message_bytes=1 << 20)
@@ -103,6 +104,87 @@ def test_session_answers_in_order_and_survives_a_bad_step(
     assert numbers(list(answers[4].result.gradients)) == pytest.approx(doubled, rel=1e-12)
 
 
+def open_and(action: service_pb2.SessionRequest) -> Iterator[service_pb2.SessionRequest]:
+    yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
+    yield action
+
+
+def step(value: float, leaf: str = "w2") -> service_pb2.Step:
+    return service_pb2.Step(bindings=[service_pb2.Binding(leaf=leaf, tensor=scalar(value))])
+
+
+def test_many_steps_are_answered_as_each_alone(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    steps = [step(1.0), step(2.0, "nowhere"), step(-3.0, "w1"), service_pb2.Step(forward_only=True)]
+    many = service_pb2.SessionRequest(request_id=7, steps=service_pb2.Steps(steps=steps))
+    _, answer = stub.Session(open_and(many))
+    assert answer.request_id == 7
+
+    def one_by_one() -> Iterator[service_pb2.SessionRequest]:
+        yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
+        for each in steps:
+            yield service_pb2.SessionRequest(step=each)
+
+    _, *alone = stub.Session(one_by_one())
+    kinds = [outcome.WhichOneof("outcome") for outcome in answer.outcomes.outcomes]
+    assert kinds == ["result", "error", "result", "result"]
+    for outcome, single in zip(answer.outcomes.outcomes, alone, strict=True):
+        assert outcome.result == single.result
+        assert outcome.error == single.error
+
+
+def test_no_steps_at_all_are_refused(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    empty = service_pb2.SessionRequest(steps=service_pb2.Steps())
+    _, answer = stub.Session(open_and(empty))
+    assert answer.error.reason == "REQUEST_INVALID"
+
+
+def test_steps_stop_where_their_results_grow_too_large(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    graph = chain(1)
+    graph.circuit.inputs[0].CopyFrom(leaf("x", None, 10_000))
+    x = tensor_pb2.Tensor(data_type=F64, shape=[10_000], data=bytes(80_000))
+    given = [service_pb2.Binding(leaf="x", tensor=x)]
+    evaluation = service_pb2.Evaluation(bindings=given, forward_only=True)
+    steps = service_pb2.Steps(steps=[service_pb2.Step() for _ in range(20)])
+
+    def requests() -> Iterator[service_pb2.SessionRequest]:
+        opening = service_pb2.Open(graph=source(graph), evaluation=evaluation)
+        yield service_pb2.SessionRequest(open=opening)
+        yield service_pb2.SessionRequest(steps=steps)
+        yield service_pb2.SessionRequest(step=service_pb2.Step())
+
+    _, answer, after = stub.Session(requests())
+    kinds = [outcome.WhichOneof("outcome") for outcome in answer.outcomes.outcomes]
+    assert kinds == ["result"] * 14 + ["error"] * 6  # 14 times 80 kB are over 1 MiB
+    assert answer.outcomes.outcomes[-1].error.reason == "LIMIT_EXCEEDED"
+    assert after.WhichOneof("outcome") == "result"
+
+
+def test_bytes_that_are_no_message_are_refused() -> None:
+    server = EmbeddedServer(SMALL)
+    with grpc.insecure_channel(server.address) as channel:
+        method = channel.unary_unary("/gradwire.v1.GradientService/Evaluate")
+        with pytest.raises(grpc.RpcError) as failed:
+            method(b"\xff\xff")
+    server.close()
+    assert refused(failed.value).reason == "REQUEST_INVALID"
+
+
+def test_streams_over_the_limit_are_refused() -> None:
+    server = EmbeddedServer(Limits(max_streams=1))
+    request = service_pb2.EvaluateStreamRequest(graph=source(chain(300_000)))
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        first = stub.EvaluateStream(request)
+        next(first)
+        with pytest.raises(grpc.RpcError) as failed:
+            next(stub.EvaluateStream(request))
+        first.cancel()
+    server.close()
+    assert refused(failed.value).metadata["limit"] == "max-streams"
+
+
 def test_gradient_graph_evaluates_to_the_gradients(
     stub: service_pb2_grpc.GradientServiceStub,
 ) -> None:
@@ -116,115 +198,6 @@ def test_gradient_graph_evaluates_to_the_gradients(
     outputs = numbers(list(found.outputs))
     gradients = {f"grad/{name}": grad for name, grad in expected_gradients().items()}
     assert outputs == pytest.approx({"f": 1 / (1 + exp(-1.0)), **gradients}, rel=1e-12)
-
-
-def _broken() -> Iterator[tuple[str, graph_pb2.Graph]]:
-    graph = neuron()
-    graph.required_features.append("quantum")
-    yield "FEATURE_UNSUPPORTED", graph
-    graph = neuron()
-    graph.format_version = 2
-    yield "FORMAT_VERSION_UNSUPPORTED", graph
-    graph = neuron()
-    graph.operator_set_version = 1
-    yield "OPERATOR_SET_UNSUPPORTED", graph
-    graph = neuron()
-    graph.gates[0].operator = "Mull"
-    yield "OPERATOR_UNKNOWN", graph
-    graph = neuron()
-    graph.ClearField("circuit")
-    yield "GRAPH_INVALID", graph
-    graph = neuron()
-    graph.circuit.node_inputs[0] = 14
-    yield "NODE_INVALID", graph
-    graph = neuron()
-    graph.circuit.node_gates[0] = 9
-    yield "NODE_INVALID", graph
-    graph = neuron()
-    graph.circuit.inputs[1].name = "w0"
-    yield "NAME_INVALID", graph
-    graph = neuron()
-    graph.circuit.inputs[0].ClearField("type")
-    yield "LEAF_INVALID", graph
-    graph = neuron()
-    graph.circuit.inputs[0].value.data = b"short"
-    yield "TENSOR_INVALID", graph
-    graph = neuron()
-    graph.circuit.inputs[0].type.data_type = tensor_pb2.DATA_TYPE_BFLOAT16
-    yield "DATA_TYPE_UNSUPPORTED", graph
-    graph = neuron()
-    graph.circuit.outputs[0].value_ids[0] = 15
-    yield "OUTPUT_INVALID", graph
-    graph = neuron()
-    graph.gates[0].input_count = 3
-    yield "INPUT_COUNT_INVALID", graph
-    graph = neuron()
-    graph.gates[0].output_count = 2
-    yield "OUTPUT_COUNT_INVALID", graph
-    graph = neuron()
-    graph.gates[0].attributes.add(name="alpha", float_value=1.0)
-    yield "ATTRIBUTE_INVALID", graph
-    graph = neuron()
-    graph.circuit.inputs[0].CopyFrom(leaf("w0"))
-    yield "INPUT_MISSING", graph
-    graph = neuron()
-    graph.circuit.outputs.add(name="g", value_ids=[13])
-    yield "SEED_MISSING", graph
-    graph = neuron()
-    graph.circuit.node_gates.extend([2] * 100)
-    graph.circuit.node_inputs.extend([1] * 100)
-    yield "LIMIT_EXCEEDED", graph
-
-
-@pytest.mark.parametrize(("reason", "graph"), list(_broken()), ids=lambda each: str(each)[:30])
-def test_bad_graph_is_refused_with_its_reason(
-    reason: str, graph: graph_pb2.Graph, stub: service_pb2_grpc.GradientServiceStub
-) -> None:
-    with pytest.raises(grpc.RpcError) as failed:
-        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(graph)))
-    assert refused(failed.value).reason == reason
-
-
-def _bad_evaluations() -> Iterator[tuple[str, service_pb2.Evaluation]]:
-    binding = service_pb2.Binding(leaf="w0", tensor=scalar(1.0))
-    one = tensor_pb2.NamedTensor(name="f", tensor=scalar(1.0))
-    vector = tensor_pb2.Tensor(data_type=F64, shape=[2], data=bytes(16))
-    single = tensor_pb2.Tensor(data_type=tensor_pb2.DATA_TYPE_FLOAT32, data=bytes(4))
-    ask = service_pb2.Evaluation
-    yield "BINDING_INVALID", ask(bindings=[binding, binding])
-    yield "LEAF_UNKNOWN", ask(bindings=[service_pb2.Binding(leaf="w", tensor=scalar(1.0))])
-    yield "TENSOR_INVALID", ask(bindings=[service_pb2.Binding(leaf="w0")])
-    yield "SHAPE_MISMATCH", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=vector)])
-    yield "DATA_TYPE_MISMATCH", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=single)])
-    batched = service_pb2.Binding(leaf="w0", tensor=vector, batched=True)
-    yield "BINDING_INVALID", ask(bindings=[batched])
-    yield "SHAPE_MISMATCH", ask(bindings=[batched], batch_size=3)
-    yield "SEED_INVALID", ask(seeds=[one, one])
-    yield "SEED_INVALID", ask(seeds=[tensor_pb2.NamedTensor(name="f", tensor=vector)])
-    unknown = tensor_pb2.NamedTensor(name="g", tensor=scalar(1.0))
-    yield "OUTPUT_UNKNOWN", ask(seeds=[unknown])
-    yield "SELECTION_INVALID", ask(forward_only=True, seeds=[one])
-    every = service_pb2.Selection(all=True, names=["w0"])
-    yield "SELECTION_INVALID", ask(values=every)
-    yield "VALUE_UNKNOWN", ask(values=service_pb2.Selection(value_ids=[99]))
-    yield "VALUE_UNKNOWN", ask(gradients=service_pb2.Selection(names=["w"]))
-    yield "NOT_DIFFERENTIABLE", ask(gradients=service_pb2.Selection(value_ids=[6]))
-    yield "LEAF_UNKNOWN", ask(with_respect_to=["w"])
-    yield "LIMIT_EXCEEDED", ask(batch_size=1 << 20)
-
-
-@pytest.mark.parametrize(
-    ("reason", "evaluation"), list(_bad_evaluations()), ids=lambda each: str(each)[:30]
-)
-def test_bad_evaluation_is_refused_with_its_reason(
-    reason: str,
-    evaluation: service_pb2.Evaluation,
-    stub: service_pb2_grpc.GradientServiceStub,
-) -> None:
-    request = service_pb2.EvaluateRequest(graph=source(neuron()), evaluation=evaluation)
-    with pytest.raises(grpc.RpcError) as failed:
-        stub.Evaluate(request)
-    assert refused(failed.value).reason == reason
 
 
 def test_too_many_values_are_refused(stub: service_pb2_grpc.GradientServiceStub) -> None:
@@ -247,6 +220,7 @@ def test_evaluations_over_the_queue_are_refused() -> None:
         assert len(failures) < 4
         for failure in failures:
             assert refused(failure).metadata["limit"] == "max-waiting"
+            assert refused(failure).metadata["actual"] == "2"
     server.close()
 
 
@@ -274,6 +248,36 @@ def test_session_begins_with_open(stub: service_pb2_grpc.GradientServiceStub) ->
     with pytest.raises(grpc.RpcError) as failed:
         next(stub.Session(iter([request])))
     assert refused(failed.value).reason == "REQUEST_INVALID"
+
+
+def test_our_own_fault_is_told_with_a_request_id_and_explained_only_in_the_log(
+    stub: service_pb2_grpc.GradientServiceStub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("a secret of the house")
+
+    monkeypatch.setattr(type(GATES["Neg"]), "forward", break_down)
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron())))
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in failed.value.details()
+    (fault,) = (record for record in caplog.records if record.message == "fault")
+    assert vars(fault)["request_id"] in failed.value.details()
+    assert fault.exc_info
+    assert "a secret of the house" in str(fault.exc_info[1])
+
+
+def test_refusal_with_a_name_too_long_for_metadata_still_arrives(
+    stub: service_pb2_grpc.GradientServiceStub,
+) -> None:
+    graph = neuron()
+    for each in graph.circuit.inputs[:2]:
+        each.name = "w" * 100_000
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(graph)))
+    assert refused(failed.value).reason == "NAME_INVALID"
 
 
 def test_catalogue_and_limits_are_described(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -236,3 +238,90 @@ def test_elementwise_gate_handles_rank_0_and_empty(operator: str) -> None:
 def test_namespace_offers_what_it_lists() -> None:
     assert arrays.__all__ == sorted(arrays.__all__)
     assert all(callable(getattr(arrays, name)) for name in arrays.__all__)
+
+
+FINITE = (0.0, -0.0, 0.5, 1.0, -1.0, 3.0, -3.0, 710.0, -710.0, 1e200, -1e200, 1e308, -1e308, 5e-324)
+
+
+def pulled_everywhere(operator: str, seed: float) -> Iterator[tuple[str, float]]:
+    """The gradient at each combination of extreme numbers, with the call that gave it."""
+    gate = GATES[operator]
+    attributes = {"fmod": 1} if operator == "Mod" else {}
+    count = 2 if gate.inputs[0].variadic else len(gate.inputs)
+    points = np.array([*itertools.product(FINITE, repeat=count)]).T
+    inputs = tuple(
+        column if "float64" in declared.dtypes else column > 0
+        for declared, column in zip(gate.declared_inputs(count), points, strict=True)
+    )
+    case = Case(operator, inputs, attributes)
+    for to_input in case.pull((np.full(len(points[0]), seed),)):
+        if to_input is not None:
+            for point, out, found in zip(points.T, case.run()[0], to_input, strict=True):
+                if seed == 0 or not np.isnan(out):
+                    yield f"{operator}{tuple(point.tolist())}, seed {seed}", float(found)
+
+
+FLOATING = [
+    op
+    for op, gate in GATES.items()
+    if isinstance(gate, ElementwiseGate)
+    and any("float64" in each.dtypes for each in gate.inputs)
+    and gate.output_dtype is None
+    and not any(each.required for each in gate.attributes)
+]
+
+
+@pytest.mark.parametrize("operator", FLOATING)
+def test_no_gradient_is_not_a_number_where_the_output_is_one(operator: str) -> None:
+    wrong = [call for call, found in pulled_everywhere(operator, 1.0) if np.isnan(found)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("operator", FLOATING)
+def test_zero_gradient_stays_zero_at_every_finite_input(operator: str) -> None:
+    wrong = [call for call, found in pulled_everywhere(operator, 0.0) if found != 0]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "low", "high"),
+    [
+        ("Sigmoid", {}, (0.0, 0.0), (1.0, 0.0)),
+        ("Tanh", {}, (-1.0, 0.0), (1.0, 0.0)),
+        ("Softsign", {}, (-1.0, 0.0), (1.0, 0.0)),
+        ("HardSigmoid", {}, (0.0, 0.0), (1.0, 0.0)),
+        ("Erf", {}, (-1.0, 0.0), (1.0, 0.0)),
+        ("Relu", {}, (0.0, 0.0), (np.inf, 1.0)),
+        ("Softplus", {}, (0.0, 0.0), (np.inf, 1.0)),
+        ("Elu", {}, (-1.0, 0.0), (np.inf, 1.0)),
+        ("HardSwish", {}, (0.0, 0.0), (np.inf, 1.0)),
+        ("Mish", {}, (0.0, 0.0), (np.inf, 1.0)),
+        ("Gelu", {}, (0.0, 0.0), (np.inf, 1.0)),
+        ("Gelu", {"approximate": "tanh"}, (0.0, 0.0), (np.inf, 1.0)),
+    ],
+)
+def test_activation_reaches_its_limits(
+    operator: str,
+    attributes: dict[str, Any],
+    low: tuple[float, float],
+    high: tuple[float, float],
+) -> None:
+    for dtype in ("float64", "float32"):
+        case = Case(operator, (np.array([-np.inf, np.inf], dtype),), attributes)
+        (out,) = case.run()
+        (to_x,) = case.pull((np.ones(2, dtype),))
+        np.testing.assert_array_equal([out, to_x], [*zip(low, high, strict=True)], str(case))
+
+
+def test_small_probability_keeps_its_digits() -> None:
+    (out,) = Case("Sigmoid", (np.array([-20.0, -40.0, -700.0]),), {}).run()
+    np.testing.assert_allclose(np.log(out), [-20.0 - 2.061153620314381e-09, -40.0, -700.0], 1e-15)
+
+
+def test_impossible_class_does_not_spoil_the_weights_gradient() -> None:
+    scores = np.array([[0.0, -np.inf, 0.0]])
+    case = Case(
+        "SoftmaxCrossEntropyLoss", (scores, np.array([0]), np.ones(3)), {"reduction": "sum"}
+    )
+    _, _, to_weights = case.pull((np.float64(1.0), None))
+    np.testing.assert_allclose(to_weights, [np.log(2.0), 0.0, 0.0])

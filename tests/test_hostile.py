@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import time
@@ -26,7 +27,8 @@ LIMITS = Limits(
     max_message_bytes=1 << 20, max_nodes=1000, max_values=2000, max_memory_bytes=1 << 22
 )
 MUTATIONS = 12_000
-METHOD = "/gradwire.v1.GradientService/Evaluate"
+SERVICE = "/gradwire.v1.GradientService/"
+METHOD = SERVICE + "Evaluate"
 
 
 def seeds() -> list[bytes]:
@@ -45,6 +47,18 @@ def seeds() -> list[bytes]:
         for graph in (neuron(), chain(20))
         for each in asked
     ]
+
+
+def seeds_of(method: str) -> list[bytes]:
+    """Whole requests of a method to mutate."""
+    if method in ("Evaluate", "EvaluateStream"):
+        return seeds()  # the two requests have the same fields
+    graphs = [source(neuron()), source(chain(20))]
+    if method == "DifferentiateGraph":
+        asked = service_pb2.DifferentiateGraphRequest
+        return [asked(graph=graph).SerializeToString() for graph in graphs]
+    opened = [service_pb2.SessionRequest(open=service_pb2.Open(graph=graph)) for graph in graphs]
+    return [each.SerializeToString() for each in opened]
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
@@ -77,10 +91,10 @@ def answer(data: bytes) -> str:
     except DecodeError:
         return "DECODE"
     try:
-        graph = codec.decode_source(request.graph, LIMITS)
+        graph = codec.decode_graph(codec.source_bytes(request.graph), LIMITS)
         asked = codec.decode_evaluation(request.evaluation)
         job = evaluate.prepare(graph, asked, LIMITS)
-        codec.encode_result(*evaluate.run(job, lambda: False)).SerializeToString()
+        codec.encode_response(evaluate.run(job, lambda: False))
         codec.encode_graph(gradient_graph(graph, (), {}, LIMITS), "test")
     except Refusal as refusal:
         return refusal.reason
@@ -132,12 +146,14 @@ def channel() -> Iterator[grpc.Channel]:
     server.close()
 
 
-def test_mutated_bytes_on_the_wire_leave_the_server_serving(channel: grpc.Channel) -> None:
-    raw = channel.unary_unary(METHOD, lambda data: data, lambda data: data)
+@pytest.mark.parametrize("method", ["Evaluate", "EvaluateStream", "DifferentiateGraph", "Session"])
+def test_mutated_bytes_on_the_wire_leave_the_server_serving(
+    method: str, channel: grpc.Channel
+) -> None:
     chance = random.Random(7)
-    originals = seeds()
-    calls = [raw.future(mutate(chance.choice(originals), chance), timeout=30) for _ in range(1000)]
-    codes = {call.code() for call in calls}
+    originals = seeds_of(method)
+    mutated = [mutate(chance.choice(originals), chance) for _ in range(1000)]
+    codes = {code_of(channel, method, data) for data in mutated}
     # bytes that are no message at all never reach us: grpc itself answers INTERNAL or UNKNOWN
     undecodable = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
     assert codes <= undecodable | {
@@ -148,6 +164,21 @@ def test_mutated_bytes_on_the_wire_leave_the_server_serving(channel: grpc.Channe
     }
     stub = service_pb2_grpc.GradientServiceStub(channel)
     assert stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron()))).result.outputs
+
+
+def code_of(channel: grpc.Channel, method: str, data: bytes) -> grpc.StatusCode:
+    """How a call with these bytes ends; a session goes on with a step and a backward pass."""
+    step = service_pb2.SessionRequest(step=service_pb2.Step()).SerializeToString()
+    backward = service_pb2.SessionRequest(backward=service_pb2.Backward()).SerializeToString()
+    requests = [data, step, backward] if method == "Session" else [data]
+    call = channel.stream_stream(SERVICE + method, lambda sent: sent, lambda found: found)(
+        iter(requests), timeout=30
+    )
+    with contextlib.suppress(grpc.RpcError):
+        for _ in call:
+            pass
+    code: grpc.StatusCode = call.code()
+    return code
 
 
 def test_message_over_the_limit_is_refused(channel: grpc.Channel) -> None:

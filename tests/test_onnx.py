@@ -15,6 +15,9 @@ from onnx.backend.test.case.node import collect_testcases
 from gradwire_server.gates import GATES, OPERATOR_SETS
 from gradwire_server.specs import ITEM_SIZES, Tensor
 
+#: Cases whose expected numbers ONNX wrote down with four digits.
+ROUNDED = {"test_averagepool_2d_ceil_last_window_starts_on_pad"}
+
 
 @cache
 def collected() -> dict[str, Any]:
@@ -44,9 +47,15 @@ def collected() -> dict[str, Any]:
 def has_our_meaning(operator: str, version: int) -> bool:
     """Whether an operator of that operator set still is the one of the oldest that we know.
 
-    Cases name the operator set that their operator is from, which may be long before ours.
+    Cases name the operator set that their operator is from, which may be long before ours; an
+    operator may be younger than our oldest operator set.
     """
-    ours = onnx.defs.get_schema(operator, OPERATOR_SETS[0])
+    born = min(
+        schema.since_version
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.name == operator and not schema.domain
+    )
+    ours = onnx.defs.get_schema(operator, max(born, OPERATOR_SETS[0]))
     return bool(onnx.defs.get_schema(operator, version).since_version >= ours.since_version)
 
 
@@ -85,7 +94,8 @@ def test_node_case_of_onnx(name: str) -> None:
             out = np.asarray(outs[declared.name])
             assert out.dtype == expected.dtype, found
             assert out.shape == expected.shape, found
-            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6, err_msg=str(found))
+            close = 1e-3 if name in ROUNDED else 1e-5
+            np.testing.assert_allclose(out, expected, rtol=close, atol=1e-6, err_msg=str(found))
         assert [spec.shape for spec in specs] == [np.shape(out) for out in found.run()]
 
 

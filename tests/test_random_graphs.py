@@ -17,6 +17,12 @@ jax.config.update("jax_platforms", "cpu")
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (3,), (1, 3), (2, 1), (2, 3), (4, 2, 3))
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
+
+
+def flat(x: Any) -> Any:
+    return gw.reshape(x, [-1])
+
+
 UNARY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "tanh": (gw.tanh, jnp.tanh),
     "sin": (gw.sin, jnp.sin),
@@ -36,6 +42,22 @@ UNARY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda x: gw.reduce_log_sum_exp(x, keepdims=0),
         lambda x: jax.nn.logsumexp(x),
     ),
+    "softmax": (
+        lambda x: gw.reshape(gw.softmax(flat(x), axis=0), gw.shape(x)),
+        lambda x: jnp.reshape(jax.nn.softmax(x.reshape(-1)), x.shape),
+    ),
+    "transpose": (
+        lambda x: gw.transpose(gw.sin(gw.transpose(x))),
+        lambda x: jnp.transpose(jnp.sin(jnp.transpose(x))),
+    ),
+    "gather": (
+        lambda x: gw.reduce_sum(gw.exp(-gw.gather(flat(x), [0, -1, 0])), keepdims=0),
+        lambda x: jnp.sum(jnp.exp(-x.reshape(-1)[jnp.array([0, -1, 0])])),
+    ),
+    "largest": (
+        lambda x: gw.reduce_max(x, keepdims=0),
+        lambda x: jnp.max(x),
+    ),
 }
 BINARY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "add": (lambda x, y: x + y, lambda x, y: x + y),
@@ -43,6 +65,12 @@ BINARY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "multiply": (lambda x, y: x * y, lambda x, y: x * y),
     "divide": (lambda x, y: x / (2 + gw.sin(y)), lambda x, y: x / (2 + jnp.sin(y))),
     "maximum": (gw.max, jnp.maximum),
+    "matmul": (
+        lambda x, y: gw.reduce_mean(
+            gw.tanh(gw.reshape(x, [-1, 1]) @ gw.reshape(y, [1, -1])), keepdims=0
+        ),
+        lambda x, y: jnp.mean(jnp.tanh(x.reshape(-1, 1) @ y.reshape(1, -1))),
+    ),
     "where": (
         lambda x, y: gw.where(x > y, gw.sin(x), y * x),
         lambda x, y: jnp.where(x > y, jnp.sin(x), y * x),
@@ -112,6 +140,20 @@ def test_gradients_equal_those_of_jax(
 
 def assert_close(found: Any, expected: Any, dtype: str) -> None:
     expected = np.asarray(expected)
+    # at least 1: what programs subtract is about that large, and differences lose its digits
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     assert str(found.dtype) == dtype
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCES[dtype] * scale)
+
+
+def test_programs_fan_out_and_leave_inputs_unused() -> None:
+    fan_out, unused, operators = 0, 0, set()
+    for seed in range(25):
+        steps = random_program(np.random.default_rng(seed), SHAPES)
+        used = [position for _, operands in steps for position in operands]
+        fan_out += len(used) > len(set(used))
+        unused += not {*range(len(SHAPES))} <= {*used}
+        operators |= {name for name, _ in steps}
+    assert fan_out > 20
+    assert unused > 5
+    assert operators == {*UNARY, *BINARY}

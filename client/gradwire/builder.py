@@ -128,6 +128,15 @@ class Handle:
     def __ge__(self, other: Operand) -> Handle:
         return _one("GreaterOrEqual", self, other)
 
+    def __and__(self, other: Operand) -> Handle:
+        return _one("And", self, other)
+
+    def __or__(self, other: Operand) -> Handle:
+        return _one("Or", self, other)
+
+    def __xor__(self, other: Operand) -> Handle:
+        return _one("Xor", self, other)
+
     def __invert__(self) -> Handle:
         return _one("Not", self)
 
@@ -164,39 +173,40 @@ class Graph:
         self._names: dict[int, str] = {}
         self._taken: set[str] = set()
         self._outputs: dict[str, list[int]] = {}
-        self._made_at: list[str] = []
+        self._made_at: dict[int, str] = {}  # by node; those read from a file have no line
         self._bytes: bytes | None = None
 
     def input(
         self,
         name: str,
-        shape: Sequence[int | str] = (),
-        dtype: str = "float64",
+        shape: int | Sequence[int | str] = (),
+        dtype: Any = "float64",
         value: Any = None,
     ) -> Handle:
-        """A leaf that every evaluation gives; or `value`, where one does not.
+        """A leaf that every evaluation gives; or `value`, where one does not (LEAF_INVALID).
 
         `shape` has a size, or a symbol such as "batch", for each axis.
         """
-        return self._leaf("input", name, shape, dtype, value)
+        axes = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._leaf("input", name, axes, tensors.dtype_name(dtype), value)
 
-    def parameter(self, name: str, value: Any, dtype: str | None = None) -> Handle:
+    def parameter(self, name: str, value: Any, dtype: Any = None) -> Handle:
         """A leaf with a stored value that an evaluation may override."""
-        stored = np.asarray(value, dtype=dtype or _dtype_of(value))
+        stored = np.asarray(value, dtype=tensors.dtype_name(dtype or _dtype_of(value)))
         return self._leaf("parameter", name, stored.shape, str(stored.dtype), stored)
 
     def elements(
-        self, name: str, shape: int | Sequence[int], dtype: str = "float64", value: Any = None
+        self, name: str, shape: int | Sequence[int], dtype: Any = "float64", value: Any = None
     ) -> list[Handle]:
         """An input with one handle for each element, row-major: one tensor feeds many gates."""
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        first = self._leaf("input", name, sizes, dtype, value, elements=True)
-        count = int(np.prod(sizes))
-        return [Handle(self, first.key - offset, dtype) for offset in range(count)]
+        known = tensors.dtype_name(dtype)
+        first = self._leaf("input", name, sizes, known, value, elements=True)
+        return [Handle(self, first.key - offset, known) for offset in range(prod(sizes))]
 
-    def constant(self, value: Any, dtype: str | None = None) -> Handle:
+    def constant(self, value: Any, dtype: Any = None) -> Handle:
         """A stored value that is never differentiated; equal ones are stored once."""
-        stored = np.asarray(value, dtype=dtype or _dtype_of(value))
+        stored = np.asarray(value, dtype=tensors.dtype_name(dtype or _dtype_of(value)))
         key = (str(stored.dtype), stored.shape, stored.tobytes())
         if key not in self._constants:
             self._constants[key] = self._leaf("constant", "", stored.shape, key[0], stored)
@@ -250,6 +260,11 @@ class Graph:
         """Number of nodes."""
         return len(self._node_rows)
 
+    @property
+    def value_count(self) -> int:
+        """Value ids are from 1 to this, inclusive."""
+        return self._next_slot - 1 + self._value_count
+
     def apply(
         self,
         operator: str,
@@ -272,15 +287,15 @@ class Graph:
             raise type(error)(
                 error.reason, f"{operator}: {error.message} (made at {made_at})", error.facts
             ) from None
-        self._made_at.append(made_at)
+        self._made_at[self.node_count] = made_at
         keys = [0 if each is None else each.key for each in handles]
         return self._add(
-            operator, checked, keys, _result_dtype(signature, dtypes, checked), outputs
+            operator, checked, keys, _result_dtypes(signature, dtypes, checked, outputs)
         )
 
     def made_at(self, node: int) -> str | None:
         """The line of the program that made a node, such as "train.py:12", if it is known."""
-        return self._made_at[node] if node < len(self._made_at) else None
+        return self._made_at.get(node)
 
     def to_bytes(self) -> bytes:
         """The serialized Graph: the same bytes for the same graph; those read, if unchanged."""
@@ -359,9 +374,9 @@ class Graph:
         return found
 
     def label(self, key: int) -> str:
-        """How a value is called in print and in messages."""
+        """How a value is called in print and in messages: by its name, or its id."""
         if key > 0:
-            return self._names.get(key, f"%{key}")
+            return self._names.get(key) or f"%{key + self._next_slot - 1}"
         position = int(np.searchsorted(self._leaf_slots, -key, "right")) - 1
         leaf = self._leaves[position]
         if leaf.kind == "constant" and leaf.value is not None:
@@ -369,11 +384,7 @@ class Graph:
         return f"{leaf.name}[{-key - self._leaf_slots[position]}]" if leaf.elements else leaf.name
 
     def __str__(self) -> str:
-        lines = [
-            f"{leaf.kind} {leaf.name}: {leaf.dtype}[{', '.join(map(str, leaf.axes))}]"
-            for leaf in self.leaves
-            if leaf.kind != "constant"
-        ]
+        lines = [_leaf_line(leaf) for leaf in self.leaves if leaf.kind != "constant"]
         count = self.node_count
         shown = range(count)
         if count > _LINES_SHOWN:
@@ -418,8 +429,10 @@ class Graph:
         elements: bool = False,
     ) -> Handle:
         tensors.data_type(dtype)
-        stored = None if value is None else np.array(value, dtype=dtype)
         axes = tuple(shape)
+        place = f"{kind} {name!r}"
+        _check_axes(place, axes, elements)
+        stored = None if value is None else tensors.from_value(place, value, dtype).copy()
         if kind != "constant":
             self._take(name)
         if stored is not None and (
@@ -450,6 +463,8 @@ class Graph:
         self._taken.add(name)
 
     def _own(self, handle: Handle) -> None:
+        if not isinstance(handle, Handle):
+            raise TypeError(f"{handle!r} is no handle; make one with graph.input or graph.constant")
         if handle.graph is not self:
             raise InvalidRequestError(
                 "GRAPH_INVALID", f"{handle!r} belongs to another graph; build in one graph"
@@ -478,8 +493,9 @@ class Graph:
         return lifted
 
     def _add(
-        self, operator: str, attributes: dict[str, Any], keys: list[int], dtype: str, outputs: int
+        self, operator: str, attributes: dict[str, Any], keys: list[int], dtypes: list[str]
     ) -> tuple[Handle, ...]:
+        outputs = len(dtypes)
         row_key = (operator, *map(_hashable, attributes.items()), len(keys), outputs)
         row = self._rows.setdefault(row_key, len(self._rows))
         if row == len(self._row_list):
@@ -489,9 +505,9 @@ class Graph:
         self._node_inputs.extend(keys)
         self._node_firsts.append(first)
         self._value_count += outputs
-        self._dtypes.extend([dtype] * outputs)
+        self._dtypes.extend(dtypes)
         self._bytes = None
-        return tuple(Handle(self, first + slot, dtype) for slot in range(outputs))
+        return tuple(Handle(self, first + slot, dtype) for slot, dtype in enumerate(dtypes))
 
     def _places(self) -> tuple[Any, int]:
         """Value id of each leaf slot, and what is added to the key of a node value."""
@@ -575,11 +591,11 @@ class Graph:
             keys = [key_of(value_id) for value_id in inputs[start : start + count]]
             start += count
             signature = SIGNATURES.get(operator)
-            dtype = "float64"
+            dtypes = ["float64"] * outputs
             if signature is not None:
                 given = [self._dtype_of_key(key) if key else None for key in keys]
-                dtype = _result_dtype(signature, given, attributes)
-            self._add(operator, attributes, keys, dtype, outputs)
+                dtypes = _result_dtypes(signature, given, attributes, outputs)
+            self._add(operator, attributes, keys, dtypes)
         for output in circuit.outputs:
             self._outputs[output.name] = [key_of(value_id) for value_id in output.value_ids]
         for value_id, name in zip(circuit.named_ids, circuit.names, strict=True):
@@ -647,24 +663,57 @@ def _dtype_of(value: Any) -> str:
     return str(np.asarray(value).dtype)
 
 
-def _result_dtype(
-    signature: Signature, dtypes: Sequence[str | None], attributes: dict[str, Any]
-) -> str:
-    source, _, which = signature.output_dtype.partition(":")
-    if source == "input":
-        return dtypes[int(which)] or "float64"
-    if source != "attribute":
-        return source
-    if which == "to":
-        return tensors.dtype_of(attributes["to"])
-    value = next(iter(attributes.values()))
-    if isinstance(value, np.ndarray):
-        return str(value.dtype)
-    return "int64" if isinstance(value, (int, tuple)) and _is_whole(value) else "float32"
+def _result_dtypes(
+    signature: Signature, dtypes: Sequence[str | None], attributes: dict[str, Any], outputs: int
+) -> list[str]:
+    """The data type of each output; the last one declared holds for those after it."""
+    sources = signature.output_dtypes
+    last = len(sources) - 1
+    return [_result_dtype(sources[min(slot, last)], dtypes, attributes) for slot in range(outputs)]
 
 
-def _is_whole(value: Any) -> bool:
-    return all(isinstance(each, int) for each in (value if isinstance(value, tuple) else (value,)))
+def _result_dtype(source: str, dtypes: Sequence[str | None], attributes: dict[str, Any]) -> str:
+    """What an entry of `Signature.output_dtypes` means here."""
+    for alternative in source.split("|"):
+        kind, _, place = alternative.partition(":")
+        if not place:
+            return kind
+        which, _, means = place.partition("=")
+        if kind == "input":
+            found = dtypes[int(which)] if int(which) < len(dtypes) else None
+            if found:
+                return found
+        elif which in attributes:
+            return means or _attribute_dtype(attributes[which])
+    return "float64"
+
+
+def _attribute_dtype(value: Any) -> str:
+    """That of a tensor, or the one that ONNX's number means."""
+    return str(value.dtype) if isinstance(value, np.ndarray) else tensors.dtype_of(value)
+
+
+def _leaf_line(leaf: Leaf) -> str:
+    line = f"{leaf.kind} {leaf.name}: {leaf.dtype}[{', '.join(map(str, leaf.axes))}]"
+    if leaf.value is None:
+        return line
+    few = leaf.value.size <= 4
+    return f"{line} = {leaf.value.tolist() if few else f'{leaf.value.size} stored elements'}"
+
+
+def _check_axes(place: str, axes: tuple[int | str, ...], elements: bool) -> None:
+    """Sizes or symbols, and only sizes for ELEMENTS (TENSOR_INVALID, LEAF_INVALID)."""
+    for axis in axes:
+        size = isinstance(axis, (int, np.integer)) and axis >= 0
+        if not size and not (isinstance(axis, str) and axis):
+            raise InvalidRequestError(
+                "TENSOR_INVALID", f"{place}: axis {axis!r} is neither a size nor a symbol"
+            )
+        if elements and isinstance(axis, str):
+            raise InvalidRequestError(
+                "LEAF_INVALID",
+                f"{place}: layout ELEMENTS needs fixed sizes but an axis is {axis!r}",
+            )
 
 
 def _slots(leaf: Leaf) -> int:

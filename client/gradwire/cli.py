@@ -14,8 +14,10 @@ from gradwire.version import __version__
 if TYPE_CHECKING:
     from gradwire.builder import Graph
     from gradwire.connection import Connection
+    from gradwire.results import Result
 
 _ROWS_SHOWN = 200
+_LONG = 20_000  # nodes that take long enough to want to see how far they are
 
 # grpc writes log lines of its own to stderr, beside our sentence, unless it is told not to
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -68,7 +70,10 @@ def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: 
     graph = Graph.load(file)
     inputs = dict(map(_setting, settings))
     with _connected(server) as connection:
-        result = connection.evaluate(graph, inputs, values=True, gradients=True)
+        if sys.stderr.isatty() and graph.node_count >= _LONG:
+            result = _evaluate_with_progress(connection, graph, inputs)
+        else:
+            result = connection.evaluate(graph, inputs, values=True, gradients=True)
     rows = [
         {"id": value_id, "name": name, "operator": operator, **_found(result, value_id)}
         for value_id, name, operator in graph.value_labels()
@@ -154,14 +159,20 @@ class _Serve(click.Command):
     type=click.Choice(["debug", "info", "warning", "error"]), help="Of the JSON log on stderr.",
 )  # fmt: skip
 @click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(min=1), metavar="PROCESSES",
+    help="Processes that share the port; limits hold for each.",
+)  # fmt: skip
+@click.option(
     "--drain-seconds", default=30.0, show_default=True,
     help="How long running calls may go on after SIGTERM.",
 )  # fmt: skip
-def serve(listen: str, log_level: str, drain_seconds: float, **limits: int) -> None:
+def serve(listen: str, log_level: str, workers: int, drain_seconds: float, **limits: int) -> None:
     """Serve gradients over gRPC until told to stop."""
     from gradwire.local import serve as serve_until_told
 
-    serve_until_told(listen, log_level=log_level, drain_seconds=drain_seconds, **limits)
+    serve_until_told(
+        listen, workers=workers, log_level=log_level, drain_seconds=drain_seconds, **limits
+    )
 
 
 @main.command()
@@ -191,6 +202,29 @@ def _connected(server: str | None) -> Connection:
     from gradwire.local import local
 
     return local()
+
+
+def _evaluate_with_progress(connection: Connection, graph: Graph, inputs: dict[str, Any]) -> Result:
+    """Every value and gradient, with a bar on stderr of how many have come."""
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gradwire.results import Result
+
+    found: dict[str, dict[int, Any]] = {"value": {}, "gradient": {}}
+    result = Result({}, {})
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("evaluating", total=2 * graph.value_count)
+        for number, event in enumerate(connection.stream(graph, inputs)):
+            if isinstance(event, Result):
+                result = event
+            else:
+                found[event.kind][event.id] = event.content
+            if number % 1000 == 0:
+                progress.update(task, completed=number)
+    return replace(result, node_values=found["value"], node_gradients=found["gradient"])
 
 
 def _setting(text: str) -> tuple[str, Any]:

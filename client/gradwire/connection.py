@@ -7,8 +7,10 @@ with gw.connect("localhost:50051") as server:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from asyncio import InvalidStateError
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -17,9 +19,9 @@ import numpy as np
 
 from gradwire import requests
 from gradwire.builder import Graph
-from gradwire.errors import InvalidRequestError, ServerError
+from gradwire.errors import CancelledError, InvalidRequestError, ServerError
 from gradwire.results import Columns, Event, Result, decode_result, scalar
-from gradwire.tensors import Array
+from gradwire.tensors import FLOATS, Array
 from gradwire.v1 import service_pb2, service_pb2_grpc
 
 _OPTIONS = [
@@ -43,7 +45,8 @@ class Connection:
         self._timeout = timeout
         self._on_close = on_close
         self._channel = grpc.insecure_channel(target, _OPTIONS)
-        self._stub = service_pb2_grpc.GradientServiceStub(self._channel)
+        self._calls = service_pb2_grpc.GradientServiceStub(self._channel)
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +56,7 @@ class Connection:
 
     def close(self) -> None:
         """Closes the connection; calls that still run are cancelled."""
+        self._closed = True
         self._channel.close()
         if self._on_close is not None:
             self._on_close()
@@ -97,16 +101,28 @@ class Connection:
             _stream_request(graph, inputs, options), timeout=timeout or self._timeout
         )
         reader = _StreamReader(graph)
-        with self._explained(graph):
-            for message in call:
-                yield from reader.read(message)
+        try:
+            with self._explained(graph):
+                for message in call:
+                    yield from reader.read(message)
+        finally:
+            call.cancel()  # whoever stops reading early wants no more
         reader.require_finished()
 
     def session(
-        self, graph: Graph, inputs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        batched: Sequence[str] = (),
+        **options: Any,
     ) -> Session:
-        """Many evaluations of one graph, which the server plans once. Options as for `evaluate`."""
-        return Session(self, graph, requests.evaluation(graph, inputs, **options))
+        """Many evaluations of one graph, which the server plans once. Options as for `evaluate`.
+
+        Inputs may be left to the steps, save the `batched` ones, which say how many rows there are.
+        """
+        opening = requests.evaluation(graph, inputs, batched=batched, complete=False, **options)
+        return Session(self, graph, opening)
 
     def gradient_graph(
         self,
@@ -133,12 +149,25 @@ class Connection:
             )
         return found
 
+    @property
+    def _stub(self) -> service_pb2_grpc.GradientServiceStub:
+        if self._closed:
+            raise CancelledError(
+                "CANCELLED", f"the connection to {self.target} is closed; open another"
+            )
+        return self._calls
+
     @contextmanager
     def _explained(self, graph: Graph | None) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as failure:
             raise requests.error_from(failure, graph, self.target) from None
+
+
+def _batched(evaluation: service_pb2.Evaluation) -> tuple[str, ...]:
+    """Leaves that stay batched in the steps of a session."""
+    return tuple(binding.leaf for binding in evaluation.bindings if binding.batched)
 
 
 class Session:
@@ -149,6 +178,7 @@ class Session:
     ) -> None:
         self._connection = connection
         self.graph = graph
+        self._batched = _batched(evaluation)
         self._requests: SimpleQueue[service_pb2.SessionRequest | None] = SimpleQueue()
         self._answers = connection._stub.Session(iter(self._requests.get, None))
         self._next_id = 0
@@ -170,10 +200,22 @@ class Session:
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """Forward and backward with these leaves changed; they stay changed."""
-        step = service_pb2.Step(
-            bindings=requests.bindings(self.graph, inputs or {}), forward_only=forward_only
-        )
+        bindings = requests.bindings(self.graph, inputs or {}, self._batched)
+        step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
         return self._result(service_pb2.SessionRequest(step=step))
+
+    def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """`step` at each point in turn, many in one message: for populations and line searches.
+
+        The messages are sent before the first answer is read. The error of the first point that
+        fails is raised when all have been tried.
+        """
+        asked = [
+            self._send(service_pb2.SessionRequest(steps=steps))
+            for steps in requests.steps(self.graph, points, self._batched)
+        ]
+        answers = [self._receive(request_id) for request_id in asked]
+        return requests.results(answers, self.graph)
 
     def backward(self, seeds: Mapping[str, Any]) -> Result:
         """Backward again at the last point, with other seeds."""
@@ -191,55 +233,85 @@ class Session:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
-            result = self.step(self._unpacked(flat))
-            gradient = np.concatenate(
-                [result.gradients[name].reshape(-1) for name, _, _ in self._layout()]
-            ).astype(flat.dtype, copy=False)
+            result = self.step(_unpacked(self.graph, flat))
+            gradient = _packed(self.graph, result, flat)
         (name,) = self.graph.outputs
         return scalar(result.outputs[name], f"output {name!r}"), gradient
 
-    def _layout(self) -> list[tuple[str, tuple[int, ...], str]]:
-        found = []
-        for leaf in self.graph.leaves:
-            if leaf.kind != "constant" and leaf.dtype in ("float32", "float64"):
-                if any(isinstance(axis, str) for axis in leaf.axes):
-                    raise InvalidRequestError(
-                        "SYMBOL_UNBOUND",
-                        f"{leaf.kind} {leaf.name!r} has a symbolic size; give x as {{leaf: array}}",
-                    )
-                sizes = tuple(axis for axis in leaf.axes if isinstance(axis, int))
-                found.append((leaf.name, sizes, leaf.dtype))
-        return found
-
-    def _unpacked(self, flat: Array) -> dict[str, Array]:
-        layout = self._layout()
-        total = sum(int(np.prod(shape)) for _, shape, _ in layout)
-        if flat.shape != (total,):
+    def values_and_gradients(self, points: Any) -> tuple[Array, Array]:
+        """`value_and_gradient` at many flat vectors [points, n]: values [points], [points, n]."""
+        flat = np.asarray(points)
+        if flat.ndim != 2:
             raise InvalidRequestError(
-                "SHAPE_MISMATCH",
-                f"x has shape {flat.shape} but the floating leaves have {total} elements in all",
+                "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
             )
-        found, start = {}, 0
-        for name, shape, dtype in layout:
-            size = int(np.prod(shape))
-            found[name] = flat[start : start + size].reshape(shape).astype(dtype, copy=False)
-            start += size
-        return found
+        results = self.steps([_unpacked(self.graph, row) for row in flat])
+        (name,) = self.graph.outputs
+        values = [scalar(result.outputs[name], f"output {name!r}") for result in results]
+        gradients = [_packed(self.graph, result, flat) for result in results]
+        return np.array(values), np.array(gradients, flat.dtype).reshape(flat.shape)
 
     def _result(self, request: service_pb2.SessionRequest) -> Result:
         return decode_result(self._ask(request).result, self.graph)
 
     def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
+        return self._receive(self._send(request))
+
+    def _send(self, request: service_pb2.SessionRequest) -> int:
         self._next_id += 1
         request.request_id = self._next_id
         self._requests.put(request)
+        return self._next_id
+
+    def _receive(self, request_id: int) -> service_pb2.SessionResponse:
         with self._connection._explained(self.graph):
             answer: service_pb2.SessionResponse | None = next(self._answers, None)
+            # an earlier call was interrupted, and its answer left unread
+            while answer is not None and answer.request_id < request_id:
+                answer = next(self._answers, None)
         if answer is None:
             raise ServerError("INTERNAL", "the server ended the session")
         if answer.HasField("error"):
             raise requests.step_error(answer.error, self.graph)
         return answer
+
+
+def _floating(graph: Graph) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and data type of the leaves that a flat vector is made of."""
+    found = []
+    for leaf in graph.leaves:
+        if leaf.kind != "constant" and leaf.dtype in FLOATS:
+            if any(isinstance(axis, str) for axis in leaf.axes):
+                raise InvalidRequestError(
+                    "SYMBOL_UNBOUND",
+                    f"{leaf.kind} {leaf.name!r} has a symbolic size; give x as {{leaf: array}}",
+                )
+            sizes = tuple(axis for axis in leaf.axes if isinstance(axis, int))
+            found.append((leaf.name, sizes, leaf.dtype))
+    return found
+
+
+def _unpacked(graph: Graph, flat: Array) -> dict[str, Array]:
+    """The leaves' parts of a flat vector (SHAPE_MISMATCH)."""
+    leaves = _floating(graph)
+    total = sum(prod(shape) for _, shape, _ in leaves)
+    if flat.shape != (total,):
+        raise InvalidRequestError(
+            "SHAPE_MISMATCH",
+            f"x has shape {flat.shape} but the floating leaves have {total} elements in all",
+        )
+    found, start = {}, 0
+    for name, shape, dtype in leaves:
+        size = prod(shape)
+        found[name] = flat[start : start + size].reshape(shape).astype(dtype, copy=False)
+        start += size
+    return found
+
+
+def _packed(graph: Graph, result: Result, flat: Array) -> Array:
+    """The leaves' gradients as one vector, of the type of the one that was given."""
+    pieces = [result.gradients[name].reshape(-1) for name, _, _ in _floating(graph)]
+    return np.concatenate(pieces).astype(flat.dtype, copy=False)
 
 
 class AsyncConnection:
@@ -299,15 +371,22 @@ class AsyncConnection:
                     yield item
         except grpc.aio.AioRpcError as failure:
             raise requests.error_from(failure, graph, self.target) from None
+        finally:
+            call.cancel()
         reader.require_finished()
 
     async def session(
-        self, graph: Graph, inputs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        batched: Sequence[str] = (),
+        **options: Any,
     ) -> AsyncSession:
         """As Connection.session."""
-        session = AsyncSession(self, graph)
-        evaluation = requests.evaluation(graph, inputs, **options)
-        action = service_pb2.Open(graph=requests.source(graph), evaluation=evaluation)
+        opening = requests.evaluation(graph, inputs, batched=batched, complete=False, **options)
+        session = AsyncSession(self, graph, opening)
+        action = service_pb2.Open(graph=requests.source(graph), evaluation=opening)
         await session._ask(service_pb2.SessionRequest(open=action))
         return session
 
@@ -323,12 +402,26 @@ class AsyncConnection:
             raise requests.error_from(failure, graph, self.target) from None
         return Graph.from_bytes(response.graph)
 
+    async def describe(self) -> service_pb2.DescribeServerResponse:
+        """As Connection.describe."""
+        request = service_pb2.DescribeServerRequest()
+        try:
+            found: service_pb2.DescribeServerResponse = await self._stub.DescribeServer(
+                request, timeout=self._timeout
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise requests.error_from(failure, None, self.target) from None
+        return found
+
 
 class AsyncSession:
     """As Session, for asyncio; steps of one session are awaited one after another."""
 
-    def __init__(self, connection: AsyncConnection, graph: Graph) -> None:
+    def __init__(
+        self, connection: AsyncConnection, graph: Graph, evaluation: service_pb2.Evaluation
+    ) -> None:
         self.graph = graph
+        self._batched = _batched(evaluation)
         self._target = connection.target
         self._call = connection._stub.Session()
         self._next_id = 0
@@ -342,16 +435,24 @@ class AsyncSession:
     async def close(self) -> None:
         """Ends the session."""
         await self._call.done_writing()
+        self._call.cancel()
 
     async def step(
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """As Session.step."""
-        step = service_pb2.Step(
-            bindings=requests.bindings(self.graph, inputs or {}), forward_only=forward_only
-        )
+        bindings = requests.bindings(self.graph, inputs or {}, self._batched)
+        step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
         answer = await self._ask(service_pb2.SessionRequest(step=step))
         return decode_result(answer.result, self.graph)
+
+    async def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """As Session.steps; a message is answered before the next one is sent."""
+        answers = [
+            await self._ask(service_pb2.SessionRequest(steps=steps))
+            for steps in requests.steps(self.graph, points, self._batched)
+        ]
+        return requests.results(answers, self.graph)
 
     async def backward(self, seeds: Mapping[str, Any]) -> Result:
         """As Session.backward."""
@@ -359,11 +460,17 @@ class AsyncSession:
         answer = await self._ask(service_pb2.SessionRequest(backward=backward))
         return decode_result(answer.result, self.graph)
 
-    async def value_and_gradient(self, x: Mapping[str, Any]) -> tuple[float, dict[str, Array]]:
-        """The only output, and its gradient, at x {leaf: array}."""
-        result = await self.step(x)
+    async def value_and_gradient(self, x: Any) -> tuple[float, Any]:
+        """As Session.value_and_gradient."""
+        if isinstance(x, Mapping):
+            result = await self.step(x)
+            gradient: Any = result.gradients
+        else:
+            flat = np.asarray(x)
+            result = await self.step(_unpacked(self.graph, flat))
+            gradient = _packed(self.graph, result, flat)
         (name,) = self.graph.outputs
-        return scalar(result.outputs[name], f"output {name!r}"), result.gradients
+        return scalar(result.outputs[name], f"output {name!r}"), gradient
 
     async def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
         self._next_id += 1
@@ -371,6 +478,8 @@ class AsyncSession:
         try:
             await self._call.write(request)
             answer = await self._call.read()
+        except InvalidStateError:
+            raise CancelledError("CANCELLED", "the session is closed; open another") from None
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failure:
             call = failure if isinstance(failure, grpc.aio.AioRpcError) else self._call
             raise requests.error_from(call, self.graph, self._target) from None

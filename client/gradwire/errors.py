@@ -2,7 +2,7 @@
 
 GradwireError                 .reason (stable, to dispatch on), .message, .facts
 ├── InvalidRequestError       what was asked is wrong: change it         INVALID_ARGUMENT
-│   └── FileError             the file is not a whole graph file
+│   └── FileError             the file is not a whole graph file, or cannot be read or written
 ├── UnsupportedError          this server lacks what is asked            UNIMPLEMENTED
 ├── LimitError                a limit is passed; says which flag         RESOURCE_EXHAUSTED
 ├── UnavailableError          no server answers at the address           UNAVAILABLE
@@ -46,7 +46,7 @@ class InvalidRequestError(GradwireError):
 
 
 class FileError(InvalidRequestError):
-    """The file is not a whole graph file."""
+    """The file is not a whole graph file, or cannot be read or written."""
 
 
 class UnsupportedError(GradwireError):

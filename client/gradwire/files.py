@@ -16,13 +16,21 @@ FORMAT = "gradwire graph"
 
 
 def write(path: str | os.PathLike[str], graph: bytes) -> None:
-    """Writes a serialized Graph as a file, whole or not at all."""
+    """Writes a serialized Graph as a file, whole or not at all (FILE_INVALID)."""
     message = graph_pb2.GraphFile(format=FORMAT, graph=graph, sha256=sha256(graph).digest())
     target = Path(path)
+    try:
+        _replace(target, message.SerializeToString(deterministic=True))
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        raise FileError("FILE_INVALID", f"{path}: cannot be written: {reason}") from None
+
+
+def _replace(target: Path, data: bytes) -> None:
     handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(message.SerializeToString(deterministic=True))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(draft, 0o644)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gradwire.connection import Connection
-from gradwire.errors import GradwireError, UnavailableError
-from gradwire_server.entry import AddressError, EmbeddedServer
+from gradwire.errors import GradwireError, ServerError, UnavailableError
+from gradwire_server.entry import EmbeddedServer
 from gradwire_server.entry import serve as serve_forever
 from gradwire_server.limits import Limit, Limits
+from gradwire_server.workers import AddressError, WorkerError
 
 #: Every limit of a server, with its default.
 LIMITS: tuple[Limit, ...] = tuple(Limits().describe())
@@ -23,10 +24,26 @@ def local(*, timeout: float | None = None, **limits: int) -> Connection:
     return Connection(server.address, timeout=timeout, on_close=server.close)
 
 
-def serve(address: str, *, log_level: str, drain_seconds: float, **limits: Any) -> None:
-    """Serves until told to stop (UnavailableError where the address cannot be listened on)."""
+def serve(
+    address: str, *, workers: int, log_level: str, drain_seconds: float, **limits: Any
+) -> None:
+    """Serves until told to stop.
+
+    UnavailableError where the address cannot be listened on, ServerError where a worker cannot
+    start.
+    """
+    error: GradwireError
     try:
-        serve_forever(address, Limits(**limits), drain_seconds=drain_seconds, log_level=log_level)
+        serve_forever(
+            address,
+            Limits(**limits),
+            workers=workers,
+            drain_seconds=drain_seconds,
+            log_level=log_level,
+        )
     except AddressError as failure:
-        error: GradwireError = UnavailableError("UNAVAILABLE", str(failure))
+        error = UnavailableError("UNAVAILABLE", str(failure))
+        raise error from None
+    except WorkerError as failure:
+        error = ServerError("INTERNAL", str(failure))
         raise error from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gradwire.builder import Handle, Operand, apply, apply_several, apply_split
 
@@ -13,18 +14,28 @@ __all__ = [
     "add",
     "and_",
     "arg_max",
+    "arg_min",
     "asin",
     "asinh",
     "atan",
     "atanh",
+    "average_pool",
+    "bit_cast",
     "cast",
+    "cast_like",
     "ceil",
     "celu",
+    "center_crop_pad",
     "clip",
+    "compress",
     "concat",
+    "constant_of_shape",
+    "conv",
+    "conv_transpose",
     "cos",
     "cosh",
     "cum_sum",
+    "depth_to_space",
     "div",
     "einsum",
     "elu",
@@ -32,12 +43,17 @@ __all__ = [
     "erf",
     "exp",
     "expand",
+    "eye_like",
     "flatten",
     "floor",
     "gather",
     "gather_elements",
+    "gather_nd",
     "gelu",
     "gemm",
+    "global_average_pool",
+    "global_lp_pool",
+    "global_max_pool",
     "greater",
     "greater_or_equal",
     "hard_sigmoid",
@@ -50,19 +66,25 @@ __all__ = [
     "less_or_equal",
     "log",
     "log_softmax",
+    "lp_pool",
     "mat_mul",
     "max",
+    "max_pool",
+    "max_unpool",
     "mean",
     "min",
     "mish",
     "mod",
     "mul",
     "neg",
+    "non_zero",
     "not_",
+    "one_hot",
     "or_",
     "pad",
     "pow",
     "prelu",
+    "range",
     "reciprocal",
     "reduce_l1",
     "reduce_l2",
@@ -76,19 +98,23 @@ __all__ = [
     "reduce_sum_square",
     "relu",
     "reshape",
+    "reverse_sequence",
     "round",
     "scatter_elements",
+    "scatter_nd",
     "selu",
     "shape",
     "sigmoid",
     "sign",
     "sin",
     "sinh",
+    "size",
     "slice",
     "softmax",
     "softmax_cross_entropy_loss",
     "softplus",
     "softsign",
+    "space_to_depth",
     "split",
     "sqrt",
     "squeeze",
@@ -96,9 +122,13 @@ __all__ = [
     "sum",
     "tan",
     "tanh",
+    "tensor_scatter",
     "thresholded_relu",
     "tile",
+    "top_k",
     "transpose",
+    "trilu",
+    "unique",
     "unsqueeze",
     "where",
     "xor",
@@ -161,6 +191,7 @@ def div(a: Operand, b: Operand) -> Handle:
 
     Formula:   out = A / B
     Gradient:  d out/dA = 1 / B,  d out/dB = -out / B
+    Kinks:     Where B is 0 the gradient is not finite, and 0 where nothing depends on it.
     Shapes:    A and B broadcast.
     """
     return apply(
@@ -217,6 +248,7 @@ def reciprocal(x: Operand) -> Handle:
 
     Formula:   out = 1 / X
     Gradient:  d out/dX = -out ** 2
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
     return apply("Reciprocal", (x,), {})
@@ -352,6 +384,7 @@ def log(x: Operand) -> Handle:
 
     Formula:   out = log(X)
     Gradient:  d out/dX = 1 / X
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
     return apply("Log", (x,), {})
@@ -1094,6 +1127,22 @@ def arg_max(
     )
 
 
+def arg_min(
+    data: Operand, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
+) -> Handle:
+    """Index of the smallest element along an axis.
+
+    Formula:   out = the first i where data[i] is smallest; select_last_index takes the last
+    Gradient:  none: indices are integers
+    Shapes:    axis is lost, or of size 1 with keepdims.
+    """
+    return apply(
+        "ArgMin",
+        (data,),
+        {"axis": axis, "keepdims": keepdims, "select_last_index": select_last_index},
+    )
+
+
 def identity(input: Operand) -> Handle:
     """The value itself.
 
@@ -1112,6 +1161,35 @@ def cast(input: Operand, *, to: int, saturate: int = 1, round_mode: str = "up") 
     Shapes:    As input.
     """
     return apply("Cast", (input,), {"to": to, "saturate": saturate, "round_mode": round_mode})
+
+
+def cast_like(
+    input: Operand, target_type: Operand, *, round_mode: str = "up", saturate: int = 1
+) -> Handle:
+    """Elements in the data type of another tensor.
+
+    Formula:   out = input, as target_type's data type
+    Gradient:  d out/d input = 1 between floating types; none otherwise, nor to target_type
+    Shapes:    As input.
+    """
+    return apply(
+        "CastLike",
+        (
+            input,
+            target_type,
+        ),
+        {"round_mode": round_mode, "saturate": saturate},
+    )
+
+
+def bit_cast(input: Operand, *, to: int) -> Handle:
+    """The same bits, read as another data type of the same width.
+
+    Formula:   out = input's bytes, as the data type numbered `to`
+    Gradient:  d out/d input = 1 where the data type stays; none otherwise
+    Shapes:    As input.
+    """
+    return apply("BitCast", (input,), {"to": to})
 
 
 def reshape(data: Operand, shape: Operand, *, allowzero: int = 0) -> Handle:
@@ -1260,64 +1338,6 @@ def slice(
     )
 
 
-def gather(data: Operand, indices: Operand, *, axis: int = 0) -> Handle:
-    """Slices of a tensor, chosen by their position along an axis.
-
-    Formula:   out[.., i, ..] = data[.., indices[i], ..]; negative indices count from the end
-    Gradient:  d out/d data = 1 on the slices taken, once for each time
-    Shapes:    data's, with indices' in place of axis.
-    """
-    return apply(
-        "Gather",
-        (
-            data,
-            indices,
-        ),
-        {"axis": axis},
-    )
-
-
-def gather_elements(data: Operand, indices: Operand, *, axis: int = 0) -> Handle:
-    """Elements of a tensor, each chosen by its own index along an axis.
-
-    Formula:   out[i, j] = data[indices[i, j], j] for axis 0; negative indices count from the end
-    Gradient:  d out/d data = 1 on the elements taken, once for each time
-    Shapes:    indices'; of data's rank, and no longer along other axes.
-    """
-    return apply(
-        "GatherElements",
-        (
-            data,
-            indices,
-        ),
-        {"axis": axis},
-    )
-
-
-def scatter_elements(
-    data: Operand, indices: Operand, updates: Operand, *, axis: int = 0, reduction: str = "none"
-) -> Handle:
-    """A tensor with elements replaced, each at its own index along an axis; or combined.
-
-    Formula:   out = data, then out[indices[i, j], j] = updates[i, j] for axis 0; or with
-               reduction add, mul, max, min what was there combined with it
-    Gradient:  to data and updates what the reduction gives each; where indices repeat without
-               one, the last update counts
-    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
-               second derivative ignores updates of 0.
-    Shapes:    As data; indices and updates equal, of data's rank, no longer along other axes.
-    """
-    return apply(
-        "ScatterElements",
-        (
-            data,
-            indices,
-            updates,
-        ),
-        {"axis": axis, "reduction": reduction},
-    )
-
-
 def pad(
     data: Operand,
     pads: Operand,
@@ -1363,6 +1383,297 @@ def tile(input: Operand, repeats: Operand) -> Handle:
     )
 
 
+def trilu(input: Operand, k: Operand | None = None, *, upper: int = 1) -> Handle:
+    """The upper or lower triangle of matrices; the rest is zero.
+
+    Formula:   out[.., i, j] = input[.., i, j] where j >= i + k (upper) or j <= i + k, else 0
+    Gradient:  d out/d input = 1 in the triangle, 0 elsewhere
+    Shapes:    As input, whose last two axes are matrices.
+    """
+    return apply(
+        "Trilu",
+        (
+            input,
+            k,
+        ),
+        {"upper": upper},
+    )
+
+
+def depth_to_space(input: Operand, *, blocksize: int, mode: str = "DCR") -> Handle:
+    """Channels rearranged into blocks of the image.
+
+    Formula:   out[n, c, h * b + i, w * b + j] = input[n, (i * b + j) * C + c, h, w] for C
+               channels left (mode DCR), or input[n, (c * b + i) * b + j, h, w] (mode CRD)
+    Gradient:  d out/d input = 1, put back
+    Shapes:    [n, channels / b^2, height * b, width * b].
+    """
+    return apply("DepthToSpace", (input,), {"blocksize": blocksize, "mode": mode})
+
+
+def space_to_depth(input: Operand, *, blocksize: int, mode: str = "DCR") -> Handle:
+    """Blocks of the image rearranged into channels: what DepthToSpace puts back.
+
+    Formula:   out[n, (i * b + j) * C + c, h, w] = input[n, c, h * b + i, w * b + j] for C
+               channels of input (mode DCR), or out[n, (c * b + i) * b + j, h, w] (mode CRD)
+    Gradient:  d out/d input = 1, put back
+    Shapes:    [n, channels * b^2, height / b, width / b].
+    """
+    return apply("SpaceToDepth", (input,), {"blocksize": blocksize, "mode": mode})
+
+
+def center_crop_pad(
+    input_data: Operand, shape: Operand, *, axes: Sequence[int] | None = None
+) -> Handle:
+    """A tensor cut or padded with zeros to a shape, around its center.
+
+    Formula:   out = the middle of input_data along axes that are longer than shape, input_data in
+               the middle of zeros along shorter ones; an odd element more is taken at the end of
+               what is cut, and put at the end of what is padded
+    Gradient:  d out/d input_data = 1 on what is kept
+    Shapes:    input_data's, with shape along axes; all axes in order where none are given.
+    """
+    return apply(
+        "CenterCropPad",
+        (
+            input_data,
+            shape,
+        ),
+        {"axes": axes},
+    )
+
+
+def gather(data: Operand, indices: Operand, *, axis: int = 0) -> Handle:
+    """Slices of a tensor, chosen by their position along an axis.
+
+    Formula:   out[.., i, ..] = data[.., indices[i], ..]; negative indices count from the end
+    Gradient:  d out/d data = 1 on the slices taken, once for each time
+    Shapes:    data's, with indices' in place of axis.
+    """
+    return apply(
+        "Gather",
+        (
+            data,
+            indices,
+        ),
+        {"axis": axis},
+    )
+
+
+def gather_elements(data: Operand, indices: Operand, *, axis: int = 0) -> Handle:
+    """Elements of a tensor, each chosen by its own index along an axis.
+
+    Formula:   out[i, j] = data[indices[i, j], j] for axis 0; negative indices count from the end
+    Gradient:  d out/d data = 1 on the elements taken, once for each time
+    Shapes:    indices'; of data's rank, and no longer along other axes.
+    """
+    return apply(
+        "GatherElements",
+        (
+            data,
+            indices,
+        ),
+        {"axis": axis},
+    )
+
+
+def gather_nd(data: Operand, indices: Operand, *, batch_dims: int = 0) -> Handle:
+    """Slices of a tensor, each chosen by a vector of positions along its first axes.
+
+    Formula:   out[i] = data[indices[i, 0], indices[i, 1], ..]; with batch_dims, out[b, i] =
+               data[b, indices[b, i, 0], ..]; negative indices count from the end
+    Gradient:  d out/d data = 1 on the slices taken, once for each time
+    Shapes:    indices' without its last axis, whose size is how many axes it counts along, and
+               then the rest of data's.
+    """
+    return apply(
+        "GatherND",
+        (
+            data,
+            indices,
+        ),
+        {"batch_dims": batch_dims},
+    )
+
+
+def scatter_elements(
+    data: Operand, indices: Operand, updates: Operand, *, axis: int = 0, reduction: str = "none"
+) -> Handle:
+    """A tensor with elements replaced, each at its own index along an axis; or combined.
+
+    Formula:   out = data, then out[indices[i, j], j] = updates[i, j] for axis 0; or with
+               reduction add, mul, max, min what was there combined with it
+    Gradient:  to data and updates what the reduction gives each; where indices repeat without
+               one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
+               second derivative ignores updates of 0.
+    Shapes:    As data; indices and updates equal, of data's rank, no longer along other axes.
+    """
+    return apply(
+        "ScatterElements",
+        (
+            data,
+            indices,
+            updates,
+        ),
+        {"axis": axis, "reduction": reduction},
+    )
+
+
+def scatter_nd(
+    data: Operand, indices: Operand, updates: Operand, *, reduction: str = "none"
+) -> Handle:
+    """A tensor with slices replaced, each at a vector of positions; or combined.
+
+    Formula:   out = data, then out[indices[i, 0], indices[i, 1], ..] = updates[i]; or with
+               reduction add, mul, max, min what was there combined with it
+    Gradient:  to data and updates what the reduction gives each; where indices repeat without
+               one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
+               second derivative ignores updates of 0.
+    Shapes:    As data; updates as indices without its last axis, whose size is how many axes it
+               counts along, and then the rest of data's.
+    """
+    return apply(
+        "ScatterND",
+        (
+            data,
+            indices,
+            updates,
+        ),
+        {"reduction": reduction},
+    )
+
+
+def tensor_scatter(
+    past_cache: Operand,
+    update: Operand,
+    write_indices: Operand | None = None,
+    *,
+    mode: str = "linear",
+    axis: int = -2,
+) -> Handle:
+    """A cache with an update written into it, for each row at its own position.
+
+    Formula:   out = past_cache, then out[b, .., write_indices[b] + i, ..] = update[b, .., i, ..];
+               modulo the size of axis in mode circular; from 0 without write_indices
+    Gradient:  d out/d update = 1; d out/d past_cache = 1 where nothing is written
+    Shapes:    As past_cache; update's differ from it along axis only, and is no longer there.
+    """
+    return apply(
+        "TensorScatter",
+        (
+            past_cache,
+            update,
+            write_indices,
+        ),
+        {"mode": mode, "axis": axis},
+    )
+
+
+def compress(input: Operand, condition: Operand, *, axis: int | None = None) -> Handle:
+    """Slices of a tensor, chosen by a condition for each position along an axis.
+
+    Formula:   out = the slices input[.., i, ..] where condition[i], in order; without axis, of
+               input flattened
+    Gradient:  d out/d input = 1 on the slices taken, 0 elsewhere
+    Shapes:    input's, and along axis the number of conditions that hold; a vector without axis.
+               condition may be shorter than the axis: then the rest is left out.
+    """
+    return apply(
+        "Compress",
+        (
+            input,
+            condition,
+        ),
+        {"axis": axis},
+    )
+
+
+def top_k(
+    x: Operand, k: Operand, *, axis: int = -1, largest: int = 1, sorted: int = 1
+) -> tuple[Handle, ...]:
+    """The largest elements along an axis, and where they are.
+
+    Formula:   Values = the K largest (or smallest) along axis, in order; Indices = their
+               positions
+    Gradient:  d Values/dX = 1 on the elements taken, 0 elsewhere
+    Kinks:     Of equal elements the one of lowest index is taken first, and gets the gradient.
+    Shapes:    X's, with size K along axis.
+    """
+    return apply_several(
+        "TopK",
+        (
+            x,
+            k,
+        ),
+        {"axis": axis, "largest": largest, "sorted": sorted},
+        2,
+    )
+
+
+def one_hot(indices: Operand, depth: Operand, values: Operand, *, axis: int = -1) -> Handle:
+    """Vectors that are on at one place and off everywhere else.
+
+    Formula:   out[.., i, ..] = on where i = indices[..], off elsewhere, for values = [off, on];
+               negative indices count from the end, those outside [-depth, depth) are nowhere on
+    Gradient:  d out/d on = 1 at the places, d out/d off = 1 elsewhere
+    Shapes:    indices', with size depth put in at axis.
+    """
+    return apply(
+        "OneHot",
+        (
+            indices,
+            depth,
+            values,
+        ),
+        {"axis": axis},
+    )
+
+
+def reverse_sequence(
+    input: Operand, sequence_lens: Operand, *, batch_axis: int = 1, time_axis: int = 0
+) -> Handle:
+    """Sequences of different lengths, each reversed up to its own.
+
+    Formula:   out[t, b] = input[sequence_lens[b] - 1 - t, b] for t < sequence_lens[b], and
+               input[t, b] from there on
+    Gradient:  d out/d input = 1, reversed back
+    Shapes:    As input; a length for each position of batch_axis. The axes are the first two.
+    """
+    return apply(
+        "ReverseSequence",
+        (
+            input,
+            sequence_lens,
+        ),
+        {"batch_axis": batch_axis, "time_axis": time_axis},
+    )
+
+
+def non_zero(x: Operand) -> Handle:
+    """Where the elements are that are not zero.
+
+    Formula:   out[:, i] = the position of the i-th element that is not 0, row-major
+    Gradient:  None: the output is int64.
+    Shapes:    [rank of X, number of such elements]; so X must be known before evaluation.
+    """
+    return apply("NonZero", (x,), {})
+
+
+def unique(x: Operand, *, axis: int | None = None, sorted: int = 1) -> tuple[Handle, ...]:
+    """Elements, or slices along an axis, each kept once.
+
+    Formula:   Y = the different elements (slices) of X, ascending, or by first occurrence where
+               sorted is 0; indices = where each is first; inverse_indices = where in Y each of X
+               is; counts = how often
+    Gradient:  None: X must be known before evaluation.
+    Shapes:    A vector of the different elements; with axis, X's with that many slices along it.
+               A NaN differs from every other one.
+    """
+    return apply_several("Unique", (x,), {"axis": axis, "sorted": sorted}, 4)
+
+
 def shape(data: Operand, *, start: int = 0, end: int | None = None) -> Handle:
     """The sizes of a tensor's axes.
 
@@ -1371,6 +1682,54 @@ def shape(data: Operand, *, start: int = 0, end: int | None = None) -> Handle:
     Shapes:    A vector, one element for each axis; its elements are known before evaluation.
     """
     return apply("Shape", (data,), {"start": start, "end": end})
+
+
+def size(data: Operand) -> Handle:
+    """The number of elements of a tensor.
+
+    Formula:   out = number of elements of data
+    Gradient:  None: the output is int64.
+    Shapes:    Rank 0; known before evaluation.
+    """
+    return apply("Size", (data,), {})
+
+
+def constant_of_shape(input: Operand, *, value: Any | None = None) -> Handle:
+    """A tensor of one number.
+
+    Formula:   out = value everywhere
+    Gradient:  None: a shape has none.
+    Shapes:    input.
+    """
+    return apply("ConstantOfShape", (input,), {"value": value})
+
+
+def eye_like(input: Operand, *, dtype: int | None = None, k: int = 0) -> Handle:
+    """Ones on a diagonal of a matrix, zeros elsewhere.
+
+    Formula:   out[i, i + k] = 1, 0 elsewhere
+    Gradient:  None: only the shape of input counts.
+    Shapes:    As input, a matrix.
+    """
+    return apply("EyeLike", (input,), {"dtype": dtype, "k": k})
+
+
+def range(start: Operand, limit: Operand, delta: Operand, *, stash_type: int = 1) -> Handle:
+    """Numbers in equal steps.
+
+    Formula:   out[i] = start + i * delta, up to limit but without it
+    Gradient:  None: start, limit and delta are known before evaluation.
+    Shapes:    A vector of max(ceil((limit - start) / delta), 0) numbers.
+    """
+    return apply(
+        "Range",
+        (
+            start,
+            limit,
+            delta,
+        ),
+        {"stash_type": stash_type},
+    )
 
 
 def mat_mul(a: Operand, b: Operand) -> Handle:
@@ -1431,6 +1790,254 @@ def einsum(*inputs: Operand, equation: str) -> Handle:
                "..." and the letters that occur once, in the order A..Za..z.
     """
     return apply("Einsum", (*inputs,), {"equation": equation})
+
+
+def conv(
+    x: Operand,
+    w: Operand,
+    b: Operand | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Convolution: a window moves over the spatial axes, and each place yields a weighted sum.
+
+    Formula:   Y[n, m, i] = B[m] + sum over c, k of W[m, c, k] * X[n, c, i * strides + k *
+               dilations - pads]; X is 0 outside
+    Gradient:  to X = ConvTranspose of grad by W;  to W = sum over n, i of grad[n, m, i] * X[n, c,
+               i * strides + k * dilations - pads], a convolution of X by grad;  to B = sum of
+               grad
+    Shapes:    X [N, C, sizes], W [M, C / group, kernel], B [M] give [N, M, counts], with (size +
+               both pads - (kernel - 1) * dilation - 1) // stride + 1 windows an axis.
+    """
+    return apply(
+        "Conv",
+        (
+            x,
+            w,
+            b,
+        ),
+        {
+            "auto_pad": auto_pad,
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+        },
+    )
+
+
+def conv_transpose(
+    x: Operand,
+    w: Operand,
+    b: Operand | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+) -> Handle:
+    """Transposed convolution: each element of X adds a scaled kernel to the output.
+
+    Formula:   Y[n, m, j] = B[m] + sum over c, i, k with j = i * strides + k * dilations - pads of
+               X[n, c, i] * W[c, m, k]
+    Gradient:  to X = Conv of grad by W;  to W = sum over n, i of X[n, c, i] * grad[n, m, i *
+               strides + k * dilations - pads];  to B = sum of grad
+    Shapes:    X [N, C, sizes], W [C, M / group, kernel], B [M] give [N, M, ..] with (size - 1) *
+               stride + (kernel - 1) * dilation + 1 + output_padding - both pads elements an axis;
+               or output_shape, where that is given, and pads are what makes it so.
+    """
+    return apply(
+        "ConvTranspose",
+        (
+            x,
+            w,
+            b,
+        ),
+        {
+            "auto_pad": auto_pad,
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "output_padding": output_padding,
+            "output_shape": output_shape,
+        },
+    )
+
+
+def max_pool(
+    x: Operand,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    storage_order: int = 0,
+) -> tuple[Handle, ...]:
+    """Largest element of each window, and where it is.
+
+    Formula:   Y = max of X in the window, padding left out;  Indices = its place in X, flattened
+               row-major, or with storage_order 1 column-major within a channel
+    Gradient:  d Y/d X = 1 for the element at Indices, 0 for the others
+    Kinks:     of equal elements in a window the first, row-major, gets the whole gradient.
+    Shapes:    X [N, C, sizes] gives two of [N, C, counts]: (size + both pads - (kernel - 1) *
+               dilation - 1) / stride + 1 windows an axis, rounded down, or up with ceil_mode.
+    """
+    return apply_several(
+        "MaxPool",
+        (x,),
+        {
+            "auto_pad": auto_pad,
+            "ceil_mode": ceil_mode,
+            "dilations": dilations,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "storage_order": storage_order,
+        },
+        2,
+    )
+
+
+def average_pool(
+    x: Operand,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    count_include_pad: int = 0,
+) -> Handle:
+    """Mean of each window.
+
+    Formula:   Y = (sum of X in the window) / n;  n is how many elements of the window are in X,
+               or with count_include_pad in X and its pads
+    Gradient:  d Y/d X = 1 / n for each element in the window
+    Shapes:    X [N, C, sizes] gives [N, C, counts]: (size + both pads - (kernel - 1) * dilation -
+               1) / stride + 1 windows an axis, rounded down, or up with ceil_mode.
+    """
+    return apply(
+        "AveragePool",
+        (x,),
+        {
+            "auto_pad": auto_pad,
+            "ceil_mode": ceil_mode,
+            "dilations": dilations,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "count_include_pad": count_include_pad,
+        },
+    )
+
+
+def lp_pool(
+    x: Operand,
+    *,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    p: int = 2,
+) -> Handle:
+    """Norm of each window.
+
+    Formula:   Y = (sum of |X|^p in the window)^(1 / p)
+    Gradient:  d Y/d X = sign(X) * |X|^(p - 1) * Y^(1 - p) for each element in the window
+    Kinks:     0 where X = 0 with p = 1, and in a window that is all 0.
+    Shapes:    X [N, C, sizes] gives [N, C, counts]: (size + both pads - (kernel - 1) * dilation -
+               1) / stride + 1 windows an axis, rounded down, or up with ceil_mode.
+    """
+    return apply(
+        "LpPool",
+        (x,),
+        {
+            "auto_pad": auto_pad,
+            "ceil_mode": ceil_mode,
+            "dilations": dilations,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+            "p": p,
+        },
+    )
+
+
+def global_max_pool(x: Operand) -> Handle:
+    """Largest element of each channel.
+
+    Formula:   Y = max of X over all spatial axes
+    Gradient:  d Y/d X = 1 for the largest element, 0 for the others
+    Kinks:     of equal elements the first, row-major, gets the whole gradient.
+    Shapes:    X [N, C, sizes] gives [N, C, 1, ..].
+    """
+    return apply("GlobalMaxPool", (x,), {})
+
+
+def global_average_pool(x: Operand) -> Handle:
+    """Mean of each channel.
+
+    Formula:   Y = mean of X over all spatial axes
+    Gradient:  d Y/d X = 1 / n, n elements a channel
+    Shapes:    X [N, C, sizes] gives [N, C, 1, ..].
+    """
+    return apply("GlobalAveragePool", (x,), {})
+
+
+def global_lp_pool(x: Operand, *, p: int = 2) -> Handle:
+    """Norm of each channel.
+
+    Formula:   Y = (sum of |X|^p)^(1 / p) over all spatial axes
+    Gradient:  d Y/d X = sign(X) * |X|^(p - 1) * Y^(1 - p)
+    Kinks:     0 where X = 0 with p = 1, and in a channel that is all 0.
+    Shapes:    X [N, C, sizes] gives [N, C, 1, ..].
+    """
+    return apply("GlobalLpPool", (x,), {"p": p})
+
+
+def max_unpool(
+    x: Operand,
+    i: Operand,
+    output_shape: Operand | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Elements put back where MaxPool found them, zeros between them.
+
+    Formula:   output[I[j]] = X[j] in the flattened output, 0 elsewhere; of equal I the last
+               counts
+    Gradient:  d output/d X = 1 at its place; 0 where a later element has the same place
+    Shapes:    X and I [N, C, counts] give [N, C, ..] with (count - 1) * stride + kernel - both
+               pads elements an axis, which I count in; output_shape adds zeros behind them.
+    """
+    return apply(
+        "MaxUnpool",
+        (
+            x,
+            i,
+            output_shape,
+        ),
+        {"kernel_shape": kernel_shape, "pads": pads, "strides": strides},
+    )
 
 
 def softmax(input: Operand, *, axis: int = -1) -> Handle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -11,7 +11,12 @@ import numpy as np
 from gradwire import tensors
 from gradwire.builder import Graph, Handle
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
+from gradwire.results import Result, decode_result
 from gradwire.v1 import service_pb2, tensor_pb2
+
+#: What one message of many steps holds at most, about: enough that the message costs nothing.
+STEPS_BYTES = 1 << 20
+STEPS_COUNT = 256
 
 #: False: none. True: all. Otherwise names, ids and handles.
 Chosen = bool | Iterable[str | int | Handle]
@@ -33,14 +38,21 @@ def evaluation(
     summary: bool = False,
     batched: Sequence[str] = (),
     forward_only: bool = False,
+    complete: bool = True,
 ) -> service_pb2.Evaluation:
-    """An Evaluation message (LEAF_UNKNOWN, OUTPUT_UNKNOWN, DATA_TYPE_MISMATCH, ...)."""
-    leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
-    for name in (*(inputs or {}), *with_respect_to, *batched):
-        if name not in leaves:
-            raise InvalidRequestError(
-                "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
-            )
+    """An Evaluation message (LEAF_UNKNOWN, OUTPUT_UNKNOWN, DATA_TYPE_MISMATCH, ...).
+
+    It is complete unless a session opens with it: then inputs may come later.
+    """
+    with_respect_to, batched = _names(with_respect_to), _names(batched)
+    _require_leaves(graph, (*(inputs or {}), *batched), with_respect_to)
+    if forward_only and (seeds or with_respect_to or gradients):
+        raise InvalidRequestError(
+            "SELECTION_INVALID",
+            "forward_only is set, so seeds, with_respect_to and gradients must be empty",
+        )
+    if complete:
+        _require_inputs(graph, inputs or {})
     message = service_pb2.Evaluation(
         bindings=bindings(graph, inputs or {}, batched),
         forward_only=forward_only,
@@ -49,9 +61,39 @@ def evaluation(
     )
     if batched:
         message.batch_size = _rows(inputs or {}, batched)
-    _choose(message.values, values, summary)
-    _choose(message.gradients, gradients, summary)
+    _choose(graph, message.values, values, summary)
+    _choose(graph, message.gradients, gradients, summary)
     return message
+
+
+def _names(given: str | Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else given
+
+
+def _require_leaves(graph: Graph, names: Iterable[str], with_respect_to: Iterable[str]) -> None:
+    leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
+    for name in (*names, *with_respect_to):
+        if name not in leaves:
+            raise InvalidRequestError(
+                "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
+            )
+    for name in with_respect_to:
+        leaf = leaves[name]
+        if leaf.dtype not in tensors.FLOATS:
+            raise InvalidRequestError(
+                "NOT_DIFFERENTIABLE", f"{leaf.kind} {name!r}: is {leaf.dtype} and has no gradient"
+            )
+
+
+def _require_inputs(graph: Graph, inputs: Mapping[str, Any]) -> None:
+    for leaf in graph.leaves:
+        if leaf.value is None and leaf.name not in inputs:
+            axes = ", ".join(map(str, leaf.axes)) + ("," if len(leaf.axes) == 1 else "")
+            raise InvalidRequestError(
+                "INPUT_MISSING",
+                f"{leaf.kind} {leaf.name!r}: has no value; bind a {leaf.dtype} tensor of shape "
+                f"({axes})",
+            )
 
 
 def bindings(
@@ -84,6 +126,33 @@ def bindings(
     return found
 
 
+def steps(
+    graph: Graph, points: Iterable[Mapping[str, Any]], batched: Sequence[str] = ()
+) -> Iterator[service_pb2.Steps]:
+    """Many points in few messages, each of about STEPS_BYTES and STEPS_COUNT at most."""
+    message, size = service_pb2.Steps(), 0
+    for point in points:
+        step = message.steps.add(bindings=bindings(graph, point, batched))
+        size += step.ByteSize()
+        if size >= STEPS_BYTES or len(message.steps) >= STEPS_COUNT:
+            yield message
+            message, size = service_pb2.Steps(), 0
+    if message.steps:
+        yield message
+
+
+def results(answers: Iterable[service_pb2.SessionResponse], graph: Graph) -> list[Result]:
+    """The results of many steps; the first error, where there is one."""
+    found = []
+    for number, outcome in enumerate(
+        outcome for answer in answers for outcome in answer.outcomes.outcomes
+    ):
+        if outcome.HasField("error"):
+            raise step_error(outcome.error, graph, f"step {number}: ")
+        found.append(decode_result(outcome.result, graph))
+    return found
+
+
 def seed_messages(graph: Graph, seeds: Mapping[str, Any]) -> list[tensor_pb2.NamedTensor]:
     """Seeds by the output's name, in the output's data type (OUTPUT_UNKNOWN)."""
     found = []
@@ -110,6 +179,10 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
     code, message = call.code().name, call.details() or ""
     if code == "UNAVAILABLE":
         message = f"no server answers at {target}; start one with: gradwire serve"
+    elif code == "DEADLINE_EXCEEDED":
+        message = f"the timeout passed before {target} answered; give a longer one"
+    elif code == "CANCELLED":
+        message = f"the call to {target} was cancelled"
     reason, facts = "", {}
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
@@ -118,12 +191,15 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
     return error_for(code, reason, at_line(message, facts, graph), facts)
 
 
-def step_error(error: service_pb2.Error, graph: Graph) -> GradwireError:
+def step_error(error: service_pb2.Error, graph: Graph, place: str = "") -> GradwireError:
     """The error of one request of a session."""
     facts = {fact.key: fact.value for fact in error.facts}
     names = {status.value[0]: status.name for status in grpc.StatusCode}
     return error_for(
-        names.get(error.code, "UNKNOWN"), error.reason, at_line(error.message, facts, graph), facts
+        names.get(error.code, "UNKNOWN"),
+        error.reason,
+        place + at_line(error.message, facts, graph),
+        facts,
     )
 
 
@@ -150,13 +226,15 @@ def _as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
             "DATA_TYPE_MISMATCH",
             f"{what}: declared as {dtype} but bound to {given.dtype}; convert the array",
         )
-    try:
-        return np.ascontiguousarray(np.asarray(given, dtype=dtype)).reshape(np.shape(given))
-    except (TypeError, ValueError, OverflowError) as failure:
-        raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
+    return tensors.from_value(what, given, dtype)
 
 
 def _rows(inputs: Mapping[str, Any], batched: Sequence[str]) -> int:
+    for name in batched:
+        if name not in inputs:
+            raise InvalidRequestError(
+                "BINDING_INVALID", f"{name!r} is batched but not bound; give it one value a row"
+            )
     sizes = {np.shape(inputs[name])[0] if np.ndim(inputs[name]) else 0 for name in batched}
     if len(sizes) != 1 or 0 in sizes:
         raise InvalidRequestError(
@@ -165,7 +243,10 @@ def _rows(inputs: Mapping[str, Any], batched: Sequence[str]) -> int:
     return int(sizes.pop())
 
 
-def _choose(message: service_pb2.Selection, chosen: Chosen, summary: bool) -> None:
+def _choose(
+    graph: Graph, message: service_pb2.Selection, chosen: str | Chosen, summary: bool
+) -> None:
+    """Fills in a selection (VALUE_UNKNOWN)."""
     if chosen is False:
         return
     if summary:
@@ -173,10 +254,21 @@ def _choose(message: service_pb2.Selection, chosen: Chosen, summary: bool) -> No
     if chosen is True:
         message.all = True
         return
-    for each in chosen:
+    known: Mapping[str, range] | None = None
+    for each in (chosen,) if isinstance(chosen, str) else chosen:
         if isinstance(each, Handle):
-            message.value_ids.append(each.graph.id_of(each))
+            message.value_ids.append(graph.id_of(each))
         elif isinstance(each, str):
+            known = known or graph.ids_by_name()
+            if each not in known:
+                raise InvalidRequestError(
+                    "VALUE_UNKNOWN", f"there is no value {each!r}{nearest(each, known)}"
+                )
             message.names.append(each)
+        elif not 1 <= each <= graph.value_count:
+            raise InvalidRequestError(
+                "VALUE_UNKNOWN",
+                f"there is no value {each}; ids are from 1 to {graph.value_count}",
+            )
         else:
             message.value_ids.append(each)

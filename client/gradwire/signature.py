@@ -69,13 +69,18 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Signature:
-    """One operator."""
+    """One operator.
+
+    An output's data type is "input:0", "attribute:to" (a tensor, or ONNX's number), a data type by
+    name, or "attribute:value_int=int64" where an attribute's presence decides; "a|b" is b where a
+    is left out.
+    """
 
     operator: str
     inputs: tuple[Input, ...]
     attributes: tuple[Attribute, ...]
     outputs: tuple[int, int]
-    output_dtype: str
+    output_dtypes: tuple[str, ...]
 
     def declared_inputs(self, count: int) -> tuple[Input, ...]:
         """The declaration of each of `count` inputs (INPUT_COUNT_INVALID)."""

@@ -20,6 +20,8 @@ DTYPES = (
     "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
+#: Those that have gradients.
+FLOATS = ("float32", "float64")
 
 
 def data_type(dtype: str) -> tensor_pb2.DataType.ValueType:
@@ -37,6 +39,24 @@ def dtype_of(number: int) -> str:
     dtype = names.get(number, str(number)).removeprefix(_PREFIX).lower()
     data_type(dtype)
     return dtype
+
+
+def dtype_name(dtype: Any) -> str:
+    """A data type's name, from that name or from NumPy's type (DATA_TYPE_UNSUPPORTED)."""
+    try:
+        name = str(np.dtype(dtype))
+    except TypeError:
+        name = str(dtype)
+    data_type(name)
+    return name
+
+
+def from_value(what: str, given: Any, dtype: str) -> Array:
+    """Numbers and lists as an array of that data type (TENSOR_INVALID)."""
+    try:
+        return np.asarray(given, dtype=dtype, order="C")
+    except (TypeError, ValueError, OverflowError) as failure:
+        raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
 
 
 def encode(array: Array) -> tensor_pb2.Tensor:

@@ -6,6 +6,7 @@ gradient graphs (engine/symbolic.py) offers the part that gradients need.
 
 from __future__ import annotations
 
+from math import prod as size_of
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy import (
     acosh,
     add,
     argmax,
+    argmin,
     asin,
     asinh,
     atan,
@@ -74,20 +76,30 @@ from numpy import (
     zeros_like,
 )
 
+from gradwire_server.array_windows import (
+    convolve,
+    convolve_transposed,
+    convolve_weights,
+    max_windows,
+    spread_windows,
+    sum_windows,
+)
 from gradwire_server.errors import Invalid
 from gradwire_server.specs import Shape, Tensor
 
 __all__ = [
-    "abs", "acos", "acosh", "add", "argmax", "asin", "asinh", "astype", "atan", "atanh",
-    "broadcast_to", "ceil", "concat", "constant", "cos", "cosh", "cumulative_sum", "divide",
-    "einsum", "equal", "erf", "exp", "expand_dims", "expm1", "floor", "fmod", "full",
-    "full_like", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log",
-    "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "multiply", "negative", "ones_like", "pad",
-    "permute_dims", "pow", "prod", "remainder", "require_indices", "reshape", "round",
-    "scatter", "sign", "sin", "sinh", "slice", "split", "sqrt", "squeeze", "subtract", "sum",
-    "take", "take_along_axis", "tan", "tanh", "tile", "trunc", "truncated_divide", "where",
-    "zeros_like",
+    "abs", "acos", "acosh", "add", "arange", "argmax", "argmin", "asin", "asinh", "astype", "atan",
+    "atanh", "bitcast", "broadcast_to", "ceil", "concat", "constant", "convolve",
+    "convolve_transposed", "convolve_weights", "cos", "cosh", "cumulative_sum", "divide", "einsum",
+    "equal", "erf", "exp", "expand_dims", "expm1", "eye", "floor", "fmod", "full", "full_like",
+    "gather_nd", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal", "log", "log1p",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "max_windows",
+    "maximum", "mean", "min", "minimum", "multiply", "negative", "nonzero_places", "ones_like",
+    "pad", "permute_dims", "pow", "prod", "remainder", "require_indices", "require_places",
+    "require_range", "reshape", "round", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice",
+    "split", "spread_windows", "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take",
+    "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle", "trunc",
+    "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any
@@ -122,6 +134,28 @@ def truncated_divide(x: Array, y: Array) -> Array:
     quotient = np.floor_divide(x, nonzero)
     down = (np.remainder(x, nonzero) != 0) & ((x < 0) != (nonzero < 0))
     return np.where(y == 0, np.zeros_like(quotient), quotient + down.astype(quotient.dtype))
+
+
+def arange(count: int, dtype: str) -> Array:
+    """0, 1, .. count - 1."""
+    return np.arange(count).astype(dtype)
+
+
+def eye(rows: int, columns: int, k: int, dtype: str) -> Array:
+    """A matrix with ones on the k-th diagonal."""
+    return np.eye(rows, columns, k, dtype)
+
+
+def triangle(x: Array, k: int, upper: bool) -> Array:
+    """Matrices with zeros below the k-th diagonal; above it, if not upper."""
+    rows, columns = x.shape[-2:]
+    k = int(np.clip(k, -rows - 1, columns + 1))  # further out nothing changes
+    return np.triu(x, k) if upper else np.tril(x, k)
+
+
+def bitcast(x: Array, dtype: str) -> Array:
+    """The same bytes as another data type of the same width."""
+    return np.asarray(x).view(dtype)
 
 
 def max(x: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
@@ -183,16 +217,50 @@ def scatter(x: Array, indices: Array, updates: Array, axis: int, reduction: str 
     `indices` and `updates` have one shape, of x's rank; where indices repeat, "none" keeps the
     last. `reduction` is "none", "add", "mul", "max" or "min".
     """
-    out = np.array(x)
     place: list[Array] = list(np.indices(indices.shape, sparse=True))
     if place:
         place[axis] = indices
-    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
-    if reduction == "none":
-        out[tuple(place)] = updates
+    return _put(x, tuple(place), updates, reduction)
+
+
+def gather_nd(x: Array, indices: Array, batch_axes: int) -> Array:
+    """x[b, indices[b, i, 0], indices[b, i, 1], ..] for all b of the batch axes, and all i."""
+    counted = np.indices(indices.shape[:-1], sparse=True)[:batch_axes]
+    return x[(*counted, *np.moveaxis(indices, -1, 0))]
+
+
+def scatter_nd(x: Array, indices: Array, updates: Array, reduction: str = "none") -> Array:
+    """A copy of x where out[indices[i, 0], indices[i, 1], ..] takes updates[i], as in `scatter`."""
+    return _put(x, tuple(np.moveaxis(indices, -1, 0)), updates, reduction)
+
+
+def top_indices(x: Array, count: int, axis: int, largest: bool) -> Array:
+    """Where the largest or smallest elements are, in order; of equal ones the first comes first."""
+    size = x.shape[axis]
+    if largest:  # the order of the reversed tensor, read from its end, keeps equal ones in order
+        order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
     else:
-        combine[reduction].at(out, tuple(place), updates)
-    return out
+        order = np.argsort(x, axis=axis, kind="stable")
+    return np.take(order, np.arange(count), axis=axis)
+
+
+def nonzero_places(x: Array) -> Array:
+    """Positions of the elements that are not 0, one column each."""
+    return np.argwhere(x).T
+
+
+def unique_slices(x: Array, axis: int, ascending: bool) -> tuple[Array, Array, Array]:
+    """The different slices along an axis: where each is first, which of them each slice is, and
+    how often it is; ascending, or by first occurrence."""
+    slices = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+    _, first, inverse, counts = np.unique(
+        slices, axis=0, return_index=True, return_inverse=True, return_counts=True, equal_nan=False
+    )
+    inverse = inverse.reshape(-1)
+    if ascending:
+        return first, inverse, counts
+    order = np.argsort(first)
+    return first[order], np.argsort(order)[inverse], counts[order]
 
 
 def require_indices(indices: Array, size: int, what: str) -> None:
@@ -205,6 +273,39 @@ def require_indices(indices: Array, size: int, what: str) -> None:
             f"{what} has the index {first}, but the axis has size {size}: indices are from "
             f"{-size} to {size - 1}",
         )
+
+
+def require_places(indices: Array, shape: Shape, what: str) -> None:
+    """The same for vectors of indices, each along the first axes of a shape."""
+    for slot in range(indices.shape[-1]):
+        require_indices(indices[..., slot], shape[slot], what)
+
+
+def require_range(numbers: Array, first: int, last: int, what: str) -> None:
+    """Refuses a number outside [first, last]."""
+    wrong = (numbers < first) | (numbers > last)
+    if np.any(wrong):
+        found = np.asarray(numbers)[wrong].reshape(-1)[0]
+        raise Invalid(
+            "INDEX_OUT_OF_RANGE", f"{what} has {found}, but must be from {first} to {last}"
+        )
+
+
+def _put(x: Array, place: tuple[Array, ...], updates: Array, reduction: str) -> Array:
+    out = np.array(x, order="C")
+    lead, rest = x.shape[: len(place)], x.shape[len(place) :]
+    # NumPy is several times faster with one flat index than with one for each axis
+    flat = np.zeros((), np.int64)
+    for along, size in zip(place, lead, strict=True):
+        flat = flat * size + np.where(along < 0, along + size, along)
+    rows, at = out.reshape(size_of(lead), *rest), flat.reshape(-1)
+    pieces = updates.reshape(at.size, *rest)
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+    if reduction == "none":
+        rows[at] = pieces
+    else:
+        combine[reduction].at(rows, at, pieces)
+    return out
 
 
 def _lowest(dtype: Any) -> Any:

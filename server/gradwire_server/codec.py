@@ -5,23 +5,27 @@ Nothing that arrives is trusted: sizes and counts are compared before anything i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2
 
+from gradwire.payloads import PATHS, Buffer, Lifted, field, lifted
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.catalogue import GateDescription
-from gradwire_server.engine.evaluation import Binding, Evaluation, Selection, Slab
+from gradwire_server.engine.evaluation import Binding, Evaluation, Found, Selection, Slab
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported
 from gradwire_server.gates import OPERATOR_SETS
 from gradwire_server.gates.base import AttributeValue
 from gradwire_server.graph import Graph, Ids, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limit, Limits
-from gradwire_server.specs import ITEM_SIZES, Tensor
+from gradwire_server.specs import ITEM_SIZES, Shape, Tensor
 
 FORMAT_VERSION = 1
 FEATURES: frozenset[str] = frozenset()
@@ -29,7 +33,14 @@ FEATURES: frozenset[str] = frozenset()
 #: Bytes of elements in one column: large enough to be cheap, small enough to flow.
 COLUMN_BYTES = 512 * 1024
 
+#: A message that is parsed whole.
+WHOLE = Lifted(b"")
+
+M = TypeVar("M", bound=Message)
+
 _MAX_RANK = 32
+_SMALL_BYTES = 4096
+_SHORT_NAME = 64
 _PREFIX = "DATA_TYPE_"
 _DTYPES = {
     number: name.removeprefix(_PREFIX).lower()
@@ -37,6 +48,7 @@ _DTYPES = {
     if name.removeprefix(_PREFIX).lower() in ITEM_SIZES
 }
 _NUMBERS = {name: number for number, name in _DTYPES.items()}
+_NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 
 
 def decode_graph(data: bytes, limits: Limits) -> Graph:
@@ -51,6 +63,7 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
             "not the GraphFile around it",
         ) from None
     _check_versions(message)
+    _check_notes(message)
     if not message.HasField("circuit"):
         raise Invalid("GRAPH_INVALID", "the graph has no circuit")
     circuit = message.circuit
@@ -112,19 +125,31 @@ def encode_graph(graph: Graph, producer: str) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def decode_source(source: service_pb2.GraphSource, limits: Limits) -> Graph:
-    """The graph of a request."""
+def decode_request(kind: type[M], data: bytes) -> tuple[M, Lifted]:
+    """A request, and the large payloads that were kept out of it (REQUEST_INVALID)."""
+    payloads = lifted(data, PATHS[kind.DESCRIPTOR.name])
+    try:
+        return kind.FromString(payloads.message), payloads
+    except DecodeError:
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"the {len(data)} bytes are not a serialized {kind.DESCRIPTOR.full_name}",
+        ) from None
+
+
+def source_bytes(source: service_pb2.GraphSource, payloads: Lifted = WHOLE) -> Buffer:
+    """The serialized graph of a request (GRAPH_INVALID where there is none)."""
     if source.WhichOneof("source") != "graph":
         raise Invalid("GRAPH_INVALID", "the request has no graph")
-    return decode_graph(source.graph, limits)
+    return payloads.found(source.graph)
 
 
-def decode_evaluation(message: service_pb2.Evaluation) -> Evaluation:
+def decode_evaluation(message: service_pb2.Evaluation, payloads: Lifted = WHOLE) -> Evaluation:
     """What a request asks for. Names and ids are compared with the graph later."""
     return Evaluation(
-        bindings=decode_bindings(message.bindings),
+        bindings=decode_bindings(message.bindings, payloads),
         batch_size=message.batch_size,
-        seeds=decode_seeds(message.seeds),
+        seeds=decode_seeds(message.seeds, payloads),
         forward_only=message.forward_only,
         with_respect_to=tuple(message.with_respect_to),
         values=_decode_selection("values", message.values),
@@ -132,68 +157,80 @@ def decode_evaluation(message: service_pb2.Evaluation) -> Evaluation:
     )
 
 
-def decode_bindings(messages: Iterable[service_pb2.Binding]) -> dict[str, Binding]:
+def decode_bindings(
+    messages: Iterable[service_pb2.Binding], payloads: Lifted = WHOLE
+) -> dict[str, Binding]:
     """Bindings by the leaf's name (BINDING_INVALID where one repeats)."""
     bindings: dict[str, Binding] = {}
     for message in messages:
         if message.leaf in bindings:
             raise Invalid("BINDING_INVALID", f"leaf {message.leaf!r} is bound twice")
-        array = _decode_array(f"binding of leaf {message.leaf!r}", message)
+        array = _decode_array(f"binding of leaf {message.leaf!r}", message, payloads)
         bindings[message.leaf] = Binding(array, message.batched)
     return bindings
 
 
-def decode_seeds(messages: Iterable[tensor_pb2.NamedTensor]) -> dict[str, Any]:
+def decode_seeds(
+    messages: Iterable[tensor_pb2.NamedTensor], payloads: Lifted = WHOLE
+) -> dict[str, Any]:
     """Seeds by the output's name (SEED_INVALID where one repeats)."""
     seeds: dict[str, Any] = {}
     for message in messages:
         if message.name in seeds:
             raise Invalid("SEED_INVALID", f"output {message.name!r} has two seeds")
-        seeds[message.name] = _decode_array(f"seed of output {message.name!r}", message)
+        seeds[message.name] = _decode_array(f"seed of output {message.name!r}", message, payloads)
     return seeds
 
 
-def encode_named(name: str, array: Any) -> tensor_pb2.NamedTensor:
-    """An array under a name."""
-    return tensor_pb2.NamedTensor(
-        name=name,
-        tensor=tensor_pb2.Tensor(
-            data_type=_NUMBERS[str(array.dtype)], shape=array.shape, data=_data(array)
-        ),
-    )
+def encode_response(found: Found) -> bytes:
+    """An EvaluateResponse, serialized: the arrays are copied once, behind their heads."""
+    pieces = _result(*found)
+    return b"".join((field(1, _size(pieces)), *pieces))
 
 
-def encode_columns(slabs: Iterable[Slab]) -> Iterator[service_pb2.Column]:
-    """Columns of at most about COLUMN_BYTES; larger tensors in pieces."""
-    for slab in slabs:
-        column = service_pb2.Column(data_type=_NUMBERS[slab.dtype], shape=slab.shape)
-        if slab.summary is not None:
-            _set_ids(column, slab.ids)
-            column.summary.CopyFrom(_encode_summary(slab.summary))
-            yield column
-        else:
-            yield from _encode_elements(column, slab)
+def encode_answer(request_id: int, found: Found) -> bytes:
+    """A SessionResponse with a result, serialized."""
+    pieces = _result(*found)
+    return b"".join((_answer_head(request_id), field(3, _size(pieces)), *pieces))
 
 
-def encode_result(
-    outputs: Iterable[tuple[str, Any]],
-    gradients: Iterable[tuple[str, Any]],
-    node_values: Iterable[Slab] = (),
-    node_gradients: Iterable[Slab] = (),
-) -> service_pb2.Result:
-    """Outputs and leaf gradients by name, and what else was selected."""
-    return service_pb2.Result(
-        outputs=[encode_named(*each) for each in outputs],
-        gradients=[encode_named(*each) for each in gradients],
-        node_values=encode_columns(node_values),
-        node_gradients=encode_columns(node_gradients),
-    )
+def encode_outcome(found: Found | Refusal) -> bytes:
+    """An Outcome in its field, serialized."""
+    if isinstance(found, Refusal):
+        error = service_pb2.Outcome(error=encode_error(found)).SerializeToString()
+        return field(1, len(error)) + error
+    pieces = _result(*found)
+    head = field(1, _size(pieces))
+    return b"".join((field(1, len(head) + _size(pieces)), head, *pieces))
 
 
-def encode_error(refusal: Refusal, code: int) -> service_pb2.Error:
+def encode_outcomes(request_id: int, outcomes: Sequence[bytes]) -> bytes:
+    """A SessionResponse with what became of several steps, serialized."""
+    return b"".join((_answer_head(request_id), field(5, _size(outcomes)), *outcomes))
+
+
+def encode_events(kind: str, slabs: Iterable[Slab]) -> Iterator[bytes]:
+    """EvaluateStreamResponses with columns of node_values or node_gradients, serialized."""
+    number = service_pb2.EvaluateStreamResponse.DESCRIPTOR.fields_by_name[kind].number
+    for head, data in _columns(slabs):
+        yield b"".join((field(number, len(head) + len(data)), head, data))
+
+
+def encode_finished(
+    outputs: Iterable[tuple[str, Any]], gradients: Iterable[tuple[str, Any]], sent: Sequence[int]
+) -> bytes:
+    """The EvaluateStreamResponse that ends a stream, serialized."""
+    pieces = _result(outputs, gradients)
+    counts = service_pb2.Finished(values_sent=sent[0], gradients_sent=sent[1]).SerializeToString()
+    result_head = field(1, _size(pieces))
+    size = len(counts) + len(result_head) + _size(pieces)
+    return b"".join((field(4, size), counts, result_head, *pieces))
+
+
+def encode_error(refusal: Refusal) -> service_pb2.Error:
     """A refusal as an answer inside a session."""
     return service_pb2.Error(
-        code=code,
+        code=code_pb2.Code.Value(refusal.status),
         reason=refusal.reason,
         message=refusal.message,
         facts=[service_pb2.Fact(key=key, value=fact) for key, fact in refusal.facts.items()],
@@ -244,7 +281,18 @@ def _check_versions(message: graph_pb2.Graph) -> None:
         )
 
 
+def _check_notes(message: graph_pb2.Graph) -> None:
+    keys = [note.key for note in message.notes]
+    if "" in keys:
+        raise Invalid("NAME_INVALID", "a note has an empty key")
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Invalid("NAME_INVALID", f"the note key {twice!r} is used {keys.count(twice)} times")
+
+
 def _ids(column: Sequence[int]) -> Ids:
+    if hasattr(column, "__array__"):  # from protobuf 7.34 on, a hundred times as fast
+        return np.array(column, np.int64)
     return np.fromiter(column, np.int64, len(column))
 
 
@@ -371,29 +419,31 @@ def _decode_dtype(place: str, number: tensor_pb2.DataType.ValueType) -> str:
     return _DTYPES[number]
 
 
-def decode_tensor(place: str, message: tensor_pb2.Tensor) -> Tensor:
+def decode_tensor(place: str, message: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Tensor:
     """A tensor whose bytes fit its shape and type (TENSOR_INVALID, DATA_TYPE_UNSUPPORTED)."""
     dtype = _decode_dtype(place, message.data_type)
     shape = tuple(message.shape)
+    data = payloads.found(message.data)
     if len(shape) > _MAX_RANK:
         raise Invalid("TENSOR_INVALID", f"{place}: has rank {len(shape)}, over {_MAX_RANK}")
     needed = prod(shape) * ITEM_SIZES[dtype]
-    if len(message.data) != needed:
+    if len(data) != needed:
         raise Invalid(
             "TENSOR_INVALID",
-            f"{place}: {dtype} of shape {shape} needs {needed} bytes but has {len(message.data)}",
+            f"{place}: {dtype} of shape {shape} needs {needed} bytes but has {len(data)}",
         )
     if needed == 0 and max(shape, default=0) > np.iinfo(np.int64).max >> 8:
         raise Invalid("TENSOR_INVALID", f"{place}: shape {shape} is too large")
-    if dtype == "bool" and message.data.translate(None, b"\x00\x01"):
+    data = bytes(data)  # of its own, so that it is aligned and the message around it can go
+    if dtype == "bool" and data.translate(None, b"\x00\x01"):
         raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1")
-    return Tensor(dtype, shape, message.data)
+    return Tensor(dtype, shape, data)
 
 
-def _decode_array(place: str, message: Any) -> Any:
+def _decode_array(place: str, message: Any, payloads: Lifted) -> Any:
     if not message.HasField("tensor"):
         raise Invalid("TENSOR_INVALID", f"{place}: has no tensor")
-    return constant(decode_tensor(place, message.tensor))
+    return constant(decode_tensor(place, message.tensor, payloads))
 
 
 def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
@@ -412,40 +462,113 @@ def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
     )
 
 
-def _data(array: Any) -> bytes:
-    little_endian: bytes = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return little_endian
+def _result(
+    outputs: Iterable[tuple[str, Any]],
+    gradients: Iterable[tuple[str, Any]],
+    node_values: Iterable[Slab] = (),
+    node_gradients: Iterable[Slab] = (),
+) -> list[Buffer]:
+    """The pieces of a serialized Result."""
+    pieces: list[Buffer] = []
+    for number, named in ((1, outputs), (2, gradients)):
+        for name, array in named:
+            data = _data(array)
+            pieces.append(_named_head(number, name, array, len(data)))
+            pieces.append(data)
+    for number, slabs in ((3, node_values), (4, node_gradients)):
+        for head, data in _columns(slabs):
+            pieces += field(number, len(head) + len(data)), head, data
+    return pieces
+
+
+def _answer_head(request_id: int) -> bytes:
+    return service_pb2.SessionResponse(request_id=request_id).SerializeToString()
+
+
+def _size(pieces: Sequence[Buffer]) -> int:
+    return sum(map(len, pieces))
+
+
+def _named_head(number: int, name: str, array: Any, size: int) -> bytes:
+    """What comes before the elements of a NamedTensor in a field."""
+    head = _short_head if len(name) <= _SHORT_NAME else _short_head.__wrapped__
+    return head(number, name, _NUMBERS_BY_DTYPE[array.dtype], array.shape, size)
+
+
+@lru_cache(4096)
+def _short_head(
+    number: int, name: str, dtype: tensor_pb2.DataType.ValueType, shape: Shape, size: int
+) -> bytes:
+    head = _named_tensor_head(name, dtype, shape, size)
+    return field(number, len(head) + size) + head
+
+
+def _named_tensor_head(
+    name: str, dtype: tensor_pb2.DataType.ValueType, shape: Shape, size: int
+) -> bytes:
+    tensor = tensor_pb2.Tensor(data_type=dtype, shape=shape).SerializeToString() + field(3, size)
+    named = tensor_pb2.NamedTensor(name=name).SerializeToString()
+    return named + field(2, len(tensor) + size) + tensor
+
+
+def _data(array: Any) -> Buffer:
+    """The elements, little-endian and row-major; not copied where they are many and so already."""
+    if sys.byteorder == "big":
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if array.nbytes <= _SMALL_BYTES:
+        small: bytes = array.tobytes()
+        return small
+    contiguous: Any = np.ascontiguousarray(array)
+    return memoryview(contiguous).cast("B")
 
 
 def _set_ids(column: service_pb2.Column, ids: Ids) -> None:
     column.count = len(ids)
+    column.ClearField("value_ids")
     if int(ids[-1]) - int(ids[0]) + 1 == len(ids):
         column.first_value_id = int(ids[0])
     else:
+        column.first_value_id = 0
         column.value_ids.extend(ids.tolist())
 
 
-def _encode_elements(header: service_pb2.Column, slab: Slab) -> Iterator[service_pb2.Column]:
-    width = ITEM_SIZES[slab.dtype]
-    size = prod(slab.shape)
-    if size * width > COLUMN_BYTES:
-        for value_id, array in zip(slab.ids, slab.arrays(), strict=True):
-            flat = array.reshape(-1)
-            for start in range(0, size, COLUMN_BYTES // width):
-                column = service_pb2.Column()
-                column.CopyFrom(header)
-                column.first_value_id, column.count = int(value_id), 1
-                column.first_element = start
-                column.data = _data(flat[start : start + COLUMN_BYTES // width])
-                yield column
-        return
-    step = max(1, COLUMN_BYTES // max(1, size * width))
+def _columns(slabs: Iterable[Slab]) -> Iterator[tuple[bytes, Buffer]]:
+    """Columns of at most about COLUMN_BYTES, larger tensors in pieces: heads, and elements."""
+    for slab in slabs:
+        column = service_pb2.Column(data_type=_NUMBERS[slab.dtype], shape=slab.shape)
+        if slab.summary is not None:
+            _set_ids(column, slab.ids)
+            column.summary.CopyFrom(_encode_summary(slab.summary))
+            yield column.SerializeToString(), b""
+        elif prod(slab.shape) * ITEM_SIZES[slab.dtype] > COLUMN_BYTES:
+            yield from _tensor_columns(column, slab)
+        else:
+            yield from _stacked_columns(column, slab)
+
+
+def _tensor_columns(column: service_pb2.Column, slab: Slab) -> Iterator[tuple[bytes, Buffer]]:
+    """Each tensor in pieces."""
+    step = COLUMN_BYTES // ITEM_SIZES[slab.dtype]
+    column.count = 1
+    for value_id, array in zip(slab.ids.tolist(), slab.arrays(), strict=True):
+        column.first_value_id = value_id
+        data = _data(array)
+        for start in range(0, prod(slab.shape), step):
+            column.first_element = start
+            at = start * ITEM_SIZES[slab.dtype]
+            yield _column(column, data[at : at + COLUMN_BYTES])
+
+
+def _stacked_columns(column: service_pb2.Column, slab: Slab) -> Iterator[tuple[bytes, Buffer]]:
+    """Many values a column."""
+    step = max(1, COLUMN_BYTES // max(1, prod(slab.shape) * ITEM_SIZES[slab.dtype]))
     for start in range(0, len(slab.ids), step):
-        column = service_pb2.Column()
-        column.CopyFrom(header)
         _set_ids(column, slab.ids[start : start + step])
-        column.data = _data(slab.stacked(start, start + step))
-        yield column
+        yield _column(column, _data(slab.stacked(start, start + step)))
+
+
+def _column(column: service_pb2.Column, data: Buffer) -> tuple[bytes, Buffer]:
+    return column.SerializeToString() + field(6, len(data)), data
 
 
 def _encode_summary(figures: Mapping[str, Sequence[float]]) -> service_pb2.Summary:

@@ -2,66 +2,69 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from gradwire.v1 import service_pb2, service_pb2_grpc
 from gradwire_server.limits import Limits
-from gradwire_server.service import GradientService
+from gradwire_server.service import SERVICE, GradientService, on_lane
+from gradwire_server.threads import Lane
+from gradwire_server.workers import AddressError, Told, supervise
 
-_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GradientService"].full_name
-
-
-class AddressError(Exception):
-    """The address cannot be listened on."""
+_REFLECTION_THREADS = 16
 
 
 class Server:
-    """A gRPC server on the running event loop."""
+    """A gRPC server: the service, health checks and reflection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, shares_port: bool = False) -> None:
         self._service = GradientService(limits)
-        self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(limits))
-        service_pb2_grpc.add_GradientServiceServicer_to_server(self._service, self._server)
+        self._health = health.HealthServicer()
+        self._reflection = Lane("gradwire-reflection", _REFLECTION_THREADS)
+        self._server = grpc.server(
+            self._service.light, handlers=[self._service], options=_options(limits, shares_port)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            [_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            _Reflection(self._reflection), self._server
         )
 
-    async def start(self, address: str) -> str:
+    def start(self, address: str) -> str:
         """Listens, and returns the address with its port (AddressError)."""
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:
-            raise AddressError(
-                f"cannot listen on {address}: it is in use, not of this machine, or not an "
-                "address; give HOST:PORT with another port (0 for any free one) or unix:PATH"
-            ) from None
-        await self._server.start()
-        for name in ("", _SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            raise AddressError.of(address) from None
+        self._server.start()
+        for name in ("", SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
-    async def stop(self, grace_seconds: float) -> None:
+    def stop(self, grace_seconds: float) -> None:
         """Refuses new calls, lets running ones end within the grace, then cancels them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_seconds)
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_seconds).wait()
         self._service.close()
+        self._reflection.shutdown()
+
+
+class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
+    """Reflection on threads of its own: its streams may stay open for as long as they like."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        self.ServerReflectionInfo = on_lane(lane, super().ServerReflectionInfo)
 
 
 class EmbeddedServer:
@@ -69,72 +72,63 @@ class EmbeddedServer:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._folder = tempfile.mkdtemp(prefix="gradwire-")
-        self.address = f"unix:{self._folder}/socket"
-        self._limits = limits or Limits()
-        self._ready = Event()
-        self._failure: BaseException | None = None
-        self._thread = Thread(target=self._run, name="gradwire-server", daemon=True)
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
+        self._server = Server(limits or Limits())
+        self.address = self._server.start(f"unix:{self._folder}/socket")
 
     def close(self) -> None:
         """Cancels what still runs, and removes the socket."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join()
+        self._server.stop(grace_seconds=0)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as failure:
-            self._failure = failure
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._closing = asyncio.Event()
-        server = Server(self._limits)
-        await server.start(self.address)
-        self._ready.set()
-        await self._closing.wait()
-        await server.stop(grace_seconds=0)
 
 
 def serve(
     address: str,
     limits: Limits,
     *,
+    workers: int = 1,
     drain_seconds: float = 30.0,
     log_level: str = "WARNING",
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains (AddressError)."""
+    """Serves until SIGTERM or SIGINT, then drains (AddressError, WorkerError)."""
+
+    def listens(place: str) -> None:
+        announce(f"gradwire listens on {place}")
+        sys.stdout.flush()
+
     _log_as_json(log_level)
-    asyncio.run(_serve_until_told(address, limits, drain_seconds, announce))
-
-
-async def _serve_until_told(
-    address: str, limits: Limits, drain_seconds: float, announce: Callable[[str], None]
-) -> None:
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, told.set)
+    if workers > 1:
+        supervise(address, workers, _Work(limits, drain_seconds, log_level), listens)
+        return
+    told = Told()
     _remove_dead_socket(address)
     server = Server(limits)
-    announce(f"gradwire listens on {await server.start(address)}")
-    sys.stdout.flush()
-    await told.wait()
-    await server.stop(drain_seconds)
+    listens(server.start(address))
+    told.wait()
+    server.stop(drain_seconds)
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+@dataclass(frozen=True)
+class _Work:
+    """What one of several workers does."""
+
+    limits: Limits
+    drain_seconds: float
+    log_level: str
+
+    def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
+        _log_as_json(self.log_level)
+        server = Server(self.limits, shares_port=True)
+        server.start(address)
+        listens()
+        told.wait()
+        server.stop(self.drain_seconds)
+
+
+def _options(limits: Limits, shares_port: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a silent share
+        # else a second server on the port is an error, not a silent share
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", 60_000),

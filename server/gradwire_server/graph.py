@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -264,23 +264,26 @@ def _check_nodes(graph: Graph, limits: Limits) -> None:
 
 
 def _check_names(graph: Graph) -> None:
-    for value_id, name in graph.names.items():
-        if not graph.leaf_first_ids[-1] <= value_id <= graph.value_count:
-            raise Invalid(
-                "NAME_INVALID", f"name {name!r} is for value {value_id}, which no node yields"
-            )
+    named = np.fromiter(graph.names, np.int64, len(graph.names))
+    outside = named[(named < graph.leaf_first_ids[-1]) | (named > graph.value_count)]
+    if outside.size:
+        value_id = int(outside[0])
+        raise Invalid(
+            "NAME_INVALID",
+            f"name {graph.names[value_id]!r} is for value {value_id}, which no node yields",
+        )
     leaves = [leaf.name for leaf in graph.leaves if leaf.kind != "constant" or leaf.name]
     _require_unique("value", [*leaves, *graph.names.values()])
     _require_unique("output", [output.name for output in graph.outputs])
 
 
-def _require_unique(what: str, names: Iterable[str]) -> None:
-    counts = Counter(names)
-    if "" in counts:
+def _require_unique(what: str, names: Sequence[str]) -> None:
+    distinct = set(names)
+    if "" in distinct:
         raise Invalid("NAME_INVALID", f"a {what} has an empty name")
-    for name, count in counts.items():
-        if count > 1:
-            raise Invalid("NAME_INVALID", f"the {what} name {name!r} is used {count} times")
+    if len(distinct) < len(names):
+        name, count = Counter(names).most_common(1)[0]
+        raise Invalid("NAME_INVALID", f"the {what} name {name!r} is used {count} times")
 
 
 def _check_output(graph: Graph, output: Output) -> None:

@@ -33,8 +33,12 @@ class Limits:
     max_memory_bytes: int = _limit(
         4096 * _MIB, "bytes", "Most memory for the values and gradients of one evaluation."
     )
+    max_cache_bytes: int = _limit(
+        512 * _MIB, "bytes", "Most memory for graphs and plans kept for repeated requests."
+    )
     max_evaluations: int = _limit(8, "evaluations", "Evaluations that compute at the same time.")
     max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")
+    max_streams: int = _limit(256, "streams", "Streamed evaluations answered at the same time.")
     max_sessions: int = _limit(256, "sessions", "Sessions open at the same time.")
     session_idle_seconds: int = _limit(600, "seconds", "A session silent for longer is closed.")
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server import arrays
-from gradwire_server.errors import Invalid, OverLimit, Refusal
+from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.graph import Graph, Ids, Leaf, Row
-from gradwire_server.limits import Limits
 from gradwire_server.specs import Shape, TensorSpec
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
@@ -29,7 +28,7 @@ KNOWN_SIZE = 1024
 _MAX_RANK = 32
 _ROUNDS = 4
 _KEYS = 1 << 20
-_ZERO = np.zeros(1, np.int64)
+_FEW_NODES = 1000  # up to here a loop over nodes takes less than a search by SciPy
 _ABSENT, _FAILED = 0, 1  # the first two spec ids
 _BYTES_OF_ONE = 48  # what Python needs to hold one value
 
@@ -58,6 +57,11 @@ class Plan:
         return bool(self.batch_size) and bool(self.batched[value_id])
 
     @cached_property
+    def batched_flags(self) -> bytes:
+        """By value id: 1 where it has a leading batch axis; quicker to look up than an array."""
+        return self.batched.tobytes()
+
+    @cached_property
     def floating(self) -> npt.NDArray[np.bool_]:
         """By value id: whether it is a floating value, which alone has a gradient."""
         table = np.array([spec.is_floating for spec in self.specs])
@@ -78,7 +82,7 @@ class Plan:
             uses = np.bincount(np.asarray(ids, np.int64), minlength=len(self.specs)).tolist()
             for spec, use in zip(self.specs, uses, strict=True):
                 copies = 2 if gradients and spec.is_floating else 1
-                total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
+                total += use * copies * (rows * _held(spec) + _BYTES_OF_ONE)
         return total
 
 
@@ -108,12 +112,9 @@ def make_plan(
     return plan
 
 
-def require_memory(plan: Plan, gradients: bool, limits: Limits) -> None:
-    """Refuses what would not fit, before anything runs (LIMIT_EXCEEDED)."""
-    needed = plan.nbytes(gradients)
-    if needed > limits.max_memory_bytes:
-        what = "bytes of values and gradients" if gradients else "bytes of values"
-        raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what)
+def _held(spec: TensorSpec) -> int:
+    """Memory for one value in bytes; gates also make the positions along its axes, as int64s."""
+    return spec.nbytes or 8 * max(spec.shape, default=0)
 
 
 def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:
@@ -141,25 +142,37 @@ def static_leaves(graph: Graph) -> frozenset[int]:
         if slots:
             starts = graph.input_starts[np.flatnonzero(graph.node_rows == number)]
             wanted.extend(np.unique(graph.node_inputs[starts[:, None] + slots]).tolist())
-    seen = set(wanted) | {0}
-    leaves: set[int] = set()
-    while wanted:
-        value_id = wanted.pop()
-        if value_id < graph.leaf_first_ids[-1]:
-            if value_id:
-                leaves.add(int(np.searchsorted(graph.leaf_first_ids, value_id, "right")) - 1)
-            continue
-        node = graph.node_of(value_id)
-        sources = graph.node_inputs[graph.input_starts[node] : graph.input_starts[node + 1]]
-        fresh = set(sources.tolist()) - seen
-        seen |= fresh
-        wanted.extend(fresh)
-    return frozenset(leaves)
+    ids = depended_on(graph, wanted)
+    ids = ids[(ids > 0) & (ids < graph.leaf_first_ids[-1])]
+    return frozenset((np.searchsorted(graph.leaf_first_ids, ids, "right") - 1).tolist())
 
 
-def known_value(dtype: str, array: arrays.Array) -> tuple[float, ...] | None:
-    """The elements as a spec holds them: only integers and booleans, and only a few."""
-    if dtype in ("float32", "float64") or array.size > KNOWN_SIZE:
+def depended_on(graph: Graph, value_ids: list[int]) -> Ids:
+    """These values and all that they depend on."""
+    if not value_ids or graph.node_count <= _FEW_NODES:
+        return np.array(_followed(graph, value_ids), np.int64)
+    marks = np.zeros(graph.value_count + 1, bool)
+    marks[value_ids] = True
+    return np.flatnonzero(_reached_from(_dependencies(graph), marks))
+
+
+def _followed(graph: Graph, wanted: list[int]) -> list[int]:
+    seen = set(wanted)
+    waiting = list(seen)
+    while waiting:
+        value_id = waiting.pop()
+        if value_id >= graph.leaf_first_ids[-1]:
+            node = graph.node_of(value_id)
+            sources = graph.node_inputs[graph.input_starts[node] : graph.input_starts[node + 1]]
+            fresh = set(sources.tolist()) - seen
+            seen |= fresh
+            waiting.extend(fresh)
+    return list(seen)
+
+
+def known_value(array: arrays.Array) -> tuple[float, ...] | None:
+    """The elements as a spec holds them, if they are few."""
+    if array.size > KNOWN_SIZE:
         return None
     return tuple(array.reshape(-1).tolist())
 
@@ -235,7 +248,7 @@ def fold(
         None
         if spec is None
         else spec.value
-        if each.known
+        if each.flat
         else np.array(spec.value, spec.dtype).reshape(spec.shape)
         for each, spec in zip(declared, inputs, strict=True)
     ]
@@ -280,18 +293,21 @@ class _Group(NamedTuple):
     """All nodes of one gate row."""
 
     row: int
-    inputs: Ids  # [nodes, inputs of each]: value ids
+    inputs: tuple[Ids, ...]  # by slot: a value id for each node
     first_ids: Ids
 
 
 def _group_by_row(graph: Graph) -> list[_Group]:
-    order = np.argsort(graph.node_rows, kind="stable")
+    # numbers of 16 bits are sorted by radix, ten times as fast
+    narrow = np.uint16 if len(graph.rows) <= 1 << 16 else np.int64
+    order = np.argsort(graph.node_rows.astype(narrow), kind="stable")
     ends = np.cumsum(np.bincount(graph.node_rows, minlength=len(graph.rows)))
     groups = []
     for number, nodes in enumerate(np.split(order, ends[:-1])):
         if nodes.size:
-            slots = np.arange(graph.rows[number].input_count)
-            inputs = graph.node_inputs[graph.input_starts[nodes][:, None] + slots]
+            starts = graph.input_starts[nodes]
+            slots = range(graph.rows[number].input_count)
+            inputs = tuple(graph.node_inputs[starts + slot] for slot in slots)
             groups.append(_Group(number, inputs, graph.first_ids[nodes]))
     return groups
 
@@ -307,30 +323,32 @@ def _correct(graph: Graph, signatures: _Signatures, groups: list[_Group], spec_i
     """Puts the outputs of every node where its inputs' specs lead; whether any changed."""
     changed = False
     for row, inputs, first_ids in groups:
-        distinct, which = _distinct_rows(spec_ids[inputs])
-        outputs = np.array(
-            [signatures.outputs(row, tuple(each)) for each in distinct.tolist()], np.int64
-        )
+        distinct, which = _distinct([spec_ids[column] for column in inputs], len(first_ids))
+        outputs = np.array([signatures.outputs(row, each) for each in distinct], np.int64)
         for slot in range(graph.rows[row].output_count):
             places = first_ids + slot
             found = outputs[which, slot]
-            changed = changed or not np.array_equal(spec_ids[places], found)
+            changed = changed or bool((spec_ids[places] != found).any())
             spec_ids[places] = found
     return changed
 
 
-def _distinct_rows(columns: Ids) -> tuple[Ids, Ids]:
-    """The distinct rows, and for each row which of them it is."""
-    count, width = columns.shape
-    base = int(columns.max(initial=0)) + 1
-    if count == 1 or base**width > _KEYS:
-        return np.unique(columns, axis=0, return_inverse=True) if count > 1 else (columns, _ZERO)
-    keys = columns @ (base ** np.arange(width))
+def _distinct(columns: list[Ids], count: int) -> tuple[list[tuple[int, ...]], Ids]:
+    """The distinct rows of `count` rows given by columns, and for each row which of them it is."""
+    if all((column == column[0]).all() for column in columns):
+        return [tuple(int(column[0]) for column in columns)], np.zeros(1, np.int64)
+    base = max(int(column.max()) for column in columns) + 1
+    width = len(columns)
+    if base**width > _KEYS:
+        rows, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+        return list(map(tuple, rows.tolist())), which
+    keys = np.zeros(count, np.int64)
+    for column in reversed(columns):
+        keys = keys * base + column
     present = np.zeros(base**width, bool)
     present[keys] = True
-    distinct = np.flatnonzero(present)
-    rank = np.cumsum(present) - 1
-    return distinct[:, None] // base ** np.arange(width) % base, rank[keys]
+    distinct = np.flatnonzero(present)[:, None] // base ** np.arange(width) % base
+    return list(map(tuple, distinct.tolist())), (np.cumsum(present) - 1)[keys]
 
 
 def _walk(graph: Graph, signatures: _Signatures, spec_ids: Ids) -> None:
@@ -349,19 +367,61 @@ def reached(
     graph: Graph, leaves: Sequence[bool], values: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.bool_]:
     """By value id: whether it is, or depends on, one of the marked leaves and values."""
-    marks = [False] * (graph.value_count + 1) if values is None else values.tolist()
+    marks = np.zeros(graph.value_count + 1, bool) if values is None else values.copy()
     firsts = graph.leaf_first_ids
     for marked, first, end in zip(leaves, firsts, firsts[1:], strict=False):
         if marked:
-            marks[first:end] = [True] * (end - first)
-    inputs = graph.node_inputs.tolist()
-    starts = graph.input_starts.tolist()
+            marks[first:end] = True
+    if graph.node_count > _FEW_NODES:
+        return _reached_from(_dependencies(graph).T.tocsr(), marks)
+    inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
     first_ids = graph.first_ids.tolist()
+    flags = marks.tolist()
     for node in range(graph.node_count):
-        if any(marks[i] for i in inputs[starts[node] : starts[node + 1]]):
+        if any(flags[i] for i in inputs[starts[node] : starts[node + 1]]):
             first, end = first_ids[node], first_ids[node + 1]
-            marks[first:end] = [True] * (end - first)
-    return np.array(marks)
+            flags[first:end] = [True] * (end - first)
+    return np.array(flags)
+
+
+def _dependencies(graph: Graph) -> Any:
+    """Sparse rows: what each value depends on.
+
+    Values come first. Where nodes yield several values, the nodes follow, and the values of a
+    node depend on it alone.
+    """
+    from scipy.sparse import csr_array  # slow to import, and small graphs do not need it
+
+    leaves = np.zeros(graph.leaf_first_ids[-1], np.int64)
+    if all(row.output_count == 1 for row in graph.rows):
+        columns, ends = graph.node_inputs, np.concatenate([leaves, graph.input_starts])
+    else:
+        nodes = np.arange(graph.node_count) + graph.value_count + 1
+        own = np.repeat(nodes, np.diff(graph.first_ids))
+        columns = np.concatenate([own, graph.node_inputs])
+        ends = np.concatenate([leaves, np.arange(len(own)), len(own) + graph.input_starts])
+    size = len(ends) - 1
+    # the search wants floats, and these indices as they are
+    return csr_array(
+        (np.ones(len(columns)), columns.astype(np.int32), ends.astype(np.int32)),
+        shape=(size, size),
+    )
+
+
+def _reached_from(edges: Any, marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """By value id: whether a way along the edges leads there from a marked one."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order
+
+    # one vertex more, from which all marked ones are reached
+    size = edges.shape[0] + 1
+    marked = np.flatnonzero(marks).astype(np.int32)
+    columns = np.concatenate([edges.indices, marked])
+    ends = np.append(edges.indptr, len(columns)).astype(np.int32)
+    whole = csr_array((np.ones(len(columns)), columns, ends), shape=(size, size))
+    found = np.zeros(size, bool)
+    found[breadth_first_order(whole, size - 1, return_predecessors=False)] = True
+    return found[: len(marks)]
 
 
 def _check_outputs(plan: Plan) -> None:

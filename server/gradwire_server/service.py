@@ -1,21 +1,19 @@
-"""The gRPC service: one event loop that never computes, and a pool that does.
+"""The gRPC service: a thread for every open call, and only a few of them computing.
 
-A request is decoded, planned and run on the pool, block after block; between blocks the loop
-sends what is done. When the caller leaves, the loop sets the evaluation's flag, and the pool stops
-within the block.
+A call's own thread decodes, plans, computes and answers: handing work to another thread costs as
+much as a small evaluation. Calls over a limit are refused before they get a thread, health checks
+have threads of their own, and when the caller leaves, the work stops within a block.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from threading import Event
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from time import monotonic
-from typing import Any, NoReturn, TypeVar
-from uuid import uuid4
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 import numpy as np
@@ -23,233 +21,354 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from gradwire.payloads import Lifted
 from gradwire.v1 import service_pb2 as pb
-from gradwire.v1 import service_pb2_grpc
 from gradwire.version import __version__
 from gradwire_server import codec
+from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
-from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
 from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session as OpenSession
+from gradwire_server.silence import Silence, SilenceWatch
+from gradwire_server.threads import Lane, Turns
 
-T = TypeVar("T")
+SERVICE = pb.DESCRIPTOR.services_by_name["GradientService"].full_name
 
 #: Trailing metadata above about 8 KB is dropped whole by HTTP/2 peers.
 _MESSAGE_CHARACTERS = 1500
 _FACT_CHARACTERS = 200
 _FACTS = 8
 
+#: Threads for what hardly computes: health checks, descriptions, refusals.
+_LIGHT_THREADS = 4
+
 log = logging.getLogger("gradwire")
 
 
-class GradientService(service_pb2_grpc.GradientServiceServicer):
+class _Method(NamedTuple):
+    handler: Any  # an RpcMethodHandler
+    lane: Lane
+    limit: str  # the flag that widens the lane
+    most: int
+    what: str
+
+
+class GradientService(grpc.GenericRpcHandler):
     """gradwire.v1.GradientService over this package's engine."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._pool = ThreadPoolExecutor(limits.max_evaluations, "gradwire-compute")
-        self._sessions = 0
-        self._waiting = 0
+        self._cache = GraphCache(
+            limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits)
+        )
+        self._turns = Turns(limits.max_evaluations, limits.max_waiting)
+        self._silence = SilenceWatch(limits.session_idle_seconds)
+        self._run = os.urandom(8).hex()
+        self._calls = count(1)
+        self.light = Lane("gradwire-light", _LIGHT_THREADS)
+        self._methods = self._described_methods()
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The handler of a call; one that refuses, where the method's lane is full."""
+        path: str = handler_call_details.method
+        method = self._methods.get(path)
+        if method is None:
+            return None
+        if method.lane.full:
+            return self._refusal(path.rpartition("/")[2], method)
+        return method.handler
 
     def close(self) -> None:
-        """Stops taking work; what runs, ends at its next block."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Lets the threads end; what runs, ends at its next block."""
+        self._silence.close()
+        for lane in {self.light, *(method.lane for method in self._methods.values())}:
+            lane.shutdown()
 
-    async def EvaluateStream(  # noqa: N802
-        self, request: pb.EvaluateStreamRequest, context: Any
-    ) -> AsyncIterator[pb.EvaluateStreamResponse]:
-        async with self._answering("EvaluateStream", context) as stop:
-            events = self._stream(request)
-            while (batch := await self._compute(stop, next, events, None)) is not None:
-                for event in batch:
-                    yield event
+    def _described_methods(self) -> dict[str, _Method]:
+        limits = self._limits
+        calls = Lane("gradwire-call", limits.max_evaluations + limits.max_waiting)
+        streams = Lane("gradwire-stream", limits.max_streams)
+        sessions = Lane("gradwire-session", limits.max_sessions)
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        waiting = "max-waiting", limits.max_waiting, "evaluations waiting"
+        found = {
+            "Evaluate": _Method(
+                unary(on_lane(calls, self._unary("Evaluate", self.evaluate))), calls, *waiting
+            ),
+            "DifferentiateGraph": _Method(
+                unary(on_lane(calls, self._unary("DifferentiateGraph", self._differentiate))),
+                calls,
+                *waiting,
+            ),
+            "EvaluateStream": _Method(
+                stream(on_lane(streams, self._evaluate_stream)),
+                streams, "max-streams", limits.max_streams, "open streams",
+            ),
+            "Session": _Method(
+                grpc.stream_stream_rpc_method_handler(on_lane(sessions, self._session, sends=True)),
+                sessions, "max-sessions", limits.max_sessions, "open sessions",
+            ),
+            "DescribeServer": _Method(
+                unary(self._unary("DescribeServer", self._describe)),
+                self.light, "max-waiting", limits.max_waiting, "descriptions waiting",
+            ),
+        }  # fmt: skip
+        return {f"/{SERVICE}/{name}": method for name, method in found.items()}
 
-    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
-        async with self._answering("Evaluate", context) as stop:
-            result = await self._compute(stop, self._evaluate, request, stop)
-        return pb.EvaluateResponse(result=result)
+    def _refusal(self, name: str, method: _Method) -> Any:
+        """Refuses at once, without waiting for a message as a unary handler would."""
 
-    async def Session(  # noqa: N802
-        self, requests: AsyncIterator[pb.SessionRequest], context: Any
-    ) -> AsyncIterator[pb.SessionResponse]:
-        async with self._answering("Session", context) as stop, self._session_slot():
-            session: OpenSession | None = None
-            while (request := await self._next_request(requests)) is not None:
-                if session is None:
-                    if request.WhichOneof("action") != "open":
-                        raise Invalid("REQUEST_INVALID", "the first message of a session is open")
-                    session = await self._compute(stop, self._open, request.open)
-                    started = pb.Started(value_count=session.graph.value_count)
-                    yield pb.SessionResponse(request_id=request.request_id, started=started)
-                    continue
-                yield await self._compute(stop, self._answer, session, request, stop)
+        def refuse(_: Any, context: Any) -> NoReturn:
+            with self._answering(name, context):
+                raise OverLimit.of(method.limit, method.most, method.most + 1, method.what)
 
-    async def DifferentiateGraph(  # noqa: N802
-        self, request: pb.DifferentiateGraphRequest, context: Any
-    ) -> pb.DifferentiateGraphResponse:
-        async with self._answering("DifferentiateGraph", context) as stop:
-            data = await self._compute(stop, self._differentiate, request)
-        return pb.DifferentiateGraphResponse(graph=data)
+        return grpc.stream_stream_rpc_method_handler(on_lane(self.light, refuse))
 
-    async def DescribeServer(  # noqa: N802
-        self, request: pb.DescribeServerRequest, context: Any
-    ) -> pb.DescribeServerResponse:
-        gates = [describe(GATES[operator]) for operator in sorted(GATES)]
-        return codec.encode_description(__version__, self._limits.describe(), gates)
+    def _unary(
+        self, name: str, answer: Callable[[bytes, Callable[[], bool]], bytes]
+    ) -> Callable[[bytes, Any], bytes]:
+        def handle(data: bytes, context: Any) -> bytes:
+            with self._answering(name, context) as stopped:
+                return answer(data, stopped)
 
-    def _stream(
-        self, request: pb.EvaluateStreamRequest
-    ) -> Iterator[list[pb.EvaluateStreamResponse]]:
+        return handle
+
+    def evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+        """One EvaluateRequest, serialized, to one EvaluateResponse (Refusal, Stopped)."""
+        request, payloads = codec.decode_request(pb.EvaluateRequest, data)
+        with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
+            if stopped():
+                raise Stopped
+            entry = self._graph(request.graph, payloads)
+            job = self._job(entry, codec.decode_evaluation(request.evaluation, payloads))
+            return codec.encode_response(engine.run(job, stopped))
+
+    def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
+        with self._answering("EvaluateStream", context) as stopped:
+            events = self._events(data)
+            while not stopped() and (batch := self._next(events)) is not None:
+                yield from batch
+
+    def _next(self, events: Iterator[list[bytes]]) -> list[bytes] | None:
+        """One block of computing; a slow reader keeps no turn."""
+        with self._turns, np.errstate(all="ignore"):
+            return next(events, None)
+
+    def _events(self, data: bytes) -> Iterator[list[bytes]]:
         """The events of a streamed evaluation, in batches, each after one block of computing."""
-        graph = codec.decode_source(request.graph, self._limits)
-        wanted = codec.decode_evaluation(request.evaluation)
+        request, payloads = codec.decode_request(pb.EvaluateStreamRequest, data)
+        entry = self._graph(request.graph, payloads)
+        wanted = codec.decode_evaluation(request.evaluation, payloads)
         if not request.evaluation.HasField("values") and not request.evaluation.HasField(
             "gradients"
         ):
-            wanted = evaluate.everything(wanted)
-        job = evaluate.prepare(graph, wanted, self._limits)
-        yield [pb.EvaluateStreamResponse(started=pb.Started(value_count=graph.value_count))]
+            wanted = engine.everything(wanted)
+        job = self._job(entry, wanted)
+        started = pb.Started(value_count=entry.graph.value_count)
+        yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
-        values = evaluate.leaf_values(job.plan, job.point)
-        for slabs in evaluate.run_forward(job.plan, job.choice, values):
-            yield [
-                pb.EvaluateStreamResponse(node_values=column)
-                for column in codec.encode_columns(_counted(slabs, sent, 0))
-            ]
+        values = engine.leaf_values(job.plan, job.point)
+        for slabs in engine.run_forward(job.plan, job.choice, values):
+            yield [*codec.encode_events("node_values", _counted(slabs, sent, 0))]
         gradients: list[tuple[str, Any]] = []
         if not wanted.forward_only:
-            grads = evaluate.seeded(values, job.seeds)
-            for slabs in evaluate.run_backward(job.plan, job.choice, values, grads):
-                yield [
-                    pb.EvaluateStreamResponse(node_gradients=column)
-                    for column in codec.encode_columns(_counted(slabs, sent, 1))
-                ]
-            gradients = list(evaluate.leaf_gradients(job.plan, job.choice, grads))
-        result = codec.encode_result(evaluate.outputs(job.plan, values), gradients)
-        finished = pb.Finished(result=result, values_sent=sent[0], gradients_sent=sent[1])
-        yield [pb.EvaluateStreamResponse(finished=finished)]
+            grads = engine.seeded(values, job.seeds)
+            for slabs in engine.run_backward(job.plan, job.choice, values, grads):
+                yield [*codec.encode_events("node_gradients", _counted(slabs, sent, 1))]
+            gradients = list(engine.leaf_gradients(job.plan, job.choice, grads))
+        yield [codec.encode_finished(engine.outputs(job.plan, values), gradients, sent)]
 
-    def _evaluate(self, request: pb.EvaluateRequest, stop: Event) -> pb.Result:
-        graph = codec.decode_source(request.graph, self._limits)
-        wanted = codec.decode_evaluation(request.evaluation)
-        job = evaluate.prepare(graph, wanted, self._limits)
-        return codec.encode_result(*evaluate.run(job, stop.is_set))
+    def _session(
+        self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
+    ) -> None:
+        """Answers one session; `send(None)` ends it, which the watch over silence does too."""
+        with self._answering("Session", context) as stopped:
+            with self._silence.over(lambda refusal: _end(context, send, refusal)) as silence:
+                self._converse(requests, send, stopped, silence)
+            if not silence.ended:
+                send(None)
 
-    def _open(self, request: pb.Open) -> OpenSession:
-        graph = codec.decode_source(request.graph, self._limits)
-        return OpenSession(graph, codec.decode_evaluation(request.evaluation), self._limits)
+    def _converse(
+        self,
+        requests: Iterator[bytes],
+        send: Callable[[Any], None],
+        stopped: Callable[[], bool],
+        silence: Silence,
+    ) -> None:
+        session: OpenSession | None = None
+        while True:
+            silence.begins()
+            data = next(requests, None)
+            if not silence.breaks() or data is None:
+                return
+            request, payloads = codec.decode_request(pb.SessionRequest, data)
+            with self._turns, np.errstate(all="ignore"):
+                if session is not None:
+                    answer = self._answer(session, request, payloads, stopped)
+                elif request.WhichOneof("action") == "open":
+                    session = self._open(request.open, payloads)
+                    started = pb.Started(value_count=session.graph.value_count)
+                    answer = pb.SessionResponse(
+                        request_id=request.request_id, started=started
+                    ).SerializeToString()
+                else:
+                    raise Invalid("REQUEST_INVALID", "the first message of a session is open")
+            send(answer)
+
+    def _open(self, request: pb.Open, payloads: Lifted) -> OpenSession:
+        entry = self._graph(request.graph, payloads)
+        wanted = codec.decode_evaluation(request.evaluation, payloads)
+        return OpenSession(entry.graph, wanted, self._limits, entry.job)
 
     def _answer(
-        self, session: OpenSession, request: pb.SessionRequest, stop: Event
-    ) -> pb.SessionResponse:
+        self,
+        session: OpenSession,
+        request: pb.SessionRequest,
+        payloads: Lifted,
+        stopped: Callable[[], bool],
+    ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
-        response = pb.SessionResponse(request_id=request.request_id)
+
+        def step(message: pb.Step) -> engine.Found:
+            bindings = codec.decode_bindings(message.bindings, payloads)
+            return session.step(bindings, message.forward_only, stopped)
+
         try:
             match request.WhichOneof("action"):
                 case "step":
-                    bindings = codec.decode_bindings(request.step.bindings)
-                    found = session.step(bindings, request.step.forward_only, stop.is_set)
+                    found = step(request.step)
+                case "steps":
+                    outcomes = self._outcomes(request.steps.steps, step)
+                    return codec.encode_outcomes(request.request_id, outcomes)
                 case "backward":
-                    found = session.backward(
-                        codec.decode_seeds(request.backward.seeds), stop.is_set
-                    )
+                    seeds = codec.decode_seeds(request.backward.seeds, payloads)
+                    found = session.backward(seeds, stopped)
                 case "open":
                     raise Invalid("REQUEST_INVALID", "the session is open already")
                 case _:
                     raise Invalid("REQUEST_INVALID", "the request has no action")
-            response.result.CopyFrom(codec.encode_result(*found))
+            return codec.encode_answer(request.request_id, found)
         except Refusal as refusal:
-            code = code_pb2.Code.Value(refusal.status)
-            response.error.CopyFrom(codec.encode_error(refusal, code))
-        return response
+            error = codec.encode_error(refusal)
+            return pb.SessionResponse(
+                request_id=request.request_id, error=error
+            ).SerializeToString()
 
-    def _differentiate(self, request: pb.DifferentiateGraphRequest) -> bytes:
-        graph = codec.decode_source(request.graph, self._limits)
+    def _outcomes(
+        self, steps: Sequence[pb.Step], run: Callable[[pb.Step], engine.Found]
+    ) -> list[bytes]:
+        """What became of each step; once the results are too large, the rest is refused."""
+        if not steps:
+            raise Invalid("REQUEST_INVALID", "steps holds no step")
+        limit, held = self._limits.max_memory_bytes, 0
+        outcomes = []
+        for message in steps:
+            found: engine.Found | Refusal
+            try:
+                if held > limit:
+                    raise OverLimit.of("max-memory-bytes", limit, held, "bytes of results")
+                found = run(message)
+            except Refusal as refusal:
+                found = refusal
+            outcomes.append(codec.encode_outcome(found))
+            held += len(outcomes[-1])
+        return outcomes
+
+    def _differentiate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+        request, payloads = codec.decode_request(pb.DifferentiateGraphRequest, data)
         sizes = {each.symbol: each.size for each in request.symbol_sizes}
-        found = gradient_graph(graph, tuple(request.with_respect_to), sizes, self._limits)
-        return codec.encode_graph(found, f"gradwire {__version__}")
-
-    async def _compute(self, stop: Event, work: Callable[..., T], *arguments: Any) -> T:
-        """Runs work on the pool; at most max_waiting calls queue for it (LIMIT_EXCEEDED)."""
-        limit = self._limits.max_evaluations + self._limits.max_waiting
-        if self._waiting >= limit:
-            raise OverLimit.of(
-                "max-waiting", self._limits.max_waiting, limit, "evaluations waiting"
-            )
-        self._waiting += 1
-
-        def quiet() -> T:
-            if stop.is_set():
+        with self._turns, np.errstate(all="ignore"):
+            if stopped():
                 raise Stopped
-            with np.errstate(all="ignore"):  # NaN and infinity are values, not errors
-                return work(*arguments)
+            graph = self._graph(request.graph, payloads).graph
+            found = gradient_graph(
+                graph, tuple(request.with_respect_to), sizes, self._limits, stopped
+            )
+            made = codec.encode_graph(found, f"gradwire {__version__}")
+        return pb.DifferentiateGraphResponse(graph=made).SerializeToString()
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, quiet)
-        finally:
-            self._waiting -= 1
+    def _describe(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+        gates = [describe(GATES[operator]) for operator in sorted(GATES)]
+        found = codec.encode_description(__version__, self._limits.describe(), gates)
+        return found.SerializeToString()
 
-    async def _next_request(
-        self, requests: AsyncIterator[pb.SessionRequest]
-    ) -> pb.SessionRequest | None:
-        idle = self._limits.session_idle_seconds
-        upcoming: Awaitable[pb.SessionRequest | None] = anext(requests, None)
-        try:
-            return await asyncio.wait_for(upcoming, idle)
-        except TimeoutError:
-            raise OverLimit.of(
-                "session-idle-seconds", idle, idle, "seconds without a request"
-            ) from None
+    def _graph(self, source: pb.GraphSource, payloads: Lifted) -> Entry:
+        return self._cache.find(codec.source_bytes(source, payloads))
 
-    @asynccontextmanager
-    async def _session_slot(self) -> AsyncIterator[None]:
-        limit = self._limits.max_sessions
-        if self._sessions >= limit:
-            raise OverLimit.of("max-sessions", limit, self._sessions + 1, "open sessions")
-        self._sessions += 1
-        try:
-            yield
-        finally:
-            self._sessions -= 1
+    def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
+        job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
+        entry.keep(job)
+        return job
 
-    @asynccontextmanager
-    async def _answering(self, method: str, context: Any) -> AsyncIterator[Event]:
+    @contextmanager
+    def _answering(self, method: str, context: Any) -> Iterator[Callable[[], bool]]:
         """Turns what happens to a call into its status, and into one line of the log."""
-        request_id = uuid4().hex
+        number = next(self._calls)
         began = monotonic()
-        peer = context.peer()  # now: grpcio crashes where it is asked after the client has gone
         outcome = "CANCELLED"
-        stop = Event()
+        logged = log.isEnabledFor(logging.INFO)
+        peer = context.peer() if logged else ""  # now: the client may have gone later
+
+        def stopped() -> bool:
+            return not context.is_active()
+
         try:
-            yield stop
+            yield stopped
             outcome = "OK"
         except Refusal as refusal:
             outcome = refusal.reason
-            await _abort(context, refusal)
-        except (asyncio.CancelledError, GeneratorExit, Stopped, grpc.aio.AbortError):
+            context.abort_with_status(_status(refusal))
+        except Stopped:
+            context.abort(grpc.StatusCode.CANCELLED, "nobody waits for the answer")
+        except (grpc.RpcError, GeneratorExit):
             raise
         except Exception:
             outcome = "INTERNAL"
+            request_id = f"{self._run}-{number}"
             log.exception("fault", extra={"request_id": request_id, "method": method})
-            await context.abort(
+            context.abort(
                 grpc.StatusCode.INTERNAL,
                 f"the server failed; its log has the details under request {request_id}",
             )
         finally:
-            stop.set()
-            log.info(
-                "call",
-                extra={
-                    "request_id": request_id,
-                    "method": method,
-                    "outcome": outcome,
-                    "peer": peer,
-                    "milliseconds": round(1000 * (monotonic() - began), 2),
-                },
-            )
+            if logged:
+                log.info(
+                    "call",
+                    extra={
+                        "request_id": f"{self._run}-{number}",
+                        "method": method,
+                        "outcome": outcome,
+                        "peer": peer,
+                        "milliseconds": round(1000 * (monotonic() - began), 2),
+                    },
+                )
+
+
+def on_lane(lane: Lane, behavior: Callable[..., Any], sends: bool = False) -> Callable[..., Any]:
+    """A behaviour that grpc runs on a lane; one that sends its answers itself, if told so.
+
+    Both marks are grpc's own (its health service uses them), and read by its synchronous server.
+    """
+
+    def marked(*arguments: Any) -> Any:
+        return behavior(*arguments)
+
+    marked.experimental_thread_pool = lane  # type: ignore[attr-defined]
+    marked.experimental_non_blocking = sends  # type: ignore[attr-defined]
+    return marked
+
+
+def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
+    """Ends a call from another thread than its own."""
+    status = _status(refusal)
+    context.set_code(status.code)
+    context.set_details(status.details)
+    context.set_trailing_metadata(status.trailing_metadata)
+    send(None)
 
 
 def _counted(slabs: Iterator[Any], sent: list[int], kind: int) -> Iterator[Any]:
@@ -258,8 +377,8 @@ def _counted(slabs: Iterator[Any], sent: list[int], kind: int) -> Iterator[Any]:
         yield slab
 
 
-async def _abort(context: Any, refusal: Refusal) -> NoReturn:
-    """Ends a call with google.rpc.Status, small enough to arrive."""
+def _status(refusal: Refusal) -> Any:
+    """A refusal as google.rpc.Status, small enough to arrive."""
     message = _shortened(refusal.message, _MESSAGE_CHARACTERS)
     facts = {key: _shortened(fact, _FACT_CHARACTERS) for key, fact in refusal.facts.items()}
     details = [
@@ -279,8 +398,7 @@ async def _abort(context: Any, refusal: Refusal) -> NoReturn:
         packed[-1].Pack(detail)
     code = code_pb2.Code.Value(refusal.status)
     status = status_pb2.Status(code=code, message=message, details=packed)
-    await context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError("abort raises")
+    return rpc_status.to_status(status)
 
 
 def _shortened(text: str, most: int) -> str:

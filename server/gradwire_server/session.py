@@ -11,16 +11,20 @@ from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
+from gradwire_server.memory import require_peak
 
 
 class Session:
     """Steps take effect whole or not at all: a refused step leaves the last good point."""
 
-    def __init__(self, graph: Graph, evaluation: Evaluation, limits: Limits) -> None:
+    def __init__(
+        self, graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None
+    ) -> None:
         evaluate.require_known(graph, evaluation)
         self.graph = graph
-        self._evaluation = evaluation
+        self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
         self._limits = limits
+        self._before = before  # a job that may lend its plan
         self._job: Job | None = None
         self._values: list[Array] = []
 
@@ -34,7 +38,7 @@ class Session:
             asked = replace(
                 kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
             )
-        job = evaluate.prepare(self.graph, asked, self._limits, self._job)
+        job = evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
         values = evaluate.leaf_values(job.plan, job.point)
         found = evaluate.run_over(job, values, stopped)
         self._evaluation, self._job, self._values = kept, job, values
@@ -47,7 +51,9 @@ class Session:
         if self._evaluation.forward_only:
             raise Invalid("REQUEST_INVALID", "the session was opened with forward_only")
         plan = self._job.plan
-        job = replace(self._job, choice=evaluate.choose(plan, self._evaluation))
+        choice = evaluate.choose(plan, self._evaluation)
+        require_peak(choice.lifetimes, self._limits)
+        job = replace(self._job, choice=choice)
         given = evaluate.seed(plan, seeds)
         gradients, _, pulled = evaluate.pull(job, self._values, given, [], stopped)
         return [], gradients, [], pulled

@@ -72,7 +72,7 @@ class Graph(_message.Message):
     (OPERATOR_SET_UNSUPPORTED outside what DescribeServer says).
     """
     producer: _builtins.str
-    """Program and version that wrote it; never changes evaluation."""
+    """Program and version that wrote it, or empty; never changes evaluation."""
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What a reader must understand, by name; an unknown one is refused before anything else
@@ -128,7 +128,9 @@ class Gate(_message.Message):
     """Values that each node of this row yields (OUTPUT_COUNT_INVALID)."""
     @_builtins.property
     def attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attribute]:
-        """Attributes, by ascending name, unique; one at its default is not written (ATTRIBUTE_INVALID)."""
+        """Attributes, by ascending name, unique (ATTRIBUTE_INVALID). Writers leave out one at its default,
+        so that equal graphs are equal bytes; readers take it.
+        """
 
     def __init__(
         self,
@@ -324,7 +326,7 @@ class Circuit(_message.Message):
 
     @_builtins.property
     def named_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of named node values, ascending (NAME_INVALID)."""
+        """Ids of named node values, ascending, as many as names (NAME_INVALID)."""
 
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -388,7 +390,7 @@ class Leaf(_message.Message):
     none.
     """
     layout: Global___Leaf.Layout.ValueType
-    """How it maps to ids."""
+    """How it maps to ids; another number is refused (LEAF_INVALID)."""
     @_builtins.property
     def type(self) -> _tensor_pb2.TensorType:
         """Declared type; must be set (LEAF_INVALID)."""
@@ -427,7 +429,9 @@ class Output(_message.Message):
     """Unique among the outputs, not empty (NAME_INVALID)."""
     @_builtins.property
     def value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One value as it is; or several scalars of one dtype, stacked into a vector (OUTPUT_INVALID)."""
+        """At least one id, none of them 0. One value as it is; or several scalars of one data type,
+        stacked into a vector (OUTPUT_INVALID).
+        """
 
     def __init__(
         self,
@@ -454,7 +458,7 @@ class Note(_message.Message):
     key: _builtins.str
     """Reverse-DNS key, unique in the graph, not empty (NAME_INVALID)."""
     text: _builtins.str
-    """Text."""
+    """Text; may be empty."""
     def __init__(
         self,
         *,

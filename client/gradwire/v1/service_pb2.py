@@ -26,15 +26,15 @@ from gradwire.v1 import graph_pb2 as gradwire_dot_v1_dot_graph__pb2
 from gradwire.v1 import tensor_pb2 as gradwire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradwire/v1/service.proto\x12\x0bgradwire.v1\x1a\x17gradwire/v1/graph.proto\x1a\x18gradwire/v1/tensor.proto\"(\n\x0bGraphSource\x12\x0f\n\x05graph\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"M\n\x07\x42inding\x12\x0c\n\x04leaf\x18\x01 \x01(\t\x12#\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.gradwire.v1.Tensor\x12\x0f\n\x07\x62\x61tched\x18\x03 \x01(\x08\"_\n\tSelection\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12\r\n\x05names\x18\x02 \x03(\t\x12\x11\n\tvalue_ids\x18\x03 \x03(\r\x12#\n\x06\x64\x65tail\x18\x05 \x01(\x0e\x32\x13.gradwire.v1.Detail\"\xf3\x01\n\nEvaluation\x12&\n\x08\x62indings\x18\x01 \x03(\x0b\x32\x14.gradwire.v1.Binding\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\'\n\x05seeds\x18\x03 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\x12\x14\n\x0c\x66orward_only\x18\x04 \x01(\x08\x12\x17\n\x0fwith_respect_to\x18\x05 \x03(\t\x12&\n\x06values\x18\x06 \x01(\x0b\x32\x16.gradwire.v1.Selection\x12)\n\tgradients\x18\x07 \x01(\x0b\x32\x16.gradwire.v1.Selection\"\xb7\x01\n\x06Result\x12)\n\x07outputs\x18\x01 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\x12+\n\tgradients\x18\x02 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\x12(\n\x0bnode_values\x18\x03 \x03(\x0b\x32\x13.gradwire.v1.Column\x12+\n\x0enode_gradients\x18\x04 \x03(\x0b\x32\x13.gradwire.v1.Column\"\xc7\x01\n\x06\x43olumn\x12\x16\n\x0e\x66irst_value_id\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x11\n\tvalue_ids\x18\x03 \x03(\r\x12(\n\tdata_type\x18\x04 \x01(\x0e\x32\x15.gradwire.v1.DataType\x12\r\n\x05shape\x18\x05 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x15\n\rfirst_element\x18\x07 \x01(\x04\x12%\n\x07summary\x18\x08 \x01(\x0b\x32\x14.gradwire.v1.Summary\"r\n\x07Summary\x12\x0f\n\x07minimum\x18\x01 \x03(\x01\x12\x0f\n\x07maximum\x18\x02 \x03(\x01\x12\x0c\n\x04mean\x18\x03 \x03(\x01\x12\x0c\n\x04norm\x18\x04 \x03(\x01\x12\x11\n\tnan_count\x18\x05 \x03(\x04\x12\x16\n\x0einfinity_count\x18\x06 \x03(\x04\"m\n\x15\x45valuateStreamRequest\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12+\n\nevaluation\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.Evaluation\"\xd0\x01\n\x16\x45valuateStreamResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.gradwire.v1.StartedH\x00\x12*\n\x0bnode_values\x18\x02 \x01(\x0b\x32\x13.gradwire.v1.ColumnH\x00\x12-\n\x0enode_gradients\x18\x03 \x01(\x0b\x32\x13.gradwire.v1.ColumnH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.gradwire.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x07Started\x12\x13\n\x0bvalue_count\x18\x01 \x01(\r\"\\\n\x08\x46inished\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.Result\x12\x13\n\x0bvalues_sent\x18\x02 \x01(\x04\x12\x16\n\x0egradients_sent\x18\x03 \x01(\x04\"g\n\x0f\x45valuateRequest\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12+\n\nevaluation\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.Evaluation\"7\n\x10\x45valuateResponse\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.Result\"\x9f\x01\n\x0eSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12!\n\x04open\x18\x02 \x01(\x0b\x32\x11.gradwire.v1.OpenH\x00\x12!\n\x04step\x18\x03 \x01(\x0b\x32\x11.gradwire.v1.StepH\x00\x12)\n\x08\x62\x61\x63kward\x18\x04 \x01(\x0b\x32\x15.gradwire.v1.BackwardH\x00\x42\x08\n\x06\x61\x63tion\"\\\n\x04Open\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12+\n\nevaluation\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.Evaluation\"D\n\x04Step\x12&\n\x08\x62indings\x18\x01 \x03(\x0b\x32\x14.gradwire.v1.Binding\x12\x14\n\x0c\x66orward_only\x18\x02 \x01(\x08\"3\n\x08\x42\x61\x63kward\x12\'\n\x05seeds\x18\x01 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\"\xa5\x01\n\x0fSessionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\'\n\x07started\x18\x02 \x01(\x0b\x32\x14.gradwire.v1.StartedH\x00\x12%\n\x06result\x18\x03 \x01(\x0b\x32\x13.gradwire.v1.ResultH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.gradwire.v1.ErrorH\x00\x42\t\n\x07outcome\"X\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05\x66\x61\x63ts\x18\x04 \x03(\x0b\x32\x11.gradwire.v1.Fact\"\"\n\x04\x46\x61\x63t\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"*\n\nSymbolSize\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"\x8c\x01\n\x19\x44ifferentiateGraphRequest\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12\x17\n\x0fwith_respect_to\x18\x02 \x03(\t\x12-\n\x0csymbol_sizes\x18\x03 \x03(\x0b\x32\x17.gradwire.v1.SymbolSize\"+\n\x1a\x44ifferentiateGraphResponse\x12\r\n\x05graph\x18\x01 \x01(\x0c\"\x17\n\x15\x44\x65scribeServerRequest\"\xe8\x01\n\x16\x44\x65scribeServerResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x02 \x01(\r\x12 \n\x18min_operator_set_version\x18\x03 \x01(\r\x12 \n\x18max_operator_set_version\x18\x04 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\"\n\x06limits\x18\x06 \x03(\x0b\x32\x12.gradwire.v1.Limit\x12+\n\x05gates\x18\x07 \x03(\x0b\x32\x1c.gradwire.v1.GateDescription\"2\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\"\x8c\x02\n\x0fGateDescription\x12\x10\n\x08operator\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0f\n\x07\x66ormula\x18\x03 \x01(\t\x12\x10\n\x08gradient\x18\x04 \x01(\t\x12\x0e\n\x06shapes\x18\x05 \x01(\t\x12-\n\x06inputs\x18\x06 \x03(\x0b\x32\x1d.gradwire.v1.InputDescription\x12\x13\n\x0bmin_outputs\x18\x07 \x01(\r\x12\x13\n\x0bmax_outputs\x18\x08 \x01(\r\x12\x35\n\nattributes\x18\t \x03(\x0b\x32!.gradwire.v1.AttributeDescription\x12\x13\n\x0bsubgradient\x18\n \x01(\t\"S\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08optional\x18\x02 \x01(\x08\x12\x10\n\x08variadic\x18\x03 \x01(\x08\x12\r\n\x05known\x18\x04 \x01(\x08\"s\n\x14\x41ttributeDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12-\n\rdefault_value\x18\x04 \x01(\x0b\x32\x16.gradwire.v1.Attribute*4\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45TAIL_SUMMARY\x10\x01\x32\xc3\x03\n\x0fGradientService\x12[\n\x0e\x45valuateStream\x12\".gradwire.v1.EvaluateStreamRequest\x1a#.gradwire.v1.EvaluateStreamResponse0\x01\x12G\n\x08\x45valuate\x12\x1c.gradwire.v1.EvaluateRequest\x1a\x1d.gradwire.v1.EvaluateResponse\x12H\n\x07Session\x12\x1b.gradwire.v1.SessionRequest\x1a\x1c.gradwire.v1.SessionResponse(\x01\x30\x01\x12\x65\n\x12\x44ifferentiateGraph\x12&.gradwire.v1.DifferentiateGraphRequest\x1a\'.gradwire.v1.DifferentiateGraphResponse\x12Y\n\x0e\x44\x65scribeServer\x12\".gradwire.v1.DescribeServerRequest\x1a#.gradwire.v1.DescribeServerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradwire/v1/service.proto\x12\x0bgradwire.v1\x1a\x17gradwire/v1/graph.proto\x1a\x18gradwire/v1/tensor.proto\"(\n\x0bGraphSource\x12\x0f\n\x05graph\x18\x01 \x01(\x0cH\x00\x42\x08\n\x06source\"M\n\x07\x42inding\x12\x0c\n\x04leaf\x18\x01 \x01(\t\x12#\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.gradwire.v1.Tensor\x12\x0f\n\x07\x62\x61tched\x18\x03 \x01(\x08\"_\n\tSelection\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12\r\n\x05names\x18\x02 \x03(\t\x12\x11\n\tvalue_ids\x18\x03 \x03(\r\x12#\n\x06\x64\x65tail\x18\x05 \x01(\x0e\x32\x13.gradwire.v1.Detail\"\xf3\x01\n\nEvaluation\x12&\n\x08\x62indings\x18\x01 \x03(\x0b\x32\x14.gradwire.v1.Binding\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\'\n\x05seeds\x18\x03 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\x12\x14\n\x0c\x66orward_only\x18\x04 \x01(\x08\x12\x17\n\x0fwith_respect_to\x18\x05 \x03(\t\x12&\n\x06values\x18\x06 \x01(\x0b\x32\x16.gradwire.v1.Selection\x12)\n\tgradients\x18\x07 \x01(\x0b\x32\x16.gradwire.v1.Selection\"\xb7\x01\n\x06Result\x12)\n\x07outputs\x18\x01 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\x12+\n\tgradients\x18\x02 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\x12(\n\x0bnode_values\x18\x03 \x03(\x0b\x32\x13.gradwire.v1.Column\x12+\n\x0enode_gradients\x18\x04 \x03(\x0b\x32\x13.gradwire.v1.Column\"\xc7\x01\n\x06\x43olumn\x12\x16\n\x0e\x66irst_value_id\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x11\n\tvalue_ids\x18\x03 \x03(\r\x12(\n\tdata_type\x18\x04 \x01(\x0e\x32\x15.gradwire.v1.DataType\x12\r\n\x05shape\x18\x05 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x15\n\rfirst_element\x18\x07 \x01(\x04\x12%\n\x07summary\x18\x08 \x01(\x0b\x32\x14.gradwire.v1.Summary\"r\n\x07Summary\x12\x0f\n\x07minimum\x18\x01 \x03(\x01\x12\x0f\n\x07maximum\x18\x02 \x03(\x01\x12\x0c\n\x04mean\x18\x03 \x03(\x01\x12\x0c\n\x04norm\x18\x04 \x03(\x01\x12\x11\n\tnan_count\x18\x05 \x03(\x04\x12\x16\n\x0einfinity_count\x18\x06 \x03(\x04\"m\n\x15\x45valuateStreamRequest\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12+\n\nevaluation\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.Evaluation\"\xd0\x01\n\x16\x45valuateStreamResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.gradwire.v1.StartedH\x00\x12*\n\x0bnode_values\x18\x02 \x01(\x0b\x32\x13.gradwire.v1.ColumnH\x00\x12-\n\x0enode_gradients\x18\x03 \x01(\x0b\x32\x13.gradwire.v1.ColumnH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.gradwire.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x1e\n\x07Started\x12\x13\n\x0bvalue_count\x18\x01 \x01(\r\"\\\n\x08\x46inished\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.Result\x12\x13\n\x0bvalues_sent\x18\x02 \x01(\x04\x12\x16\n\x0egradients_sent\x18\x03 \x01(\x04\"g\n\x0f\x45valuateRequest\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12+\n\nevaluation\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.Evaluation\"7\n\x10\x45valuateResponse\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.Result\"\xc4\x01\n\x0eSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12!\n\x04open\x18\x02 \x01(\x0b\x32\x11.gradwire.v1.OpenH\x00\x12!\n\x04step\x18\x03 \x01(\x0b\x32\x11.gradwire.v1.StepH\x00\x12)\n\x08\x62\x61\x63kward\x18\x04 \x01(\x0b\x32\x15.gradwire.v1.BackwardH\x00\x12#\n\x05steps\x18\x05 \x01(\x0b\x32\x12.gradwire.v1.StepsH\x00\x42\x08\n\x06\x61\x63tion\"\\\n\x04Open\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12+\n\nevaluation\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.Evaluation\"D\n\x04Step\x12&\n\x08\x62indings\x18\x01 \x03(\x0b\x32\x14.gradwire.v1.Binding\x12\x14\n\x0c\x66orward_only\x18\x02 \x01(\x08\")\n\x05Steps\x12 \n\x05steps\x18\x01 \x03(\x0b\x32\x11.gradwire.v1.Step\"3\n\x08\x42\x61\x63kward\x12\'\n\x05seeds\x18\x01 \x03(\x0b\x32\x18.gradwire.v1.NamedTensor\"\xd0\x01\n\x0fSessionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\'\n\x07started\x18\x02 \x01(\x0b\x32\x14.gradwire.v1.StartedH\x00\x12%\n\x06result\x18\x03 \x01(\x0b\x32\x13.gradwire.v1.ResultH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.gradwire.v1.ErrorH\x00\x12)\n\x08outcomes\x18\x05 \x01(\x0b\x32\x15.gradwire.v1.OutcomesH\x00\x42\t\n\x07outcome\"2\n\x08Outcomes\x12&\n\x08outcomes\x18\x01 \x03(\x0b\x32\x14.gradwire.v1.Outcome\"`\n\x07Outcome\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.ResultH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.ErrorH\x00\x42\t\n\x07outcome\"X\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05\x66\x61\x63ts\x18\x04 \x03(\x0b\x32\x11.gradwire.v1.Fact\"\"\n\x04\x46\x61\x63t\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"*\n\nSymbolSize\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\"\x8c\x01\n\x19\x44ifferentiateGraphRequest\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.GraphSource\x12\x17\n\x0fwith_respect_to\x18\x02 \x03(\t\x12-\n\x0csymbol_sizes\x18\x03 \x03(\x0b\x32\x17.gradwire.v1.SymbolSize\"+\n\x1a\x44ifferentiateGraphResponse\x12\r\n\x05graph\x18\x01 \x01(\x0c\"\x17\n\x15\x44\x65scribeServerRequest\"\xe8\x01\n\x16\x44\x65scribeServerResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x02 \x01(\r\x12 \n\x18min_operator_set_version\x18\x03 \x01(\r\x12 \n\x18max_operator_set_version\x18\x04 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\"\n\x06limits\x18\x06 \x03(\x0b\x32\x12.gradwire.v1.Limit\x12+\n\x05gates\x18\x07 \x03(\x0b\x32\x1c.gradwire.v1.GateDescription\"2\n\x05Limit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\"\x8c\x02\n\x0fGateDescription\x12\x10\n\x08operator\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0f\n\x07\x66ormula\x18\x03 \x01(\t\x12\x10\n\x08gradient\x18\x04 \x01(\t\x12\x0e\n\x06shapes\x18\x05 \x01(\t\x12-\n\x06inputs\x18\x06 \x03(\x0b\x32\x1d.gradwire.v1.InputDescription\x12\x13\n\x0bmin_outputs\x18\x07 \x01(\r\x12\x13\n\x0bmax_outputs\x18\x08 \x01(\r\x12\x35\n\nattributes\x18\t \x03(\x0b\x32!.gradwire.v1.AttributeDescription\x12\x13\n\x0bsubgradient\x18\n \x01(\t\"S\n\x10InputDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08optional\x18\x02 \x01(\x08\x12\x10\n\x08variadic\x18\x03 \x01(\x08\x12\r\n\x05known\x18\x04 \x01(\x08\"s\n\x14\x41ttributeDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12-\n\rdefault_value\x18\x04 \x01(\x0b\x32\x16.gradwire.v1.Attribute*4\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45TAIL_SUMMARY\x10\x01\x32\xc3\x03\n\x0fGradientService\x12[\n\x0e\x45valuateStream\x12\".gradwire.v1.EvaluateStreamRequest\x1a#.gradwire.v1.EvaluateStreamResponse0\x01\x12G\n\x08\x45valuate\x12\x1c.gradwire.v1.EvaluateRequest\x1a\x1d.gradwire.v1.EvaluateResponse\x12H\n\x07Session\x12\x1b.gradwire.v1.SessionRequest\x1a\x1c.gradwire.v1.SessionResponse(\x01\x30\x01\x12\x65\n\x12\x44ifferentiateGraph\x12&.gradwire.v1.DifferentiateGraphRequest\x1a\'.gradwire.v1.DifferentiateGraphResponse\x12Y\n\x0e\x44\x65scribeServer\x12\".gradwire.v1.DescribeServerRequest\x1a#.gradwire.v1.DescribeServerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gradwire.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DETAIL']._serialized_start=3361
-  _globals['_DETAIL']._serialized_end=3413
+  _globals['_DETAIL']._serialized_start=3634
+  _globals['_DETAIL']._serialized_end=3686
   _globals['_GRAPHSOURCE']._serialized_start=93
   _globals['_GRAPHSOURCE']._serialized_end=133
   _globals['_BINDING']._serialized_start=135
@@ -62,37 +62,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATERESPONSE']._serialized_start=1614
   _globals['_EVALUATERESPONSE']._serialized_end=1669
   _globals['_SESSIONREQUEST']._serialized_start=1672
-  _globals['_SESSIONREQUEST']._serialized_end=1831
-  _globals['_OPEN']._serialized_start=1833
-  _globals['_OPEN']._serialized_end=1925
-  _globals['_STEP']._serialized_start=1927
-  _globals['_STEP']._serialized_end=1995
-  _globals['_BACKWARD']._serialized_start=1997
-  _globals['_BACKWARD']._serialized_end=2048
-  _globals['_SESSIONRESPONSE']._serialized_start=2051
-  _globals['_SESSIONRESPONSE']._serialized_end=2216
-  _globals['_ERROR']._serialized_start=2218
-  _globals['_ERROR']._serialized_end=2306
-  _globals['_FACT']._serialized_start=2308
-  _globals['_FACT']._serialized_end=2342
-  _globals['_SYMBOLSIZE']._serialized_start=2344
-  _globals['_SYMBOLSIZE']._serialized_end=2386
-  _globals['_DIFFERENTIATEGRAPHREQUEST']._serialized_start=2389
-  _globals['_DIFFERENTIATEGRAPHREQUEST']._serialized_end=2529
-  _globals['_DIFFERENTIATEGRAPHRESPONSE']._serialized_start=2531
-  _globals['_DIFFERENTIATEGRAPHRESPONSE']._serialized_end=2574
-  _globals['_DESCRIBESERVERREQUEST']._serialized_start=2576
-  _globals['_DESCRIBESERVERREQUEST']._serialized_end=2599
-  _globals['_DESCRIBESERVERRESPONSE']._serialized_start=2602
-  _globals['_DESCRIBESERVERRESPONSE']._serialized_end=2834
-  _globals['_LIMIT']._serialized_start=2836
-  _globals['_LIMIT']._serialized_end=2886
-  _globals['_GATEDESCRIPTION']._serialized_start=2889
-  _globals['_GATEDESCRIPTION']._serialized_end=3157
-  _globals['_INPUTDESCRIPTION']._serialized_start=3159
-  _globals['_INPUTDESCRIPTION']._serialized_end=3242
-  _globals['_ATTRIBUTEDESCRIPTION']._serialized_start=3244
-  _globals['_ATTRIBUTEDESCRIPTION']._serialized_end=3359
-  _globals['_GRADIENTSERVICE']._serialized_start=3416
-  _globals['_GRADIENTSERVICE']._serialized_end=3867
+  _globals['_SESSIONREQUEST']._serialized_end=1868
+  _globals['_OPEN']._serialized_start=1870
+  _globals['_OPEN']._serialized_end=1962
+  _globals['_STEP']._serialized_start=1964
+  _globals['_STEP']._serialized_end=2032
+  _globals['_STEPS']._serialized_start=2034
+  _globals['_STEPS']._serialized_end=2075
+  _globals['_BACKWARD']._serialized_start=2077
+  _globals['_BACKWARD']._serialized_end=2128
+  _globals['_SESSIONRESPONSE']._serialized_start=2131
+  _globals['_SESSIONRESPONSE']._serialized_end=2339
+  _globals['_OUTCOMES']._serialized_start=2341
+  _globals['_OUTCOMES']._serialized_end=2391
+  _globals['_OUTCOME']._serialized_start=2393
+  _globals['_OUTCOME']._serialized_end=2489
+  _globals['_ERROR']._serialized_start=2491
+  _globals['_ERROR']._serialized_end=2579
+  _globals['_FACT']._serialized_start=2581
+  _globals['_FACT']._serialized_end=2615
+  _globals['_SYMBOLSIZE']._serialized_start=2617
+  _globals['_SYMBOLSIZE']._serialized_end=2659
+  _globals['_DIFFERENTIATEGRAPHREQUEST']._serialized_start=2662
+  _globals['_DIFFERENTIATEGRAPHREQUEST']._serialized_end=2802
+  _globals['_DIFFERENTIATEGRAPHRESPONSE']._serialized_start=2804
+  _globals['_DIFFERENTIATEGRAPHRESPONSE']._serialized_end=2847
+  _globals['_DESCRIBESERVERREQUEST']._serialized_start=2849
+  _globals['_DESCRIBESERVERREQUEST']._serialized_end=2872
+  _globals['_DESCRIBESERVERRESPONSE']._serialized_start=2875
+  _globals['_DESCRIBESERVERRESPONSE']._serialized_end=3107
+  _globals['_LIMIT']._serialized_start=3109
+  _globals['_LIMIT']._serialized_end=3159
+  _globals['_GATEDESCRIPTION']._serialized_start=3162
+  _globals['_GATEDESCRIPTION']._serialized_end=3430
+  _globals['_INPUTDESCRIPTION']._serialized_start=3432
+  _globals['_INPUTDESCRIPTION']._serialized_end=3515
+  _globals['_ATTRIBUTEDESCRIPTION']._serialized_start=3517
+  _globals['_ATTRIBUTEDESCRIPTION']._serialized_end=3632
+  _globals['_GRADIENTSERVICE']._serialized_start=3689
+  _globals['_GRADIENTSERVICE']._serialized_end=4140
 # @@protoc_insertion_point(module_scope)

@@ -82,11 +82,13 @@ class Binding(_message.Message):
     leaf: _builtins.str
     """Name of an input or a parameter, each at most once (LEAF_UNKNOWN, BINDING_INVALID)."""
     batched: _builtins.bool
-    """One value for each row of the batch (BINDING_INVALID where batch_size is 0)."""
+    """One value for each row of the batch (BINDING_INVALID where batch_size is 0, or where shapes
+    depend on the leaf's elements).
+    """
     @_builtins.property
     def tensor(self) -> _tensor_pb2.Tensor:
-        """Its value, of the declared type; with a leading axis of batch_size if batched (SHAPE_MISMATCH,
-        DATA_TYPE_MISMATCH).
+        """Its value; must be set (TENSOR_INVALID), of the declared type, with a leading axis of batch_size
+        if batched (SHAPE_MISMATCH, DATA_TYPE_MISMATCH).
         """
 
     def __init__(
@@ -119,14 +121,14 @@ class Selection(_message.Message):
     (SELECTION_INVALID).
     """
     detail: Global___Detail.ValueType
-    """How much of each."""
+    """How much of each; another number is refused (SELECTION_INVALID)."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """By name (VALUE_UNKNOWN)."""
 
     @_builtins.property
     def value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """By id (VALUE_UNKNOWN)."""
+        """By id; 0 is none (VALUE_UNKNOWN)."""
 
     def __init__(
         self,
@@ -562,6 +564,7 @@ class SessionRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     BACKWARD_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Chosen by the client, echoed in the answer."""
     @_builtins.property
@@ -576,6 +579,10 @@ class SessionRequest(_message.Message):
     def backward(self) -> Global___Backward:
         """Backward again at the last point with other seeds."""
 
+    @_builtins.property
+    def steps(self) -> Global___Steps:
+        """Several points, answered by one message."""
+
     def __init__(
         self,
         *,
@@ -583,12 +590,13 @@ class SessionRequest(_message.Message):
         open: Global___Open | None = ...,
         step: Global___Step | None = ...,
         backward: Global___Backward | None = ...,
+        steps: Global___Steps | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "request_id", b"request_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "request_id", b"request_id", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "step", "backward"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "step", "backward", "steps"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
@@ -653,6 +661,30 @@ class Step(_message.Message):
 Global___Step: _TypeAlias = Step  # noqa: Y015
 
 @_typing.final
+class Steps(_message.Message):
+    """Several new points in one message: each as if it were sent alone, after those before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
+        """In order; at least one (REQUEST_INVALID)."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___Step] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Steps: _TypeAlias = Steps  # noqa: Y015
+
+@_typing.final
 class Backward(_message.Message):
     """Other seeds at the last good point (REQUEST_INVALID before the first step)."""
 
@@ -686,6 +718,7 @@ class SessionResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The request answered."""
     @_builtins.property
@@ -700,6 +733,10 @@ class SessionResponse(_message.Message):
     def error(self) -> Global___Error:
         """This request failed; the last good point and the session stay."""
 
+    @_builtins.property
+    def outcomes(self) -> Global___Outcomes:
+        """The steps of one message."""
+
     def __init__(
         self,
         *,
@@ -707,16 +744,75 @@ class SessionResponse(_message.Message):
         started: Global___Started | None = ...,
         result: Global___Result | None = ...,
         error: Global___Error | None = ...,
+        outcomes: Global___Outcomes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "outcomes", b"outcomes", "result", b"result", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result", b"result", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "outcomes", b"outcomes", "request_id", b"request_id", "result", b"result", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["started", "result", "error"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["started", "result", "error", "outcomes"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___SessionResponse: _TypeAlias = SessionResponse  # noqa: Y015
+
+@_typing.final
+class Outcomes(_message.Message):
+    """What became of several steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+        """One for each step, in order."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outcomes: _TypeAlias = Outcomes  # noqa: Y015
+
+@_typing.final
+class Outcome(_message.Message):
+    """What became of one of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def result(self) -> Global___Result:
+        """Computed."""
+
+    @_builtins.property
+    def error(self) -> Global___Error:
+        """This step failed and changed nothing; those after it went on from the last good point. Where
+        the results before it hold more than max-memory-bytes, it was not tried (LIMIT_EXCEEDED).
+        """
+
+    def __init__(
+        self,
+        *,
+        result: Global___Result | None = ...,
+        error: Global___Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class Error(_message.Message):
@@ -789,9 +885,9 @@ class SymbolSize(_message.Message):
     SYMBOL_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     symbol: _builtins.str
-    """Symbol of an axis of the graph."""
+    """Symbol of an axis of the graph; one that the graph lacks is ignored."""
     size: _builtins.int
-    """Its length."""
+    """Its length (SHAPE_MISMATCH where a stored value has another)."""
     def __init__(
         self,
         *,
@@ -856,7 +952,8 @@ class DifferentiateGraphResponse(_message.Message):
     graph: _builtins.bytes
     """A serialized Graph: the same leaves and one more input "grad/{output}" for each floating
     output, which is 1 unless given where the output has one element; outputs as before, then
-    "grad/{leaf}".
+    "grad/{leaf}". Where names of the graph begin with "grad/" already, as after a first
+    differentiation, it is "grad2/", and so on.
     """
     def __init__(
         self,
@@ -954,7 +1051,7 @@ class Limit(_message.Message):
     value: _builtins.int
     """Its value."""
     unit: _builtins.str
-    """Its unit: "bytes", "nodes", "seconds", "evaluations", "sessions"."""
+    """Its unit: "bytes", "nodes", "values", "seconds", "evaluations" or "sessions"."""
     def __init__(
         self,
         *,

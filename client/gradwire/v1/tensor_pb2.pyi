@@ -101,7 +101,7 @@ class TensorType(_message.Message):
     """Element type; must be set (DATA_TYPE_UNSUPPORTED)."""
     @_builtins.property
     def axes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Axis]:
-        """Axes, outermost first; none means rank 0. At most 64 (TENSOR_INVALID)."""
+        """Axes, outermost first; none means rank 0. At most 32 (TENSOR_INVALID)."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class Tensor(_message.Message):
     """Little-endian, row-major, no padding: product(shape) * width bytes (TENSOR_INVALID)."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Lengths of the axes, outermost first; none means rank 0. At most 64 (TENSOR_INVALID)."""
+        """Lengths of the axes, outermost first; none means rank 0. At most 32 (TENSOR_INVALID)."""
 
     def __init__(
         self,

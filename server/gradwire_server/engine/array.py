@@ -7,31 +7,38 @@ done, or give up, within a block.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from time import monotonic
 from typing import Any, NamedTuple
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates import Gate
 from gradwire_server.gates.base import Array, Namespace
+from gradwire_server.graph import Graph
+from gradwire_server.memory import Kept, Releases
 from gradwire_server.plan import Plan
 from gradwire_server.specs import Shape, TensorSpec
 
 #: A block ends after this long; a single node is never interrupted.
 BLOCK_SECONDS = 0.01
 
+_CHUNK = 1024  # nodes whose ids are Python's numbers at the same time
 
-def forward(xp: Namespace, plan: Plan, values: list[Array]) -> Iterator[int]:
+
+def forward(
+    xp: Namespace, plan: Plan, values: list[Array], releases: Releases | None = None
+) -> Iterator[int]:
     """Appends the values of all nodes to those of the leaves (with None for id 0).
 
-    Yields, after each block and at the end, the first id that is not computed yet. Raises Invalid
-    (INDEX_OUT_OF_RANGE) where a gate finds an index outside its axis.
+    Values that are released become None once nothing needs them. Yields, after each block and at
+    the end, the first id that is not computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
+    gate finds an index outside its axis.
     """
     uses = _uses(plan)
-    node_inputs, starts = plan.graph.node_inputs.tolist(), plan.graph.input_starts.tolist()
+    drops = _drops(plan.graph.node_count, releases)
     block_ends = monotonic() + BLOCK_SECONDS
-    for node, row in enumerate(plan.graph.node_rows.tolist()):
+    for node, row, _, ids in _nodes(plan.graph):
         use = uses[row]
-        ids = node_inputs[starts[node] : starts[node + 1]]
         try:
             out = _run(xp, plan, use, ids, _given(plan, use, ids, values))
         except Invalid as refusal:
@@ -40,6 +47,8 @@ def forward(xp: Namespace, plan: Plan, values: list[Array]) -> Iterator[int]:
             values.extend(out[: use.output_count])
         else:
             values.append(out)
+        for i in next(drops):
+            values[i] = None
         if monotonic() > block_ends:
             yield len(values)
             block_ends = monotonic() + BLOCK_SECONDS
@@ -52,29 +61,34 @@ def backward(
     values: list[Array],
     grads: list[Array | None],
     needed: Sequence[bool],
+    kept: Kept | None = None,
 ) -> Iterator[int]:
     """Chains gradients from the seeds in `grads` (by id, None for zero) back to the leaves.
 
-    Only the gradients of `needed` ids are computed. Yields, after each block and at the end, the
-    lowest id whose gradient is complete.
+    Only the gradients of `needed` ids are computed. Values and gradients of nodes that are not
+    `kept` become None once nothing needs them. Yields, after each block and at the end, the lowest
+    id whose gradient is complete.
     """
-    graph = plan.graph
     uses = _uses(plan)
-    node_inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
-    node_rows, first_ids = graph.node_rows.tolist(), graph.first_ids.tolist()
+    own: set[int] = set()  # ids whose gradient lies in a buffer that nothing else shows
+    keeps_value, keeps_grad = (b"", b"") if kept is None else _flags(kept)
     block_ends = monotonic() + BLOCK_SECONDS
     # consumers first, so every gradient is complete when its node is reached
-    for node in range(graph.node_count - 1, -1, -1):
-        use = uses[node_rows[node]]
-        first = first_ids[node]
-        ids = node_inputs[starts[node] : starts[node + 1]]
-        if any(grads[first + slot] is not None for slot in range(use.output_count)) and any(
-            needed[i] for i in ids
-        ):
+    for _, row, first, ids in _nodes_reversed(plan.graph):
+        use = uses[row]
+        outs = range(first, first + use.output_count)
+        if any(grads[i] is not None for i in outs) and any(needed[i] for i in ids):
             given = _given(plan, use, ids, values)
-            for i, to_input in _pull(xp, plan, use, first, ids, given, values, grads, needed):
-                before = grads[i]
-                grads[i] = to_input if before is None else before + to_input
+            pulled = _pull(xp, plan, use, outs, ids, given, values, grads, needed)
+            for i, to_input, is_new in pulled:
+                _add(grads, own, i, to_input, is_new)
+            del given, pulled
+        if kept is not None:
+            for i in outs:
+                if not keeps_value[i]:
+                    values[i] = None
+                if not keeps_grad[i]:
+                    grads[i] = None
         if monotonic() > block_ends:
             yield first
             block_ends = monotonic() + BLOCK_SECONDS
@@ -95,14 +109,25 @@ def sum_to_shape(xp: Namespace, grad: Array, shape: Shape) -> Array:
     return xp.reshape(summed, shape)
 
 
+class _Layout(NamedTuple):
+    """How a gate is called on inputs some of which have a leading batch axis."""
+
+    marks: tuple[int, ...]  # which have it
+    aligned: tuple[Shape, ...] | None  # of the inputs, a row; None means one row at a time
+    given: tuple[Shape, ...]  # of the inputs, as the gate takes them
+    out: tuple[Shape, ...]  # of the outputs, as the plan has them
+    pulled: tuple[Shape, ...]  # of the outputs, as the gate has them
+
+
 class _Use(NamedTuple):
     """A row of the gates table, ready to be called."""
 
     gate: Gate
     attributes: dict[str, Any]
-    known: tuple[int, ...]  # input slots that get their elements from the plan
+    known: tuple[int, ...]  # input slots that get their elements from the plan, as a tuple
     output_count: int
     several: bool
+    layouts: dict[tuple[int, ...], _Layout]  # by the inputs' specs and which are batched
 
 
 def _uses(plan: Plan) -> list[_Use]:
@@ -113,13 +138,55 @@ def _uses(plan: Plan) -> list[_Use]:
             tuple(
                 slot
                 for slot, declared in enumerate(row.gate.declared_inputs(row.input_count))
-                if declared.known
+                if declared.flat
             ),
             row.output_count,
             row.gate.outputs != (1, 1),
+            {},
         )
         for row in plan.graph.rows
     ]
+
+
+def _nodes(graph: Graph) -> Iterator[tuple[int, int, int, list[int]]]:
+    """Number, gate row, first output and inputs of each node."""
+    for start in range(0, graph.node_count, _CHUNK):
+        yield from _chunk(graph, start)
+
+
+def _nodes_reversed(graph: Graph) -> Iterator[tuple[int, int, int, list[int]]]:
+    for start in reversed(range(0, graph.node_count, _CHUNK)):
+        yield from reversed(_chunk(graph, start))
+
+
+def _chunk(graph: Graph, start: int) -> list[tuple[int, int, int, list[int]]]:
+    stop = min(start + _CHUNK, graph.node_count)
+    offset = int(graph.input_starts[start])
+    ends = (graph.input_starts[start : stop + 1] - offset).tolist()
+    inputs = graph.node_inputs[offset : offset + ends[-1]].tolist()
+    rows, firsts = graph.node_rows[start:stop].tolist(), graph.first_ids[start:stop].tolist()
+    return [
+        (start + each, rows[each], firsts[each], inputs[ends[each] : ends[each + 1]])
+        for each in range(stop - start)
+    ]
+
+
+def _drops(node_count: int, releases: Releases | None) -> Iterator[Sequence[int]]:
+    """What is released after each node."""
+    if releases is None:
+        for _ in range(node_count):
+            yield ()
+        return
+    for start in range(0, node_count, _CHUNK):
+        ends = releases.starts[start : start + _CHUNK + 1].tolist()
+        ids = releases.ids[ends[0] : ends[-1]].tolist()
+        for low, high in pairwise(ends):
+            yield ids[low - ends[0] : high - ends[0]]
+
+
+def _flags(kept: Kept) -> tuple[bytes, bytes]:
+    """Which values and gradients are kept, by id, quick to look up."""
+    return kept.values.tobytes(), kept.gradients.tobytes()
 
 
 def _given(plan: Plan, use: _Use, ids: list[int], values: list[Array]) -> list[Any]:
@@ -130,140 +197,181 @@ def _given(plan: Plan, use: _Use, ids: list[int], values: list[Array]) -> list[A
     return given
 
 
-def _run(xp: Namespace, plan: Plan, use: _Use, ids: list[int], given: list[Any]) -> Any:
-    if not any(map(plan.is_batched, ids)):
-        return use.gate.forward(xp, *given, **use.attributes)
+def _layout(plan: Plan, use: _Use, ids: list[int]) -> _Layout | None:
+    """How the gate is called; None where no input is batched."""
+    if not plan.batch_size:
+        return None
+    marks = [plan.batched_flags[i] for i in ids]
+    if not any(marks):
+        return None
+    key = (*marks, *plan.spec_ids[ids].tolist())
+    if key not in use.layouts:
+        use.layouts[key] = _lay_out(plan, use, ids, tuple(marks))
+    return use.layouts[key]
+
+
+def _lay_out(plan: Plan, use: _Use, ids: list[int], marks: tuple[int, ...]) -> _Layout:
     specs = [plan.spec(i) if i else None for i in ids]
-    marks = list(map(plan.is_batched, ids))
     aligned = use.gate.aligned_shapes(*specs, **use.attributes)
     if aligned is None:
+        return _Layout(marks, None, (), (), ())
+    rows = (plan.batch_size,)
+    given = tuple(
+        (*rows, *shape) if mark else shape for mark, shape in zip(marks, aligned, strict=True)
+    )
+    lying = [
+        None if spec is None else TensorSpec(shape, spec.dtype, spec.value)
+        for spec, shape in zip(specs, aligned, strict=True)
+    ]
+    out, pulled = (
+        found if isinstance(found, tuple) else (found,)
+        for found in (
+            use.gate.infer(*specs, **use.attributes),
+            use.gate.infer(*lying, **use.attributes),
+        )
+    )
+    return _Layout(
+        marks,
+        aligned,
+        given,
+        tuple((*rows, *spec.shape) for spec in out),
+        tuple((*rows, *spec.shape) for spec in pulled),
+    )
+
+
+def _run(xp: Namespace, plan: Plan, use: _Use, ids: list[int], given: list[Any]) -> Any:
+    layout = _layout(plan, use, ids)
+    if layout is None:
+        return use.gate.forward(xp, *given, **use.attributes)
+    if layout.aligned is None:
         rows = [
-            use.gate.forward(xp, *_row(given, marks, row), **use.attributes)
+            use.gate.forward(xp, *_row(given, layout.marks, row), **use.attributes)
             for row in range(plan.batch_size)
         ]
         if use.several:
             return tuple(_stack(xp, outs) for outs in zip(*rows, strict=True))
         return _stack(xp, rows)
-    out = use.gate.forward(xp, *_align(xp, plan, given, marks, aligned), **use.attributes)
-    inferred = use.gate.infer(*specs, **use.attributes)
+    out = use.gate.forward(xp, *_align(xp, given, layout), **use.attributes)
     if use.several:
-        return tuple(
-            xp.reshape(each, (plan.batch_size, *spec.shape))
-            for each, spec in zip(out, inferred, strict=True)  # type: ignore[arg-type]
-        )
-    assert isinstance(inferred, TensorSpec)
-    return xp.reshape(out, (plan.batch_size, *inferred.shape))
+        return tuple(_shaped(xp, each, shape) for each, shape in zip(out, layout.out, strict=True))
+    return _shaped(xp, out, layout.out[0])
+
+
+#: Id of an input, what a node adds to its gradient, and whether no other array shows that.
+_Pulled = tuple[int, Array, bool]
 
 
 def _pull(
     xp: Namespace,
     plan: Plan,
     use: _Use,
-    first: int,
+    outs: range,
     ids: list[int],
     given: list[Any],
     values: list[Array],
     grads: list[Array | None],
     needed: Sequence[bool],
-) -> Iterator[tuple[int, Array]]:
-    """Ids of the node's inputs with what the node adds to their gradients."""
-    own = range(first, first + use.output_count)
-    out: Any = tuple(values[i] for i in own)
-    grad: Any = tuple(grads[i] for i in own)
-    if any(map(plan.is_batched, ids)):
-        yield from _pull_batch(xp, plan, use, ids, given, out, grad, needed)
-        return
+) -> list[_Pulled]:
+    """What a node adds to the gradients of its inputs."""
+    out: Any = tuple(values[i] for i in outs)
+    grad: Any = tuple(grads[i] for i in outs)
+    layout = _layout(plan, use, ids)
+    if layout is not None and layout.aligned is None:
+        return _pull_rows(xp, plan, use, layout, ids, given, out, grad, needed)
+    if layout is not None:
+        given = _align(xp, given, layout)
+        out = tuple(map(_shaped, (xp,) * len(out), out, layout.pulled))
+        grad = tuple(
+            None if each is None else _shaped(xp, each, shape)
+            for each, shape in zip(grad, layout.pulled, strict=False)
+        )
+    shown = (*grad, *out, *given)
     if not use.several:
         (out,), (grad,) = out, grad
-    entries = use.gate.vjp(xp, grad, out, *given, **use.attributes)
-    for i, entry in zip(ids, entries, strict=True):
-        if needed[i] and entry is not None:
-            to_input = entry() if callable(entry) else entry
-            yield i, sum_to_shape(xp, to_input, plan.spec(i).shape)
-
-
-def _pull_batch(
-    xp: Namespace,
-    plan: Plan,
-    use: _Use,
-    ids: list[int],
-    given: list[Any],
-    outs: tuple[Array, ...],
-    out_grads: tuple[Array | None, ...],
-    needed: Sequence[bool],
-) -> Iterator[tuple[int, Array]]:
-    specs = [plan.spec(i) if i else None for i in ids]
-    marks = list(map(plan.is_batched, ids))
-    aligned = use.gate.aligned_shapes(*specs, **use.attributes)
-    if aligned is None:
-        yield from _pull_rows(xp, plan, use, ids, given, outs, out_grads, needed)
-        return
-    given = _align(xp, plan, given, marks, aligned)
-    inferred = use.gate.infer(
-        *(
-            None if spec is None else TensorSpec(shape, spec.dtype, spec.value)
-            for spec, shape in zip(specs, aligned, strict=True)
-        ),
-        **use.attributes,
-    )
-    out_specs = inferred if isinstance(inferred, tuple) else (inferred,)
-    shapes = [(plan.batch_size, *spec.shape) for spec in out_specs]
-    out: Any = tuple(map(xp.reshape, outs, shapes))
-    grad: Any = tuple(
-        None if each is None else xp.reshape(each, shape)
-        for each, shape in zip(out_grads, shapes, strict=False)
-    )
-    if not use.several:
-        (out,), (grad,) = out, grad
-    entries = use.gate.vjp(xp, grad, out, *given, **use.attributes)
-    for slot, (i, entry) in enumerate(zip(ids, entries, strict=True)):
-        if needed[i] and entry is not None:
-            to_input = entry() if callable(entry) else entry
-            rows = (plan.batch_size,) if marks[slot] else ()
-            summed = sum_to_shape(xp, to_input, (*rows, *aligned[slot]))
-            yield i, xp.reshape(summed, (*rows, *plan.spec(i).shape))
+    entries = [
+        (i, entry() if callable(entry) else entry, each)
+        for i, entry, each in zip(
+            ids, use.gate.vjp(xp, grad, out, *given, **use.attributes), given, strict=True
+        )
+        if needed[i] and entry is not None
+    ]
+    found = []
+    for i, entry, each in entries:
+        to_input = sum_to_shape(xp, entry, each.shape)
+        if layout is not None:
+            to_input = _shaped(xp, to_input, values[i].shape)
+        found.append((i, to_input))
+    arrays = [to_input for _, to_input in found]
+    return [(i, to_input, _is_new(to_input, arrays, shown)) for i, to_input in found]
 
 
 def _pull_rows(
     xp: Namespace,
     plan: Plan,
     use: _Use,
+    layout: _Layout,
     ids: list[int],
     given: list[Any],
     outs: tuple[Array, ...],
     out_grads: tuple[Array | None, ...],
     needed: Sequence[bool],
-) -> Iterator[tuple[int, Array]]:
-    marks = list(map(plan.is_batched, ids))
+) -> list[_Pulled]:
     found: list[list[Array]] = [[] for _ in ids]
     for row in range(plan.batch_size):
         out: Any = tuple(each[row] for each in outs)
         grad: Any = tuple(None if each is None else each[row] for each in out_grads)
         if not use.several:
             (out,), (grad,) = out, grad
-        entries = use.gate.vjp(xp, grad, out, *_row(given, marks, row), **use.attributes)
+        entries = use.gate.vjp(xp, grad, out, *_row(given, layout.marks, row), **use.attributes)
         for slot, (i, entry) in enumerate(zip(ids, entries, strict=True)):
             if needed[i] and entry is not None:
                 to_input = entry() if callable(entry) else entry
                 found[slot].append(sum_to_shape(xp, to_input, plan.spec(i).shape))
-    for slot, i in enumerate(ids):
-        if found[slot]:
-            stacked = _stack(xp, found[slot])
-            yield i, stacked if marks[slot] else xp.sum(stacked, axis=(0,))
-
-
-def _align(
-    xp: Namespace, plan: Plan, given: list[Any], marks: list[bool], aligned: tuple[Shape, ...]
-) -> list[Any]:
+    stacks = [(slot, _stack(xp, rows)) for slot, rows in enumerate(found) if rows]
     return [
-        each
-        if each is None or isinstance(each, tuple)
-        else xp.reshape(each, (plan.batch_size, *shape) if batched else shape)
-        for each, batched, shape in zip(given, marks, aligned, strict=True)
+        (ids[slot], stack if layout.marks[slot] else xp.sum(stack, axis=(0,)), True)
+        for slot, stack in stacks
     ]
 
 
-def _row(given: list[Any], marks: list[bool], row: int) -> list[Any]:
+def _is_new(to_input: Array, pulled: Sequence[Array], shown: Sequence[Any]) -> bool:
+    """Whether the array is the engine's to write to: nothing else shows its memory."""
+    if not to_input.shape or getattr(to_input, "base", to_input) is not None:
+        return False
+    others = sum(each is to_input or getattr(each, "base", None) is to_input for each in pulled)
+    return others == 1 and not any(each is to_input for each in shown)
+
+
+def _add(grads: list[Array | None], own: set[int], i: int, to_input: Array, is_new: bool) -> None:
+    """Adds to a gradient, in place where a buffer is the engine's own."""
+    before = grads[i]
+    if before is None:
+        grads[i] = to_input
+    elif i in own:
+        before += to_input
+        return
+    elif is_new:
+        to_input += before
+        grads[i] = to_input
+    else:
+        grads[i] = before + to_input
+        is_new = bool(to_input.shape)
+    if is_new:
+        own.add(i)
+
+
+def _align(xp: Namespace, given: list[Any], layout: _Layout) -> list[Any]:
+    return [
+        each if each is None or isinstance(each, tuple) else _shaped(xp, each, shape)
+        for each, shape in zip(given, layout.given, strict=True)
+    ]
+
+
+def _shaped(xp: Namespace, x: Array, shape: Shape) -> Array:
+    return x if x.shape == shape else xp.reshape(x, shape)
+
+
+def _row(given: list[Any], marks: tuple[int, ...], row: int) -> list[Any]:
     return [each[row] if batched else each for each, batched in zip(given, marks, strict=True)]
 
 

@@ -22,13 +22,13 @@ from gradwire_server.errors import Invalid, Stopped, nearest
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids, Leaf, Output, axes_text, fits
 from gradwire_server.limits import Limits
+from gradwire_server.memory import Kept, Lifetimes, require_peak
 from gradwire_server.plan import (
     Plan,
     bind_symbols,
     known_value,
     make_plan,
     reached,
-    require_memory,
     static_leaves,
 )
 from gradwire_server.specs import FLOATS, Shape, TensorSpec
@@ -69,6 +69,7 @@ class Evaluation:
     with_respect_to: tuple[str, ...] = ()
     values: Selection = Selection()
     gradients: Selection = Selection()
+    keeps_values: bool = False  # for further backward passes
 
     def __post_init__(self) -> None:
         if self.forward_only and (self.seeds or self.with_respect_to or self.gradients):
@@ -97,6 +98,7 @@ class Choice:
     gradient_ids: Ids
     values_as_summary: bool
     gradients_as_summary: bool
+    lifetimes: Lifetimes
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
                     f"{leaf.place}: shapes depend on its elements, so it cannot be batched",
                     leaf=leaf.name,
                 )
-            value = known_value(leaf.dtype, binding.array)
+            value = known_value(binding.array)
         found.append((binding, TensorSpec(shape, leaf.dtype, value)))
     return Point(
         tuple(binding.array for binding, _ in found),
@@ -169,13 +171,6 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
         tuple(binding.batched for binding, _ in found),
         batch_size,
     )
-
-
-def plan_at(graph: Graph, point: Point, evaluation: Evaluation, limits: Limits) -> Plan:
-    """The plan for the shapes of a point (any refusal of a gate; LIMIT_EXCEEDED)."""
-    plan = make_plan(graph, point.specs, point.batched, point.batch_size)
-    require_memory(plan, not evaluation.forward_only, limits)
-    return plan
 
 
 def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
@@ -198,13 +193,21 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
 
 def choose(plan: Plan, evaluation: Evaluation) -> Choice:
     """What is to be returned (LEAF_UNKNOWN, VALUE_UNKNOWN, NOT_DIFFERENTIABLE)."""
-    graph = plan.graph
+    leaves = leaves_to_differentiate(plan.graph, evaluation.with_respect_to)
+    value_ids = _chosen(plan.graph, evaluation.values)
+    gradient_ids = _differentiable(plan, evaluation.gradients)
+    kept = Kept(
+        _kept_values(plan.graph, evaluation, value_ids),
+        _kept_gradients(plan.graph, leaves, gradient_ids),
+        None if evaluation.forward_only else _needed(plan, leaves, gradient_ids),
+    )
     return Choice(
-        leaves_to_differentiate(graph, evaluation.with_respect_to),
-        _chosen(plan.graph, evaluation.values),
-        _differentiable(plan, evaluation.gradients),
+        leaves,
+        value_ids,
+        gradient_ids,
         evaluation.values.summary,
         evaluation.gradients.summary,
+        Lifetimes(plan, kept),
     )
 
 
@@ -218,12 +221,13 @@ class Job:
     choice: Choice
     forward_only: bool
 
-    def serves(self, point: Point, evaluation: Evaluation) -> bool:
-        """Whether the plan is right, and was found to fit in memory, at another point too."""
-        return (
-            (point.specs, point.batched, point.batch_size)
-            == (self.point.specs, self.point.batched, self.point.batch_size)
-        ) and (evaluation.forward_only or not self.forward_only)
+    def serves(self, point: Point) -> bool:
+        """Whether the plan is right at another point too."""
+        return (point.specs, point.batched, point.batch_size) == (
+            self.point.specs,
+            self.point.batched,
+            self.point.batch_size,
+        )
 
 
 def require_known(graph: Graph, evaluation: Evaluation) -> None:
@@ -238,12 +242,14 @@ def require_known(graph: Graph, evaluation: Evaluation) -> None:
 def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None) -> Job:
     """Everything that can be refused, is refused here. A job for the same specs lends its plan."""
     point = bind(graph, evaluation.bindings, evaluation.batch_size)
-    if before is not None and before.serves(point, evaluation):
+    if before is not None and before.serves(point):
         plan = before.plan
     else:
-        plan = plan_at(graph, point, evaluation, limits)
+        plan = make_plan(graph, point.specs, point.batched, point.batch_size)
+    choice = choose(plan, evaluation)
+    require_peak(choice.lifetimes, limits)
     seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
-    return Job(plan, point, seeds, choose(plan, evaluation), evaluation.forward_only)
+    return Job(plan, point, seeds, choice, evaluation.forward_only)
 
 
 #: Outputs, leaf gradients, chosen values, chosen gradients.
@@ -307,8 +313,10 @@ def leaf_values(plan: Plan, point: Point) -> list[Array]:
 
 def run_forward(plan: Plan, choice: Choice, values: list[Array]) -> Iterator[Iterator[Slab]]:
     """Computes all values into `values`; after each block yields those chosen, ids ascending."""
+    lifetimes = choice.lifetimes
+    releases = None if lifetimes.is_small else lifetimes.releases
     start = 1
-    for stop in array.forward(arrays, plan, values):
+    for stop in array.forward(arrays, plan, values, releases):
         low, high = np.searchsorted(choice.value_ids, (start, stop))
         yield _slabs(plan, choice.value_ids[low:high], values, choice.values_as_summary)
         start = stop
@@ -318,9 +326,12 @@ def run_backward(
     plan: Plan, choice: Choice, values: list[Array], grads: list[Array | None]
 ) -> Iterator[Iterator[Slab]]:
     """Computes the gradients into `grads`; after each block yields those chosen, last ids first."""
-    needed = _needed(plan, choice)
+    lifetimes = choice.lifetimes
+    assert lifetimes.kept.needed is not None, "a job that is not forward_only"
+    needed: list[bool] = lifetimes.kept.needed.tolist()
+    kept = None if lifetimes.is_small else lifetimes.kept
     stop = len(values)
-    for start in array.backward(arrays, plan, values, grads, needed):
+    for start in array.backward(arrays, plan, values, grads, needed, kept):
         low, high = np.searchsorted(choice.gradient_ids, (start, stop))
         ids = choice.gradient_ids[low:high]
         yield reversed([*_slabs(plan, ids, grads, choice.gradients_as_summary)])
@@ -529,18 +540,37 @@ def _not_constant(graph: Graph) -> npt.NDArray[np.bool_]:
     return marks
 
 
-def _needed(plan: Plan, choice: Choice) -> list[bool]:
+def _needed(plan: Plan, leaves: tuple[int, ...], gradient_ids: Ids) -> npt.NDArray[np.bool_]:
     """By id: whether the gradient leads to anything that is returned."""
     graph = plan.graph
     possible = plan.floating & _not_constant(graph)
     everything = leaves_to_differentiate(graph, ())
-    if choice.leaves != everything and len(choice.gradient_ids) < np.count_nonzero(possible):
+    if leaves != everything and len(gradient_ids) < np.count_nonzero(possible):
         wanted = np.zeros(graph.value_count + 1, bool)
-        wanted[choice.gradient_ids] = True
-        leaves = [position in choice.leaves for position in range(len(graph.leaves))]
-        possible &= reached(graph, leaves, wanted)
-    flags: list[bool] = possible.tolist()
-    return flags
+        wanted[gradient_ids] = True
+        marks = [position in leaves for position in range(len(graph.leaves))]
+        possible &= reached(graph, marks, wanted)
+    return possible
+
+
+def _kept_values(graph: Graph, evaluation: Evaluation, value_ids: Ids) -> npt.NDArray[np.bool_]:
+    """By id: whether the value must outlive its last use."""
+    kept = np.full(graph.value_count + 1, evaluation.keeps_values)
+    kept[value_ids] = True
+    for output in graph.outputs:
+        kept[output.value_ids] = True
+    return kept
+
+
+def _kept_gradients(
+    graph: Graph, leaves: tuple[int, ...], gradient_ids: Ids
+) -> npt.NDArray[np.bool_]:
+    """By id: whether the gradient must outlive its last use."""
+    kept = np.zeros(graph.value_count + 1, bool)
+    kept[gradient_ids] = True
+    for position in leaves:
+        kept[graph.leaf_first_ids[position] : graph.leaf_first_ids[position + 1]] = True
+    return kept
 
 
 def _slabs(plan: Plan, ids: Ids, found: list[Array], as_summary: bool) -> Iterator[Slab]:

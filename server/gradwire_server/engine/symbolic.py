@@ -17,13 +17,15 @@ import numpy as np
 from gradwire_server import arrays
 from gradwire_server.engine.array import sum_to_shape
 from gradwire_server.engine.evaluation import leaves_to_differentiate
-from gradwire_server.errors import Invalid, OverLimit
+from gradwire_server.errors import Invalid, OverLimit, Stopped
+from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limits
 from gradwire_server.plan import bind_symbols, known_value, make_plan, reached, static_leaves
 from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
+_BLOCK = 256  # nodes between two looks whether anybody still waits
 
 
 class Handle:
@@ -182,7 +184,7 @@ class Recorder:
         """A stored tensor; equal ones are stored once."""
         key = (tensor.dtype, tensor.shape, tensor.data)
         if key not in self.constants:
-            value = known_value(tensor.dtype, arrays.constant(tensor))
+            value = known_value(arrays.constant(tensor))
             spec = TensorSpec(tensor.shape, tensor.dtype, value)
             name = ("constant", len(self.constants))
             self.constants[key] = Handle(self, name, spec), tensor
@@ -302,6 +304,20 @@ class Recorder:
         )
         return found
 
+    def gather_nd(self, x: Handle, indices: Handle, batch_axes: int) -> Handle:
+        found: Handle = self.apply("GatherND", x, indices, batch_dims=batch_axes)
+        return found
+
+    def scatter_nd(
+        self, x: Handle, indices: Handle, updates: Handle, reduction: str = "none"
+    ) -> Handle:
+        found: Handle = self.apply("ScatterND", x, indices, updates, reduction=reduction)
+        return found
+
+    def triangle(self, x: Handle, k: int, upper: bool) -> Handle:
+        found: Handle = self.apply("Trilu", x, self.number(k, "int64"), upper=int(upper))
+        return found
+
     def cumulative_sum(
         self, x: Handle, axis: int, exclusive: bool = False, reverse: bool = False
     ) -> Handle:
@@ -315,15 +331,114 @@ class Recorder:
         found: Handle = self.apply("Einsum", *operands, equation=equation)
         return found
 
+    def convolve(self, x: Handle, w: Handle, windows: Windows, group: int = 1) -> Handle:
+        pads = (*windows.before, *_behind(windows, x.shape[2:]))
+        found = self.apply("Conv", x, w, group=group, pads=pads, **_steps(windows))
+        return self._cut(found, windows.counts)
+
+    def convolve_transposed(
+        self, x: Handle, w: Handle, windows: Windows, sizes: Shape, group: int = 1
+    ) -> Handle:
+        room = tuple(
+            reach - before - size
+            for reach, before, size in zip(windows.reach, windows.before, sizes, strict=True)
+        )
+        # ONNX allows fewer than a step of output padding
+        extra = tuple(
+            min(max(0, -each), max(stride, dilation) - 1)
+            for each, stride, dilation in zip(room, windows.strides, windows.dilations, strict=True)
+        )
+        pads = (*windows.before, *(max(0, each) for each in room))
+        found: Handle = self.apply(
+            "ConvTranspose", x, w, group=group, pads=pads, output_padding=extra, **_steps(windows)
+        )
+        missing = tuple(max(0, -each) - padded for each, padded in zip(room, extra, strict=True))
+        if any(missing):
+            found = self.pad(found, (0,) * len(found.shape), (0, 0, *missing))
+        return found
+
+    def convolve_weights(self, x: Handle, grad: Handle, windows: Windows, group: int = 1) -> Handle:
+        """A convolution of x by grad, with images for channels, and strides for dilations."""
+        images, channels, *sizes = x.shape
+        others = range(2, len(x.shape))
+        grouped = self.reshape(x, (images, group, channels // group, *sizes))
+        by_channel = self.permute_dims(grouped, (2, 1, 0, *(axis + 1 for axis in others)))
+        mixed = self.reshape(by_channel, (channels // group, group * images, *sizes))
+        by_feature = self.permute_dims(grad, (1, 0, *others))
+        turned = replace(
+            windows,
+            kernel=windows.counts,
+            counts=windows.kernel,
+            strides=windows.dilations,
+            dilations=windows.strides,
+        )
+        found = self.convolve(mixed, by_feature, turned, group)
+        return self.permute_dims(found, (1, 0, *others))
+
+    def sum_windows(self, x: Handle, windows: Windows) -> Handle:
+        """A convolution of each channel by ones."""
+        channels = self.reshape(x, (prod(x.shape[:2]), 1, *x.shape[2:]))
+        ones = self.full((1, 1, *windows.kernel), 1, x.dtype)
+        found = self.convolve(channels, ones, windows)
+        return self.reshape(found, (*x.shape[:2], *windows.counts))
+
+    def spread_windows(self, grad: Handle, windows: Windows, sizes: Shape) -> Handle:
+        channels = self.reshape(grad, (prod(grad.shape[:2]), 1, *grad.shape[2:]))
+        ones = self.full((1, 1, *windows.kernel), 1, grad.dtype)
+        found = self.convolve_transposed(channels, ones, windows, sizes)
+        return self.reshape(found, (*grad.shape[:2], *sizes))
+
+    def max_windows(self, x: Handle, windows: Windows) -> tuple[Handle, Handle]:
+        pads = (*windows.before, *_behind(windows, x.shape[2:]))
+        largest, indices = self.apply("MaxPool", x, outputs=2, pads=pads, **_steps(windows))
+        return largest, self.remainder(indices, prod(x.shape[2:]))
+
+    def argmax(self, x: Handle, axis: int, keepdims: bool = False) -> Handle:
+        found: Handle = self.apply("ArgMax", x, axis=axis, keepdims=int(keepdims))
+        return found
+
+    def _cut(self, x: Handle, sizes: Shape) -> Handle:
+        """The first elements along the spatial axes."""
+        if x.shape[2:] == sizes:
+            return x
+        rank = len(x.shape)
+        return self.slice(x, (0,) * rank, (*x.shape[:2], *sizes), (1,) * rank)
+
+
+def _behind(windows: Windows, sizes: Shape) -> Shape:
+    """Padding that the last windows reach into."""
+    return tuple(
+        max(0, reach - before - size)
+        for reach, before, size in zip(windows.reach, windows.before, sizes, strict=True)
+    )
+
+
+def _steps(windows: Windows) -> dict[str, Any]:
+    return {
+        "kernel_shape": windows.kernel,
+        "strides": windows.strides,
+        "dilations": windows.dilations,
+    }
+
+
+def never() -> bool:
+    """Nobody stops what was begun."""
+    return False
+
 
 def gradient_graph(
-    graph: Graph, names: Sequence[str], sizes: Mapping[str, int], limits: Limits
+    graph: Graph,
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    limits: Limits,
+    stopped: Callable[[], bool] = never,
 ) -> Graph:
     """The backward pass of a graph: its leaves, and a seed for each floating output; its outputs,
     and a gradient for each leaf differentiated.
 
     New names begin with "grad/", or "grad2/", "grad3/"...: the first that no name has yet. Raises
-    LEAF_UNKNOWN, NOT_DIFFERENTIABLE, SYMBOL_UNBOUND, and any refusal of a gate.
+    LEAF_UNKNOWN, NOT_DIFFERENTIABLE, SYMBOL_UNBOUND, and any refusal of a gate; Stopped, within a
+    block of nodes, where nobody waits any more.
     """
     differentiated = leaves_to_differentiate(graph, names)
     plan = make_plan(graph, _leaf_specs(graph, sizes))
@@ -335,12 +450,13 @@ def gradient_graph(
             Handle(recorder, ("leaf", position, element), plan.spec(first + element))
             for element in range(leaf.id_count)
         )
-    _record_forward(recorder, graph, values)
+    _record_forward(recorder, graph, values, stopped)
     prefix = _fresh_prefix(graph)
     seeds = _seed_leaves(graph, plan.spec, prefix)
     grads = _seed_grads(recorder, seeds, len(values))
     marks = [position in differentiated for position in range(len(graph.leaves))]
-    _record_backward(recorder, graph, values, grads, _needed(graph, plan.floating, marks))
+    needed = _needed(graph, plan.floating, marks)
+    _record_backward(recorder, graph, values, grads, needed, stopped)
     outputs = [
         (
             f"{prefix}/{graph.leaves[position].name}",
@@ -370,16 +486,18 @@ def _leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
                 )
         shape = tuple(axis if isinstance(axis, int) else symbols[axis][0] for axis in leaf.axes)
         known = leaf.value is not None and position in static
-        value = (
-            known_value(leaf.dtype, arrays.constant(leaf.value)) if known and leaf.value else None
-        )
+        value = known_value(arrays.constant(leaf.value)) if known and leaf.value else None
         specs.append(TensorSpec(shape, leaf.dtype, value))
     return specs
 
 
-def _record_forward(recorder: Recorder, graph: Graph, values: list[Handle | None]) -> None:
+def _record_forward(
+    recorder: Recorder, graph: Graph, values: list[Handle | None], stopped: Callable[[], bool]
+) -> None:
     inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
     for node, number in enumerate(graph.node_rows.tolist()):
+        if node % _BLOCK == 0 and stopped():
+            raise Stopped
         row = graph.rows[number]
         given = [values[i] for i in inputs[starts[node] : starts[node + 1]]]
         try:
@@ -395,11 +513,14 @@ def _record_backward(
     values: list[Any],
     grads: list[Any],
     needed: Sequence[bool],
+    stopped: Callable[[], bool],
 ) -> None:
     inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
     first_ids = graph.first_ids.tolist()
     # consumers first, so every gradient is complete when its node is reached
     for node in range(graph.node_count - 1, -1, -1):
+        if node % _BLOCK == 0 and stopped():
+            raise Stopped
         row = graph.rows[int(graph.node_rows[node])]
         ids = inputs[starts[node] : starts[node + 1]]
         own = slice(first_ids[node], first_ids[node + 1])
@@ -411,7 +532,7 @@ def _record_backward(
             (out,), (grad,) = out, grad
         declared = row.gate.declared_inputs(len(ids))
         given = [
-            values[i].spec.value if each.known and i else values[i]
+            values[i].spec.value if each.flat and i else values[i]
             for each, i in zip(declared, ids, strict=True)
         ]
         entries = row.gate.vjp(recorder, grad, out, *given, **row.gate.complete(row.attributes))

@@ -21,8 +21,23 @@ from gradwire_server.specs import NUMBERS, Shape, TensorSpec, broadcast_shapes
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """1 / (1 + exp(-x)) without overflow: tanh saturates."""
-    return 0.5 * (1.0 + xp.tanh(0.5 * x))
+    """1 / (1 + exp(-x)), to the last digit of small results too.
+
+    Where exp overflows, the quotient is 0, as it should; (1 + tanh(x / 2)) / 2 would lose the
+    digits of every small result.
+    """
+    return 1.0 / (1.0 + xp.exp(-x))
+
+
+def bounded(xp: Namespace, x: Array) -> Array:
+    """x cut off at -1000 and 1000, where exponentials have long been 0: 0 * inf never happens."""
+    low = not_below(xp, x)
+    return xp.where(xp.greater(low, 1000.0), 1000.0, low)
+
+
+def not_below(xp: Namespace, x: Array) -> Array:
+    """x cut off at -1000: minus infinity times 0 is not a number."""
+    return xp.where(xp.less(x, -1000.0), -1000.0, x)
 
 
 def softplus(xp: Namespace, x: Array) -> Array:
@@ -274,13 +289,15 @@ class Gelu(ElementwiseGate):
     )  # fmt: skip
 
     def forward(self, xp: Namespace, x: Array, approximate: str) -> Array:
+        low = not_below(xp, x)
         if approximate == "tanh":
-            return 0.5 * x * (1.0 + xp.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)))
-        return 0.5 * x * (1.0 + xp.erf(x * sqrt(0.5)))
+            return 0.5 * low * (1.0 + xp.tanh(sqrt(2 / pi) * (low + 0.044715 * low * low * low)))
+        return 0.5 * low * (1.0 + xp.erf(low * sqrt(0.5)))
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, approximate: str
     ) -> tuple[Array, ...]:
+        x = bounded(xp, x)
         if approximate == "tanh":
             bend = xp.tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x))
             slope = sqrt(2 / pi) * (1.0 + 3 * 0.044715 * x * x)
@@ -322,7 +339,7 @@ class Softsign(ElementwiseGate):
     examples = (Example(([1.0, -3.0],), [0.5, -0.75], gradients=([0.25, 0.0625],)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
-        return x / (1.0 + xp.abs(x))
+        return xp.where(xp.isinf(x), xp.sign(x), x / (1.0 + xp.abs(x)))
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
         scale = 1.0 + xp.abs(x)
@@ -377,7 +394,8 @@ class HardSwish(ElementwiseGate):
 
     def forward(self, xp: Namespace, x: Array) -> Array:
         line = x * (1 / 6) + 0.5
-        return x * xp.minimum(xp.maximum(line, xp.zeros_like(x)), xp.ones_like(x))
+        part = xp.minimum(xp.maximum(line, xp.zeros_like(x)), xp.ones_like(x))
+        return xp.where(xp.less_equal(x, -3.0), 0.0, x * part)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
         slope = xp.where(xp.greater_equal(x, 3.0), 1.0, x * (1 / 3) + 0.5)
@@ -396,9 +414,11 @@ class Mish(ElementwiseGate):
     examples = (Example((1.0,), 0.8650983882673103, gradients=(1.0490362200997922,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
-        return x * xp.tanh(softplus(xp, x))
+        low = not_below(xp, x)
+        return low * xp.tanh(softplus(xp, low))
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
+        x = bounded(xp, x)
         # log1p is no gate: the logarithm of a sum that is at least 1 serves as well here
         smooth = xp.maximum(x, xp.zeros_like(x)) + xp.log(1.0 + xp.exp(-xp.abs(x)))
         bend = xp.tanh(smooth)

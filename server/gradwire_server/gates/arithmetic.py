@@ -105,6 +105,7 @@ class Div(ElementwiseGate):
 
     Formula:   out = A / B
     Gradient:  d out/dA = 1 / B,  d out/dB = -out / B
+    Kinks:     Where B is 0 the gradient is not finite, and 0 where nothing depends on it.
     Shapes:    A and B broadcast.
     """
 
@@ -122,8 +123,9 @@ class Div(ElementwiseGate):
         return xp.truncated_divide(a, b)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, a: Array, b: Array) -> tuple[Array, ...]:
-        to_a = grad / b
-        return to_a, -to_a * out
+        unused = xp.logical_and(xp.equal(b, 0.0), xp.equal(grad, 0.0))
+        divisor = xp.where(unused, 1.0, b)
+        return grad / divisor, -guarded(xp, grad, out) / divisor
 
 
 class Pow(ElementwiseGate):
@@ -147,6 +149,7 @@ class Pow(ElementwiseGate):
         Example((0.0, 0.0), 1.0, gradients=(0.0, 0.0), at_kink=True),
         Example((0.0, 1.0), 0.0, gradients=(1.0, 0.0), at_kink=True),
         Example(([1, 2, 3], 2), [1, 4, 9]),
+        Example((3, [39, -1]), [4052555153018976267, 0]),
     )
     rejections = (
         Rejection((TensorSpec((2,)), TensorSpec((3,))), "shapes (2,) and (3,) do not broadcast"),
@@ -155,7 +158,11 @@ class Pow(ElementwiseGate):
     def forward(self, xp: Namespace, x: Array, y: Array) -> Array:
         if str(x.dtype) in FLOATS:
             return xp.pow(x, xp.astype(y, x.dtype))
-        return xp.astype(xp.pow(xp.astype(x, "float64"), xp.astype(y, "float64")), x.dtype)
+        inexact = xp.astype(xp.pow(xp.astype(x, "float64"), xp.astype(y, "float64")), x.dtype)
+        if str(y.dtype) in FLOATS:
+            return inexact
+        exponent = xp.astype(xp.maximum(y, xp.zeros_like(y)), x.dtype)
+        return xp.where(xp.less(y, 0), inexact, xp.pow(x, exponent))
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, y: Array) -> tuple[Array, ...]:
         has_gradient = str(y.dtype) in FLOATS
@@ -165,7 +172,8 @@ class Pow(ElementwiseGate):
 
         def to_y() -> Array:
             positive = xp.greater(x, 0.0)
-            return grad * xp.where(positive, out, 0.0) * xp.log(xp.where(positive, x, 1.0))
+            power = xp.where(positive, out, 0.0)
+            return guarded(xp, grad, power) * xp.log(xp.where(positive, x, 1.0))
 
         to_x = guarded(xp, grad, exponent * xp.pow(x, exponent - 1.0))
         return xp.where(constant, 0.0, to_x), to_y if has_gradient else None
@@ -221,18 +229,22 @@ class Reciprocal(ElementwiseGate):
 
     Formula:   out = 1 / X
     Gradient:  d out/dX = -out ** 2
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
 
     operator = "Reciprocal"
     inputs = (Input("X", domain=(0.5, 2.0)),)
-    examples = (Example((2.0,), 0.5, gradients=(-0.25,)),)
+    examples = (
+        Example((2.0,), 0.5, gradients=(-0.25,)),
+        Example((0.0,), float("inf"), gradients=(float("-inf"),), at_kink=True),
+    )
 
     def forward(self, xp: Namespace, x: Array) -> Array:
         return xp.divide(xp.ones_like(x), x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (-grad * out * out,)
+        return (guarded(xp, guarded(xp, -grad, out), out),)
 
 
 class Sqrt(ElementwiseGate):
@@ -310,7 +322,7 @@ class Mod(ElementwiseGate):
         self, xp: Namespace, grad: Array, out: Array, a: Array, b: Array, fmod: int
     ) -> tuple[Array, ...]:
         whole = xp.round((a - out) / b)
-        return grad, -grad * whole
+        return grad, guarded(xp, -grad, whole)
 
 
 class Floor(ElementwiseGate):

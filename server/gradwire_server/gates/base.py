@@ -32,7 +32,8 @@ class Input:
     """One declared input of a gate.
 
     Inputs of one `group` have one data type. A `known` input's elements are needed to plan: the
-    gate gets them as a flat tuple (None where the input is omitted) instead of an array.
+    gate gets them as a flat tuple (None where the input is omitted) instead of an array. With
+    `whole` it gets an array all the same, because it computes with its shape or data type.
     """
 
     name: str
@@ -41,8 +42,14 @@ class Input:
     optional: bool = False
     variadic: bool = False
     known: bool = False
+    whole: bool = False
     #: Where tests draw from; the gate is smooth inside, or its kinks have measure zero.
     domain: tuple[float, float] = (-2.0, 2.0)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the gate gets the elements as a tuple."""
+        return self.known and not self.whole
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,10 @@ class Gate:
     attributes: ClassVar[tuple[Attribute, ...]] = ()
     #: Fewest and most outputs; most = 0 means as many as `infer` yields, exactly.
     outputs: ClassVar[tuple[int, int]] = (1, 1)
+    #: Where clients, who infer nothing, find each output's data type (gradwire/signature.py says
+    #: how it is written). The last entry holds for further outputs; none means "input:0" or
+    #: whichever input is the first of group T.
+    output_dtypes: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[Example, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     rejections: ClassVar[tuple[Rejection, ...]] = ()
@@ -247,12 +258,14 @@ class ElementwiseGate(Gate):
 
 
 def guarded(xp: Namespace, grad: Array, derivative: Array) -> Array:
-    """grad * derivative, with zero where an infinite derivative meets a zero gradient.
+    """grad * derivative, with zero where a zero gradient meets a derivative that is not finite.
 
-    At the edge of a domain (the square root at 0) nothing that the output does not matter for
-    gets a NaN.
+    At the edge of a domain (the square root at 0), outside it, and where the output overflows,
+    nothing that the output does not matter for gets a NaN: where(x > 0, log(x), 0) has gradient 0
+    at 0. (A where over the product would be shorter, and wrong: its own derivative to grad is 0.)
     """
-    unused = xp.logical_and(xp.isinf(derivative), xp.equal(grad, 0.0))
+    not_finite = xp.logical_or(xp.isinf(derivative), xp.isnan(derivative))
+    unused = xp.logical_and(not_finite, xp.equal(grad, 0.0))
     return grad * xp.where(unused, 0.0, derivative)
 
 

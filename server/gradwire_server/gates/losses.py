@@ -242,7 +242,8 @@ class SoftmaxCrossEntropyLoss(Gate):
             mass = xp.sum(chosen, axis=(1,), keepdims=True)
             to_scores = row * (mass * xp.exp(log_prob) - chosen)
             if weight is not None:
-                picked = -log_prob
+                # a class that cannot be (score minus infinity) has no part in others' weights
+                picked = xp.where(xp.greater(unweighted, 0.0), -log_prob, 0.0)
                 if reduction == "mean":
                     losses = xp.sum(chosen * picked, axis=every)
                     picked = picked - losses / xp.sum(chosen, axis=every)

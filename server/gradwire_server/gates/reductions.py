@@ -527,27 +527,17 @@ class CumSum(Gate):
         return (x.shape, ()) if from_the_end else None
 
 
-class ArgMax(Gate):
-    """Index of the largest element along an axis.
+class Choice(Gate):
+    """The index of one element along an axis; `find` says which."""
 
-    Formula:   out = the first i where data[i] is largest; select_last_index takes the last
-    Gradient:  none: indices are integers
-    Shapes:    axis is lost, or of size 1 with keepdims.
-    """
-
-    operator = "ArgMax"
+    output_dtypes = ("int64",)
     inputs = (Input("data", NUMBERS),)
     attributes = (
         Attribute("axis", "int", 0, doc="Along which to look; negative counts from the end."),
         _KEEPDIMS,
         Attribute("select_last_index", "int", 0, choices=(0, 1),
-                  doc="1 takes the last of several largest elements, 0 the first."),
+                  doc="1 takes the last of several such elements, 0 the first."),
     )  # fmt: skip
-    examples = (
-        Example(([[1.0, 5.0], [4.0, 3.0]],), [[1, 0]]),
-        Example(([[2, 2, 1]],), [0], attributes={"axis": -1, "keepdims": 0}),
-        Example(([[2, 2, 1]],), [[1]], attributes={"axis": 1, "select_last_index": 1}),
-    )
     samples = (
         Sample((TensorSpec((2, 3, 4)),), {"axis": 1}),
         Sample((TensorSpec((2, 3, 4)),), {"axis": -1, "select_last_index": 1}),
@@ -560,6 +550,10 @@ class ArgMax(Gate):
                   message="axis 2 is outside a tensor of rank 2"),
         Rejection((TensorSpec((0, 3)),), message="axis 0 of float64[0, 3] has no elements"),
     )  # fmt: skip
+
+    def find(self, xp: Namespace, data: Array, axis: int, keepdims: bool) -> Array:
+        """The first index of the element looked for."""
+        raise NotImplementedError
 
     def infer(
         self, data: TensorSpec, *, axis: int, keepdims: int, select_last_index: int
@@ -574,7 +568,7 @@ class ArgMax(Gate):
     ) -> Array:
         along = normalize_axis(axis, len(data.shape))
         if not select_last_index:
-            first = xp.argmax(data, axis=along, keepdims=bool(keepdims))
+            first = self.find(xp, data, along, bool(keepdims))
             return xp.astype(first, "int64")
         last = data.shape[along] - 1
         turned = tuple(position == along for position in range(len(data.shape)))
@@ -584,7 +578,7 @@ class ArgMax(Gate):
             (None,) * len(turned),
             tuple(-1 if turn else 1 for turn in turned),
         )
-        from_end = xp.argmax(backwards, axis=along, keepdims=bool(keepdims))
+        from_end = self.find(xp, backwards, along, bool(keepdims))
         return xp.astype(last - from_end, "int64")
 
     def vjp(
@@ -596,6 +590,44 @@ class ArgMax(Gate):
         self, data: TensorSpec, **attributes: AttributeValue
     ) -> tuple[Shape, ...] | None:
         return (data.shape,) if attributes["axis"] < 0 else None
+
+
+class ArgMax(Choice):
+    """Index of the largest element along an axis.
+
+    Formula:   out = the first i where data[i] is largest; select_last_index takes the last
+    Gradient:  none: indices are integers
+    Shapes:    axis is lost, or of size 1 with keepdims.
+    """
+
+    operator = "ArgMax"
+    examples = (
+        Example(([[1.0, 5.0], [4.0, 3.0]],), [[1, 0]]),
+        Example(([[2, 2, 1]],), [0], attributes={"axis": -1, "keepdims": 0}),
+        Example(([[2, 2, 1]],), [[1]], attributes={"axis": 1, "select_last_index": 1}),
+    )
+
+    def find(self, xp: Namespace, data: Array, axis: int, keepdims: bool) -> Array:
+        return xp.argmax(data, axis=axis, keepdims=keepdims)
+
+
+class ArgMin(Choice):
+    """Index of the smallest element along an axis.
+
+    Formula:   out = the first i where data[i] is smallest; select_last_index takes the last
+    Gradient:  none: indices are integers
+    Shapes:    axis is lost, or of size 1 with keepdims.
+    """
+
+    operator = "ArgMin"
+    examples = (
+        Example(([[1.0, 5.0], [4.0, 3.0]],), [[0, 1]]),
+        Example(([[2, 2, 3]],), [0], attributes={"axis": -1, "keepdims": 0}),
+        Example(([[2, 2, 3]],), [[1]], attributes={"axis": 1, "select_last_index": 1}),
+    )
+
+    def find(self, xp: Namespace, data: Array, axis: int, keepdims: bool) -> Array:
+        return xp.argmin(data, axis=axis, keepdims=keepdims)
 
 
 def _reduced(axes: tuple[float, ...] | None, rank: int, noop_with_empty_axes: int) -> Axes:

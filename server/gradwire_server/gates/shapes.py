@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 from itertools import pairwise
 from math import prod
@@ -20,6 +19,16 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
+from gradwire_server.gates.common import (
+    Ints,
+    checked_shape,
+    dtype_choices,
+    dtype_numbered,
+    integers,
+    ints,
+    known,
+    scatter_along,
+)
 from gradwire_server.specs import (
     ANY,
     FLOATS,
@@ -27,77 +36,11 @@ from gradwire_server.specs import (
     ITEM_SIZES,
     ONNX_NUMBERS,
     Shape,
-    Tensor,
     TensorSpec,
     broadcast_shapes,
     normalize_axes,
     normalize_axis,
 )
-
-Ints = tuple[int, ...]
-
-_KNOWN_SIZE = 1024  # a larger constant's elements are not followed while planning
-_LARGEST = 2**62
-
-
-def _known(name: str, optional: bool = False, group: str = "I") -> Input:
-    return Input(name, ("int64",), group, optional=optional, known=True)
-
-
-def _axes(*values: int) -> TensorSpec:
-    """A known vector of int64, for the tables below."""
-    return TensorSpec((len(values),), "int64", values)
-
-
-def _integers(xp: Namespace, values: Iterable[int], shape: Shape) -> Array:
-    """Constant int64s."""
-    return xp.constant(Tensor("int64", shape, array("q", values).tobytes()))
-
-
-def _checked(shape: Shape, what: str) -> Shape:
-    """A shape that was computed from numbers in the graph (SHAPE_MISMATCH)."""
-    if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) > _LARGEST:
-        raise Invalid("SHAPE_MISMATCH", f"{what} gives the shape {shape}, which no tensor has")
-    return shape
-
-
-def _along(axis: int, size: int, rank: int) -> Shape:
-    """The shape of a vector that lies along one axis."""
-    return (1,) * axis + (size,) + (1,) * (rank - axis - 1)
-
-
-def _scatter_along(
-    xp: Namespace, grad: Array, positions: Iterable[int], shape: Shape, axis: int
-) -> Array:
-    """Zeros of a shape, with the slices of grad added at the positions along one axis."""
-    positions = tuple(positions)
-    lying = _integers(xp, positions, _along(axis, len(positions), len(shape)))
-    indices = xp.broadcast_to(lying, grad.shape)
-    zeros = xp.full(shape, 0, str(grad.dtype))
-    return xp.scatter(zeros, indices, grad, axis, "add")
-
-
-def _pick(xp: Namespace, x: Array, indices: Array, axis: int) -> Array:
-    """x[.., indices[i], ..]: one element for each index; x may be longer along other axes."""
-    rank = len(x.shape)
-    stops = tuple(x.shape[each] if each == axis else indices.shape[each] for each in range(rank))
-    if stops != x.shape:
-        x = xp.slice(x, (0,) * rank, stops, (1,) * rank)
-    return xp.take_along_axis(x, indices, axis=axis)
-
-
-def _require_fitting(data: TensorSpec, indices: TensorSpec, axis: int) -> None:
-    fits = data.rank == indices.rank and all(
-        mine <= theirs
-        for each, (mine, theirs) in enumerate(zip(indices.shape, data.shape, strict=False))
-        if each != axis
-    )
-    if not fits:
-        raise Invalid(
-            "SHAPE_MISMATCH",
-            f"indices of shape {indices.shape} do not fit data of shape {data.shape}: the rank "
-            "must be the same, and no axis but the chosen one longer",
-        )
 
 
 class Identity(ElementwiseGate):
@@ -128,6 +71,7 @@ class Cast(ElementwiseGate):
     """
 
     operator = "Cast"
+    output_dtypes = ("attribute:to",)
     inputs = (Input("input", ANY),)
     attributes = (
         Attribute(
@@ -149,22 +93,110 @@ class Cast(ElementwiseGate):
     )  # fmt: skip
 
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
-        return TensorSpec(specs[0].shape, _dtype_numbered(attributes["to"]))
+        return TensorSpec(specs[0].shape, dtype_numbered(attributes["to"]))
 
     def forward(self, xp: Namespace, x: Array, to: int, **_: Any) -> Array:
-        return xp.astype(x, _dtype_numbered(to))
+        return xp.astype(x, dtype_numbered(to))
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, to: int, **_: Any
     ) -> tuple[Array | None, ...]:
         dtype = str(x.dtype)
-        if dtype not in FLOATS or _dtype_numbered(to) not in FLOATS:
+        if dtype not in FLOATS or dtype_numbered(to) not in FLOATS:
             return (None,)
         return (xp.astype(grad, dtype),)
 
 
-def _dtype_numbered(number: int) -> str:
-    return next(dtype for dtype, each in ONNX_NUMBERS.items() if each == number)
+class CastLike(Gate):
+    """Elements in the data type of another tensor.
+
+    Formula:   out = input, as target_type's data type
+    Gradient:  d out/d input = 1 between floating types; none otherwise, nor to target_type
+    Shapes:    As input.
+    """
+
+    operator = "CastLike"
+    output_dtypes = ("input:1",)
+    inputs = (Input("input", ANY), Input("target_type", ANY, "U"))
+    attributes = (
+        Attribute("round_mode", "string", "up", doc="Without effect on these types."),
+        Attribute("saturate", "int", 1, choices=(0, 1), doc="Without effect on these types."),
+    )
+    examples = (
+        Example((2.5, [1.0]), 2.5, gradients=(1.0, None)),
+        Example(([1.7, -1.7], 0), [1, -1]),
+        Example(([0, 3], True), [False, True]),
+    )
+    samples = (Sample((TensorSpec((2,), "float64"), TensorSpec((3, 0)))),)
+
+    def infer(self, x: TensorSpec, target: TensorSpec, **_: Any) -> TensorSpec:
+        return TensorSpec(x.shape, target.dtype)
+
+    def forward(self, xp: Namespace, x: Array, target: Array, **_: Any) -> Array:
+        return xp.astype(x, str(target.dtype))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, target: Array, **_: Any
+    ) -> tuple[Array | None, ...]:
+        dtype = str(x.dtype)
+        if dtype not in FLOATS or str(target.dtype) not in FLOATS:
+            return None, None
+        return xp.astype(grad, dtype), None
+
+    def aligned_shapes(self, x: TensorSpec, target: TensorSpec, **_: Any) -> tuple[Shape, ...]:
+        return x.shape, target.shape
+
+
+class BitCast(ElementwiseGate):
+    """The same bits, read as another data type of the same width.
+
+    Formula:   out = input's bytes, as the data type numbered `to`
+    Gradient:  d out/d input = 1 where the data type stays; none otherwise
+    Shapes:    As input.
+    """
+
+    operator = "BitCast"
+    output_dtypes = ("attribute:to",)
+    inputs = (Input("input", ANY),)
+    attributes = (
+        Attribute("to", "int", required=True, choices=dtype_choices(ANY),
+                  doc="ONNX's number of the data type."),
+    )  # fmt: skip
+    examples = (
+        Example(([4607182418800017408, -(2**63)],), [1.0, -0.0], attributes={"to": 11}),
+        Example(([-1],), [2**64 - 1], attributes={"to": 13}),
+        Example(([True, False],), [True, False], attributes={"to": 9}),
+    )
+    rejections = (
+        Rejection((TensorSpec(()),), "float64 has 8 bytes but float32 has 4", "ATTRIBUTE_INVALID",
+                  {"to": 1}),
+        Rejection((TensorSpec((), "uint8"),), "not every uint8 is a bool", "ATTRIBUTE_INVALID",
+                  {"to": 9}),
+    )  # fmt: skip
+
+    def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
+        (x,) = specs
+        dtype = dtype_numbered(attributes["to"])
+        if ITEM_SIZES[dtype] != ITEM_SIZES[x.dtype]:
+            raise Invalid(
+                "ATTRIBUTE_INVALID",
+                f"{x.dtype} has {ITEM_SIZES[x.dtype]} bytes but {dtype} has {ITEM_SIZES[dtype]}; "
+                "use Cast to convert numbers",
+                attribute="to",
+            )
+        if dtype == "bool" and x.dtype != "bool":
+            raise Invalid(
+                "ATTRIBUTE_INVALID", f"not every {x.dtype} is a bool; use Cast", attribute="to"
+            )
+        return TensorSpec(x.shape, dtype)
+
+    def forward(self, xp: Namespace, x: Array, to: int) -> Array:
+        return xp.bitcast(x, dtype_numbered(to))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, to: int
+    ) -> tuple[Array | None, ...]:
+        return (grad if str(x.dtype) == dtype_numbered(to) else None,)
 
 
 class Reshape(Gate):
@@ -177,7 +209,7 @@ class Reshape(Gate):
     """
 
     operator = "Reshape"
-    inputs = (Input("data", ANY), _known("shape"))
+    inputs = (Input("data", ANY), known("shape"))
     attributes = (Attribute("allowzero", "int", 0, choices=(0, 1), doc="0 means 0."),)
     examples = (
         Example(
@@ -187,16 +219,16 @@ class Reshape(Gate):
         Example(([1, 2, 3, 4], [2, 2]), [[1, 2], [3, 4]]),
     )  # fmt: skip
     samples = (
-        Sample((TensorSpec((2, 3, 4)), _axes(0, -1))),
-        Sample((TensorSpec((6,)), _axes(2, 3))),
-        Sample((TensorSpec(()), _axes(1, 1))),
-        Sample((TensorSpec((1,)), _axes())),
-        Sample((TensorSpec((0, 3)), _axes(3, 0)), {"allowzero": 1}),
+        Sample((TensorSpec((2, 3, 4)), ints(0, -1))),
+        Sample((TensorSpec((6,)), ints(2, 3))),
+        Sample((TensorSpec(()), ints(1, 1))),
+        Sample((TensorSpec((1,)), ints())),
+        Sample((TensorSpec((0, 3)), ints(3, 0)), {"allowzero": 1}),
     )
     rejections = (
-        Rejection((TensorSpec((2, 3)), _axes(4)), "6 elements do not fit the shape (4,)"),
-        Rejection((TensorSpec((2, 3)), _axes(-1, -1)), "more than one -1"),
-        Rejection((TensorSpec((2, 3)), _axes(4, -1)), "6 elements do not fit"),
+        Rejection((TensorSpec((2, 3)), ints(4)), "6 elements do not fit the shape (4,)"),
+        Rejection((TensorSpec((2, 3)), ints(-1, -1)), "more than one -1"),
+        Rejection((TensorSpec((2, 3)), ints(4, -1)), "6 elements do not fit"),
         Rejection(
             (TensorSpec((2, 3)), TensorSpec((1,), "int64")), "shape must be known",
             "INPUT_NOT_KNOWN",
@@ -218,14 +250,14 @@ class Reshape(Gate):
                     f"{data.size} elements do not fit the shape {tuple(wanted)}",
                 )
             wanted[wanted.index(-1)] = data.size // known
-        found = _checked(tuple(wanted), "shape")
+        found = checked_shape(tuple(wanted), "shape")
         if prod(found) != data.size:
             raise Invalid("SHAPE_MISMATCH", f"{data.size} elements do not fit the shape {found}")
         return TensorSpec(found, data.dtype, data.value)
 
     def forward(self, xp: Namespace, data: Array, shape: Ints, allowzero: int) -> Array:
         spec = TensorSpec(data.shape, "float64")
-        return xp.reshape(data, self.infer(spec, _axes(*shape), allowzero).shape)
+        return xp.reshape(data, self.infer(spec, ints(*shape), allowzero).shape)
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, data: Array, shape: Ints, allowzero: int
@@ -293,21 +325,21 @@ class Expand(Gate):
     """
 
     operator = "Expand"
-    inputs = (Input("input", ANY), _known("shape"))
+    inputs = (Input("input", ANY), known("shape"))
     examples = (
         Example(([[1.0], [2.0]], [3]), [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]],
                 gradients=([[3.0], [3.0]], None)),
         Example((7, [2]), [7, 7]),
     )  # fmt: skip
     samples = (
-        Sample((TensorSpec(()), _axes(2, 0))),
-        Sample((TensorSpec((3, 1)), _axes(2, 1, 4))),
+        Sample((TensorSpec(()), ints(2, 0))),
+        Sample((TensorSpec((3, 1)), ints(2, 1, 4))),
     )
-    rejections = (Rejection((TensorSpec((2,)), _axes(3)), "(2,) and (3,) do not broadcast"),)
+    rejections = (Rejection((TensorSpec((2,)), ints(3)), "(2,) and (3,) do not broadcast"),)
 
     def infer(self, x: TensorSpec, shape: TensorSpec) -> TensorSpec:
-        wanted = _checked(tuple(map(int, shape.value or ())), "shape")
-        return TensorSpec(_checked(broadcast_shapes(x.shape, wanted), "shape"), x.dtype)
+        wanted = checked_shape(tuple(map(int, shape.value or ())), "shape")
+        return TensorSpec(checked_shape(broadcast_shapes(x.shape, wanted), "shape"), x.dtype)
 
     def forward(self, xp: Namespace, x: Array, shape: Ints) -> Array:
         return xp.broadcast_to(x, broadcast_shapes(x.shape, shape))
@@ -327,13 +359,13 @@ class Squeeze(Gate):
     """
 
     operator = "Squeeze"
-    inputs = (Input("data", ANY), _known("axes", optional=True))
+    inputs = (Input("data", ANY), known("axes", optional=True))
     examples = (
         Example(([[1.0], [2.0]], [1]), [1.0, 2.0], gradients=([[1.0], [1.0]], None)),
         Example(([[5]],), 5),
     )
-    samples = (Sample((TensorSpec((1, 3, 1)), _axes(-1))), Sample((TensorSpec((0, 1)),)))
-    rejections = (Rejection((TensorSpec((2, 3)), _axes(0)), "axis 0 has size 2, so it cannot"),)
+    samples = (Sample((TensorSpec((1, 3, 1)), ints(-1))), Sample((TensorSpec((0, 1)),)))
+    rejections = (Rejection((TensorSpec((2, 3)), ints(0)), "axis 0 has size 2, so it cannot"),)
 
     def infer(self, data: TensorSpec, axes: TensorSpec | None = None) -> TensorSpec:
         lost = self._lost(data.shape, None if axes is None else axes.value)
@@ -370,18 +402,18 @@ class Unsqueeze(Gate):
     """
 
     operator = "Unsqueeze"
-    inputs = (Input("data", ANY), _known("axes"))
+    inputs = (Input("data", ANY), known("axes"))
     examples = (
         Example(([1.0, 2.0], [1]), [[1.0], [2.0]], gradients=([1.0, 1.0], None)),
         Example((5, [0]), [5]),
     )
     samples = (
-        Sample((TensorSpec((2, 3)), _axes(0, -1))),
-        Sample((TensorSpec((0,)), _axes(0))),
+        Sample((TensorSpec((2, 3)), ints(0, -1))),
+        Sample((TensorSpec((0,)), ints(0))),
     )
     rejections = (
-        Rejection((TensorSpec((2,)), _axes(0, 0)), "name one axis twice", "ATTRIBUTE_INVALID"),
-        Rejection((TensorSpec((2,)), _axes(3)), "axis 3 is outside", "ATTRIBUTE_INVALID"),
+        Rejection((TensorSpec((2,)), ints(0, 0)), "name one axis twice", "ATTRIBUTE_INVALID"),
+        Rejection((TensorSpec((2,)), ints(3)), "axis 3 is outside", "ATTRIBUTE_INVALID"),
     )
 
     def infer(self, data: TensorSpec, axes: TensorSpec) -> TensorSpec:
@@ -506,7 +538,7 @@ class Split(Gate):
     """
 
     operator = "Split"
-    inputs = (Input("input", ANY), _known("split", optional=True))
+    inputs = (Input("input", ANY), known("split", optional=True))
     attributes = (
         Attribute("axis", "int", 0, doc="Where it is cut."),
         Attribute("num_outputs", "int", doc="How many pieces, where split is not given."),
@@ -518,13 +550,11 @@ class Split(Gate):
     )
     samples = (
         Sample((TensorSpec((2, 5)),), {"axis": -1, "num_outputs": 3}),
-        Sample((TensorSpec((2, 3)), _axes(0, 3)), {"axis": 1}),
-        Sample((TensorSpec((2, 3)), _axes(2))),
+        Sample((TensorSpec((2, 3)), ints(0, 3)), {"axis": 1}),
+        Sample((TensorSpec((2, 3)), ints(2))),
     )
     rejections = (
-        Rejection(
-            (TensorSpec((3,)), _axes(1, 1)), "sizes (1, 1) add up to 2 but axis 0 has size 3"
-        ),
+        Rejection((TensorSpec((3,)), ints(1, 1)), "sizes (1, 1) add up to 2 but axis 0 has size 3"),
         Rejection((TensorSpec((3,)),), "give split or num_outputs", "ATTRIBUTE_INVALID"),
         Rejection((TensorSpec((3,)),), "num_outputs is 0", "ATTRIBUTE_INVALID", {"num_outputs": 0}),
     )
@@ -603,17 +633,17 @@ class Slice(Gate):
         Example(([1, 2, 3], [0], [2]), [1, 2]),
     )  # fmt: skip
     samples = (
-        Sample((TensorSpec((4, 5)), _axes(1, 0), _axes(9, 5), _axes(0, 1), _axes(1, 2))),
-        Sample((TensorSpec((2, 3, 4)), _axes(3), _axes(0), _axes(-1), _axes(-1))),
-        Sample((TensorSpec((4,)), _axes(2), _axes(2))),
-        Sample((TensorSpec((0, 3)), _axes(1), _axes(3), _axes(1))),
+        Sample((TensorSpec((4, 5)), ints(1, 0), ints(9, 5), ints(0, 1), ints(1, 2))),
+        Sample((TensorSpec((2, 3, 4)), ints(3), ints(0), ints(-1), ints(-1))),
+        Sample((TensorSpec((4,)), ints(2), ints(2))),
+        Sample((TensorSpec((0, 3)), ints(1), ints(3), ints(1))),
     )
     rejections = (
         Rejection(
-            (TensorSpec((3,)), _axes(0), _axes(3), _axes(0), _axes(0)), "step 0",
+            (TensorSpec((3,)), ints(0), ints(3), ints(0), ints(0)), "step 0",
             "ATTRIBUTE_INVALID",
         ),
-        Rejection((TensorSpec((3,)), _axes(0, 0), _axes(3)), "2 starts but 1 ends"),
+        Rejection((TensorSpec((3,)), ints(0, 0), ints(3)), "2 starts but 1 ends"),
     )  # fmt: skip
 
     def infer(self, data: TensorSpec, *known: TensorSpec | None) -> TensorSpec:
@@ -635,7 +665,7 @@ class Slice(Gate):
             for axis, part in enumerate(self._parts(data.shape, known)):
                 if part != range(data.shape[axis]):
                     shape = (*spread.shape[:axis], data.shape[axis], *spread.shape[axis + 1 :])
-                    spread = _scatter_along(xp, spread, part, shape, axis)
+                    spread = scatter_along(xp, spread, part, shape, axis)
             return spread
 
         return (to_data, *(None for _ in known))
@@ -662,249 +692,6 @@ class Slice(Gate):
         return parts
 
 
-class Gather(Gate):
-    """Slices of a tensor, chosen by their position along an axis.
-
-    Formula:   out[.., i, ..] = data[.., indices[i], ..]; negative indices count from the end
-    Gradient:  d out/d data = 1 on the slices taken, once for each time
-    Shapes:    data's, with indices' in place of axis.
-    """
-
-    operator = "Gather"
-    inputs = (Input("data", ANY), Input("indices", INDICES, "I"))
-    attributes = (Attribute("axis", "int", 0, doc="Where slices are chosen."),)
-    examples = (
-        Example(([1.0, 2.0, 3.0], [2, 0, 2]), [3.0, 1.0, 3.0], gradients=([1.0, 0.0, 2.0], None)),
-        Example(([[1, 2], [3, 4]], -1), [2, 4], attributes={"axis": 1}),
-    )
-    samples = (
-        Sample((TensorSpec((3, 4)), TensorSpec((2, 2), "int64", (0, 1, -1, 0)))),
-        Sample((TensorSpec((3, 4)), TensorSpec((), "int64", (2,))), {"axis": -1}),
-        Sample((TensorSpec((2, 3, 4)), TensorSpec((0,), "int64", ())), {"axis": 1}),
-    )
-    rejections = (
-        Rejection(
-            (TensorSpec(()), TensorSpec((), "int64")), "axis 0 is outside", "ATTRIBUTE_INVALID"
-        ),
-    )
-
-    def infer(self, data: TensorSpec, indices: TensorSpec, axis: int) -> TensorSpec:
-        along = normalize_axis(axis, data.rank)
-        shape = (*data.shape[:along], *indices.shape, *data.shape[along + 1 :])
-        return TensorSpec(shape, data.dtype)
-
-    def forward(self, xp: Namespace, data: Array, indices: Array, axis: int) -> Array:
-        xp.require_indices(indices, data.shape[axis], "indices")
-        return xp.take(data, indices, axis=axis)
-
-    def vjp(
-        self, xp: Namespace, grad: Array, out: Array, data: Array, indices: Array, axis: int
-    ) -> tuple[Any, ...]:
-        def to_data() -> Array:
-            along = normalize_axis(axis, len(data.shape))
-            count = prod(indices.shape)
-            shape = (*data.shape[:along], count, *data.shape[along + 1 :])
-            lying = xp.reshape(indices, _along(along, count, len(shape)))
-            zeros = xp.zeros_like(data)
-            whole = xp.broadcast_to(lying, shape)
-            return xp.scatter(zeros, whole, xp.reshape(grad, shape), along, "add")
-
-        return to_data, None
-
-
-class GatherElements(Gate):
-    """Elements of a tensor, each chosen by its own index along an axis.
-
-    Formula:   out[i, j] = data[indices[i, j], j] for axis 0; negative indices count from the end
-    Gradient:  d out/d data = 1 on the elements taken, once for each time
-    Shapes:    indices'; of data's rank, and no longer along other axes.
-    """
-
-    operator = "GatherElements"
-    inputs = (Input("data", ANY), Input("indices", INDICES, "I"))
-    attributes = (Attribute("axis", "int", 0, doc="What indices count along."),)
-    examples = (
-        Example(
-            ([[1.0, 2.0], [3.0, 4.0]], [[0, 0], [1, 0]]), [[1.0, 1.0], [4.0, 3.0]],
-            gradients=([[2.0, 0.0], [1.0, 1.0]], None), attributes={"axis": 1},
-        ),
-        Example(([1, 2, 3], [-1, 0]), [3, 1]),
-    )  # fmt: skip
-    samples = (
-        Sample((TensorSpec((3, 3)), TensorSpec((2, 2), "int64", (0, 2, 1, 1)))),
-        Sample((TensorSpec((3,)), TensorSpec((0,), "int64", ()))),
-    )
-    rejections = (
-        Rejection(
-            (TensorSpec((2, 2)), TensorSpec((2,), "int64")),
-            "indices of shape (2,) do not fit data of shape (2, 2)",
-        ),
-    )
-
-    def infer(self, data: TensorSpec, indices: TensorSpec, axis: int) -> TensorSpec:
-        _require_fitting(data, indices, normalize_axis(axis, data.rank))
-        return TensorSpec(indices.shape, data.dtype)
-
-    def forward(self, xp: Namespace, data: Array, indices: Array, axis: int) -> Array:
-        xp.require_indices(indices, data.shape[axis], "indices")
-        return _pick(xp, data, indices, normalize_axis(axis, len(data.shape)))
-
-    def vjp(
-        self, xp: Namespace, grad: Array, out: Array, data: Array, indices: Array, axis: int
-    ) -> tuple[Any, ...]:
-        along = normalize_axis(axis, len(data.shape))
-        return lambda: xp.scatter(xp.zeros_like(data), indices, grad, along, "add"), None
-
-
-class ScatterElements(Gate):
-    """A tensor with elements replaced, each at its own index along an axis; or combined.
-
-    Formula:   out = data, then out[indices[i, j], j] = updates[i, j] for axis 0; or with reduction
-               add, mul, max, min what was there combined with it
-    Gradient:  to data and updates what the reduction gives each; where indices repeat without
-               one, the last update counts
-    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
-               second derivative ignores updates of 0.
-    Shapes:    As data; indices and updates equal, of data's rank, no longer along other axes.
-    """
-
-    operator = "ScatterElements"
-    inputs = (Input("data", ANY), Input("indices", INDICES, "I"), Input("updates", ANY))
-    attributes = (
-        Attribute("axis", "int", 0, doc="What indices count along."),
-        Attribute(
-            "reduction", "string", "none", choices=("none", "add", "mul", "max", "min"),
-            doc="How an update meets what is there.",
-        ),
-    )  # fmt: skip
-    examples = (
-        Example(
-            ([1.0, 2.0, 3.0], [0, 0], [5.0, 6.0]), [6.0, 2.0, 3.0],
-            gradients=([0.0, 1.0, 1.0], None, [0.0, 1.0]),
-        ),
-        Example(
-            ([1.0, 2.0], [1, 1], [5.0, 6.0]), [1.0, 13.0],
-            gradients=([1.0, 1.0], None, [1.0, 1.0]), attributes={"reduction": "add"},
-        ),
-        Example(
-            ([1.0, 2.0], [1, 1], [5.0, 0.0]), [1.0, 0.0],
-            gradients=([1.0, 0.0], None, [0.0, 10.0]), attributes={"reduction": "mul"},
-            at_kink=True,
-        ),
-        Example(
-            ([1.0, 2.0], [1, -1], [2.0, 1.0]), [1.0, 2.0],
-            gradients=([1.0, 0.5], None, [0.5, 0.0]), attributes={"reduction": "max"},
-            at_kink=True,
-        ),
-        Example(([1, 2], [0], [9]), [9, 2]),
-    )  # fmt: skip
-    samples = tuple(
-        Sample(
-            (TensorSpec((3, 3)), TensorSpec((2, 2), "int64", (0, 2, 0, 1)), TensorSpec((2, 2))),
-            {"axis": axis, "reduction": reduction},
-        )
-        for axis, reduction in ((0, "none"), (1, "none"), (-1, "add"), (0, "mul"), (0, "max"),
-                                (1, "min"))
-    )  # fmt: skip
-    rejections = (
-        Rejection(
-            (TensorSpec((3,)), TensorSpec((2,), "int64"), TensorSpec((1,))),
-            "indices have shape (2,) but updates have shape (1,)",
-        ),
-    )
-
-    def infer(
-        self,
-        data: TensorSpec,
-        indices: TensorSpec,
-        updates: TensorSpec,
-        axis: int,
-        reduction: str,
-    ) -> TensorSpec:
-        _require_fitting(data, indices, normalize_axis(axis, data.rank))
-        if indices.shape != updates.shape:
-            raise Invalid(
-                "SHAPE_MISMATCH",
-                f"indices have shape {indices.shape} but updates have shape {updates.shape}",
-            )
-        return TensorSpec(data.shape, data.dtype)
-
-    def forward(
-        self,
-        xp: Namespace,
-        data: Array,
-        indices: Array,
-        updates: Array,
-        axis: int,
-        reduction: str,
-    ) -> Array:
-        xp.require_indices(indices, data.shape[axis], "indices")
-        along = normalize_axis(axis, len(data.shape))
-        return xp.scatter(data, indices, updates, along, reduction)
-
-    def vjp(
-        self,
-        xp: Namespace,
-        grad: Array,
-        out: Array,
-        data: Array,
-        indices: Array,
-        updates: Array,
-        axis: int,
-        reduction: str,
-    ) -> tuple[Any, ...]:
-        along = normalize_axis(axis, len(data.shape))
-        arrays = (data, indices, updates)
-        if reduction == "add":
-            return grad, None, lambda: _pick(xp, grad, indices, along)
-        if reduction == "none":
-            return self._pull_set(xp, grad, *arrays, along)
-        if reduction == "mul":
-            return self._pull_product(xp, grad, *arrays, along)
-        return self._pull_extreme(xp, grad, out, *arrays, along)
-
-    def _pull_set(
-        self, xp: Namespace, grad: Array, data: Array, indices: Array, updates: Array, axis: int
-    ) -> tuple[Any, ...]:
-        number = _integers(xp, range(prod(updates.shape)), updates.shape)
-        nobody = xp.full(data.shape, -1, "int64")
-        winner = _pick(xp, xp.scatter(nobody, indices, number, axis, "none"), indices, axis)
-        counts = xp.astype(xp.equal(winner, number), str(grad.dtype))
-        to_data = xp.scatter(grad, indices, xp.zeros_like(updates), axis, "none")
-        return to_data, None, counts * _pick(xp, grad, indices, axis)
-
-    def _pull_product(
-        self, xp: Namespace, grad: Array, data: Array, indices: Array, updates: Array, axis: int
-    ) -> tuple[Any, ...]:
-        is_zero = xp.equal(updates, 0.0)
-        factors = xp.where(is_zero, 1.0, updates)
-        product = xp.scatter(xp.ones_like(data), indices, factors, axis, "mul")
-        marks = xp.astype(is_zero, str(grad.dtype))
-        zeros = xp.scatter(xp.zeros_like(data), indices, marks, axis, "add")
-        other_zeros = _pick(xp, zeros, indices, axis) - marks
-        others = _pick(xp, product, indices, axis) / factors
-        others = xp.where(xp.equal(other_zeros, 0.0), others, 0.0)
-        to_data = grad * xp.where(xp.equal(zeros, 0.0), product, 0.0)
-        return to_data, None, _pick(xp, grad * data, indices, axis) * others
-
-    def _pull_extreme(
-        self,
-        xp: Namespace,
-        grad: Array,
-        out: Array,
-        data: Array,
-        indices: Array,
-        updates: Array,
-        axis: int,
-    ) -> tuple[Any, ...]:
-        dtype = str(grad.dtype)
-        stays = xp.astype(xp.equal(data, out), dtype)
-        comes = xp.astype(xp.equal(updates, _pick(xp, out, indices, axis)), dtype)
-        ties = xp.scatter(stays, indices, comes, axis, "add")
-        share = grad / xp.maximum(ties, xp.ones_like(ties))
-        return share * stays, None, comes * _pick(xp, share, indices, axis)
-
-
 class Pad(Gate):
     """Elements put around a tensor; negative pads take away.
 
@@ -918,7 +705,7 @@ class Pad(Gate):
     operator = "Pad"
     inputs = (
         Input("data", ANY),
-        _known("pads"),
+        known("pads"),
         Input("constant_value", ANY, optional=True),
         Input("axes", INDICES, "A", optional=True, known=True),
     )
@@ -936,19 +723,19 @@ class Pad(Gate):
         Example(([1, 2, 3], [-1, 1]), [2, 3, 0]),
     )  # fmt: skip
     samples = (
-        Sample((TensorSpec((2, 3)), _axes(0, 1, 2, -1))),
-        Sample((TensorSpec((2, 3)), _axes(1, 2), TensorSpec(()), _axes(-1))),
-        Sample((TensorSpec((3, 2)), _axes(2, 1, 1, 3)), {"mode": "edge"}),
-        Sample((TensorSpec((3, 2)), _axes(2, -1, 4, 3)), {"mode": "wrap"}),
-        Sample((TensorSpec((3, 4)), _axes(2, 0, 1, -2)), {"mode": "reflect"}),
-        Sample((TensorSpec((0, 2)), _axes(1, 0, 0, 0))),
+        Sample((TensorSpec((2, 3)), ints(0, 1, 2, -1))),
+        Sample((TensorSpec((2, 3)), ints(1, 2), TensorSpec(()), ints(-1))),
+        Sample((TensorSpec((3, 2)), ints(2, 1, 1, 3)), {"mode": "edge"}),
+        Sample((TensorSpec((3, 2)), ints(2, -1, 4, 3)), {"mode": "wrap"}),
+        Sample((TensorSpec((3, 4)), ints(2, 0, 1, -2)), {"mode": "reflect"}),
+        Sample((TensorSpec((0, 2)), ints(1, 0, 0, 0))),
     )
     rejections = (
-        Rejection((TensorSpec((2, 3)), _axes(1, 1)), "2 pads but 2 axes need 4"),
-        Rejection((TensorSpec((2,)), _axes(-3, 0)), "take 3 elements from axis 0 of size 2"),
-        Rejection((TensorSpec((0,)), _axes(1, 0)), "axis 0 is empty", attributes={"mode": "edge"}),
+        Rejection((TensorSpec((2, 3)), ints(1, 1)), "2 pads but 2 axes need 4"),
+        Rejection((TensorSpec((2,)), ints(-3, 0)), "take 3 elements from axis 0 of size 2"),
+        Rejection((TensorSpec((0,)), ints(1, 0)), "axis 0 is empty", attributes={"mode": "edge"}),
         Rejection(
-            (TensorSpec((2,)), _axes(0, 0), TensorSpec((2,))), "constant_value has shape (2,)"
+            (TensorSpec((2,)), ints(0, 0), TensorSpec((2,))), "constant_value has shape (2,)"
         ),
     )
 
@@ -961,7 +748,7 @@ class Pad(Gate):
         assert pads is not None
         around = self._around(data.shape, pads.value, None if axes is None else axes.value, mode)
         sizes = (b + size + a for size, (b, a) in zip(data.shape, around, strict=True))
-        return TensorSpec(_checked(tuple(sizes), "pads"), data.dtype)
+        return TensorSpec(checked_shape(tuple(sizes), "pads"), data.dtype)
 
     def forward(self, xp: Namespace, data: Array, *rest: Any, mode: str) -> Array:
         pads, fill, axes = (*rest, None, None)[:3]
@@ -969,7 +756,7 @@ class Pad(Gate):
         if mode != "constant":
             for axis, sources in enumerate(self._sources(data.shape, around, mode)):
                 if sources != list(range(data.shape[axis])):
-                    chosen = _integers(xp, sources, (len(sources),))
+                    chosen = integers(xp, sources, (len(sources),))
                     data = xp.take(data, chosen, axis=axis)
             return data
         if fill is not None:
@@ -1062,7 +849,7 @@ class Pad(Gate):
         for axis, sources in enumerate(self._sources(shape, around, mode)):
             if sources != list(range(shape[axis])):
                 smaller = (*grad.shape[:axis], shape[axis], *grad.shape[axis + 1 :])
-                grad = _scatter_along(xp, grad, sources, smaller, axis)
+                grad = scatter_along(xp, grad, sources, smaller, axis)
         return grad
 
 
@@ -1075,19 +862,19 @@ class Tile(Gate):
     """
 
     operator = "Tile"
-    inputs = (Input("input", ANY), _known("repeats"))
+    inputs = (Input("input", ANY), known("repeats"))
     examples = (
         Example(([1.0, 2.0], [2]), [1.0, 2.0, 1.0, 2.0], gradients=([2.0, 2.0], None)),
         Example(([[1]], [2, 1]), [[1], [1]]),
     )
     samples = (
-        Sample((TensorSpec((2, 3)), _axes(1, 2))),
-        Sample((TensorSpec((2, 3)), _axes(0, 2))),
-        Sample((TensorSpec(()), _axes())),
+        Sample((TensorSpec((2, 3)), ints(1, 2))),
+        Sample((TensorSpec((2, 3)), ints(0, 2))),
+        Sample((TensorSpec(()), ints())),
     )
     rejections = (
-        Rejection((TensorSpec((2, 3)), _axes(2)), "1 repeats but input has 2 axes"),
-        Rejection((TensorSpec((2,)), _axes(-1)), "repeats gives the shape (-2,)"),
+        Rejection((TensorSpec((2, 3)), ints(2)), "1 repeats but input has 2 axes"),
+        Rejection((TensorSpec((2,)), ints(-1)), "repeats gives the shape (-2,)"),
     )
 
     def infer(self, x: TensorSpec, repeats: TensorSpec) -> TensorSpec:
@@ -1097,7 +884,7 @@ class Tile(Gate):
                 "SHAPE_MISMATCH", f"there are {len(times)} repeats but input has {x.rank} axes"
             )
         shape = tuple(size * each for size, each in zip(x.shape, times, strict=True))
-        return TensorSpec(_checked(shape, "repeats"), x.dtype)
+        return TensorSpec(checked_shape(shape, "repeats"), x.dtype)
 
     def forward(self, xp: Namespace, x: Array, repeats: Ints) -> Array:
         return xp.tile(x, repeats)
@@ -1112,105 +899,282 @@ class Tile(Gate):
         return lambda: xp.sum(xp.reshape(grad, apart), axis=copies), None
 
 
-class Shape_(Gate):  # noqa: N801 -- Shape is a type here
-    """The sizes of a tensor's axes.
+class Trilu(Gate):
+    """The upper or lower triangle of matrices; the rest is zero.
 
-    Formula:   out = shape of data, from axis start to end
-    Gradient:  None: the output is int64.
-    Shapes:    A vector, one element for each axis; its elements are known before evaluation.
+    Formula:   out[.., i, j] = input[.., i, j] where j >= i + k (upper) or j <= i + k, else 0
+    Gradient:  d out/d input = 1 in the triangle, 0 elsewhere
+    Shapes:    As input, whose last two axes are matrices.
     """
 
-    operator = "Shape"
-    inputs = (Input("data", ANY),)
-    attributes = (
-        Attribute("start", "int", 0, doc="First axis."),
-        Attribute("end", "int", doc="Axis after the last; all to the end if left out."),
-    )
+    operator = "Trilu"
+    inputs = (Input("input", ANY), known("k", optional=True))
+    attributes = (Attribute("upper", "int", 1, choices=(0, 1), doc="0 keeps the lower one."),)
     examples = (
-        Example(([[1.0, 2.0, 3.0]],), [1, 3], gradients=(None,)),
-        Example(([[1, 2, 3]],), [3], attributes={"start": -1}),
+        Example(
+            ([[1.0, 2.0], [3.0, 4.0]],), [[1.0, 2.0], [0.0, 4.0]],
+            gradients=([[1.0, 1.0], [0.0, 1.0]],),
+        ),
+        Example(([[1, 2], [3, 4]], -1), [[0, 0], [3, 0]], attributes={"upper": 0}),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 3, 4)), TensorSpec((), "int64", (1,)))),
+        Sample((TensorSpec((3, 2)), ints(-1)), {"upper": 0}),
+        Sample((TensorSpec((0, 2)), TensorSpec((), "int64", (9,)))),
+    )
+    rejections = (
+        Rejection((TensorSpec((2,)),), "input has rank 1 but must have 2 or more"),
+        Rejection((TensorSpec((2, 2)), ints(0, 1)), "k has shape (2,) but must be one number"),
+    )
+
+    def infer(self, x: TensorSpec, k: TensorSpec | None = None, *, upper: int) -> TensorSpec:
+        if x.rank < 2:
+            raise Invalid("SHAPE_MISMATCH", f"input has rank {x.rank} but must have 2 or more")
+        if k is not None and k.size != 1:
+            raise Invalid("SHAPE_MISMATCH", f"k has shape {k.shape} but must be one number")
+        return TensorSpec(x.shape, x.dtype)
+
+    def forward(self, xp: Namespace, x: Array, k: Ints | None = None, *, upper: int) -> Array:
+        return xp.triangle(x, k[0] if k else 0, bool(upper))
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, *k: Ints | None, upper: int
+    ) -> tuple[Any, ...]:
+        above = k[0][0] if k and k[0] else 0
+        return lambda: xp.triangle(grad, above, bool(upper)), *(None for _ in k)
+
+    def aligned_shapes(self, x: TensorSpec, *k: TensorSpec | None, **_: int) -> tuple[Shape, ...]:
+        return x.shape, *(() if each is None else each.shape for each in k)
+
+
+_BLOCKSIZE = Attribute("blocksize", "int", required=True, doc="Height and width of a block.")
+
+
+class DepthToSpace(Gate):
+    """Channels rearranged into blocks of the image.
+
+    Formula:   out[n, c, h * b + i, w * b + j] = input[n, (i * b + j) * C + c, h, w] for C channels
+               left (mode DCR), or input[n, (c * b + i) * b + j, h, w] (mode CRD)
+    Gradient:  d out/d input = 1, put back
+    Shapes:    [n, channels / b^2, height * b, width * b].
+    """
+
+    operator = "DepthToSpace"
+    inputs = (Input("input", ANY),)
+    attributes = (
+        _BLOCKSIZE,
+        Attribute("mode", "string", "DCR", choices=("DCR", "CRD"),
+                  doc="Whether a block's place or the new channel varies slower."),
+    )  # fmt: skip
+    examples = (
+        Example(
+            ([[[[1.0]], [[2.0]], [[3.0]], [[4.0]]]],), [[[[1.0, 2.0], [3.0, 4.0]]]],
+            gradients=([[[[1.0]], [[1.0]], [[1.0]], [[1.0]]]],), attributes={"blocksize": 2},
+        ),
+        Example(([[[[1]], [[2]], [[3]], [[4]]]],), [[[[1, 2], [3, 4]]]],
+                attributes={"blocksize": 2, "mode": "CRD"}),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 8, 2, 3)),), {"blocksize": 2}),
+        Sample((TensorSpec((1, 8, 2, 1)),), {"blocksize": 2, "mode": "CRD"}),
+        Sample((TensorSpec((1, 9, 0, 1)),), {"blocksize": 3}),
+    )
+    rejections = (
+        Rejection((TensorSpec((1, 6, 2, 2)),), "6 channels do not make blocks of 2 x 2",
+                  attributes={"blocksize": 2}),
+        Rejection((TensorSpec((4, 2, 2)),), "input has rank 3 but must have 4",
+                  attributes={"blocksize": 2}),
+        Rejection((TensorSpec((1, 4, 2, 2)),), "blocksize is 0", "ATTRIBUTE_INVALID",
+                  {"blocksize": 0}),
+    )  # fmt: skip
+
+    def infer(self, x: TensorSpec, blocksize: int, mode: str) -> TensorSpec:
+        _require_image(x, blocksize)
+        rows, channels, height, width = x.shape
+        if channels % blocksize**2:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"{channels} channels do not make blocks of {blocksize} x {blocksize}",
+            )
+        shape = (rows, channels // blocksize**2, height * blocksize, width * blocksize)
+        return TensorSpec(checked_shape(shape, "blocksize"), x.dtype)
+
+    def forward(self, xp: Namespace, x: Array, blocksize: int, mode: str) -> Array:
+        return _depth_to_space(xp, x, blocksize, mode)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, blocksize: int, mode: str
+    ) -> tuple[Any, ...]:
+        return (lambda: _space_to_depth(xp, grad, blocksize, mode),)
+
+    def aligned_shapes(self, x: TensorSpec, **_: Any) -> tuple[Shape, ...]:
+        return (x.shape,)
+
+
+class SpaceToDepth(Gate):
+    """Blocks of the image rearranged into channels: what DepthToSpace puts back.
+
+    Formula:   out[n, (i * b + j) * C + c, h, w] = input[n, c, h * b + i, w * b + j] for C channels
+               of input (mode DCR), or out[n, (c * b + i) * b + j, h, w] (mode CRD)
+    Gradient:  d out/d input = 1, put back
+    Shapes:    [n, channels * b^2, height / b, width / b].
+    """
+
+    operator = "SpaceToDepth"
+    inputs = (Input("input", ANY),)
+    attributes = (
+        _BLOCKSIZE,
+        Attribute("mode", "string", "DCR", choices=("DCR", "CRD"),
+                  doc="Whether a block's place or the old channel varies slower."),
+    )  # fmt: skip
+    examples = (
+        Example(
+            ([[[[1.0, 2.0], [3.0, 4.0]]]],), [[[[1.0]], [[2.0]], [[3.0]], [[4.0]]]],
+            gradients=([[[[1.0, 1.0], [1.0, 1.0]]]],), attributes={"blocksize": 2},
+        ),
+        Example(([[[[1, 2], [3, 4]]]],), [[[[1]], [[2]], [[3]], [[4]]]],
+                attributes={"blocksize": 2, "mode": "CRD"}),
+    )  # fmt: skip
+    samples = (
+        Sample((TensorSpec((2, 2, 4, 6)),), {"blocksize": 2}),
+        Sample((TensorSpec((1, 2, 4, 2)),), {"blocksize": 2, "mode": "CRD"}),
+        Sample((TensorSpec((1, 0, 3, 3)),), {"blocksize": 3}),
+    )
+    rejections = (
+        Rejection((TensorSpec((1, 1, 4, 3)),), "height 4 and width 3 do not divide into blocks",
+                  attributes={"blocksize": 2}),
+        Rejection((TensorSpec((1, 4, 2, 2)),), "blocksize is -1", "ATTRIBUTE_INVALID",
+                  {"blocksize": -1}),
+    )  # fmt: skip
+
+    def infer(self, x: TensorSpec, blocksize: int, mode: str) -> TensorSpec:
+        _require_image(x, blocksize)
+        rows, channels, height, width = x.shape
+        if height % blocksize or width % blocksize:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"height {height} and width {width} do not divide into blocks of {blocksize}",
+            )
+        shape = (rows, channels * blocksize**2, height // blocksize, width // blocksize)
+        return TensorSpec(checked_shape(shape, "blocksize"), x.dtype)
+
+    def forward(self, xp: Namespace, x: Array, blocksize: int, mode: str) -> Array:
+        return _space_to_depth(xp, x, blocksize, mode)
+
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, blocksize: int, mode: str
+    ) -> tuple[Any, ...]:
+        return (lambda: _depth_to_space(xp, grad, blocksize, mode),)
+
+    def aligned_shapes(self, x: TensorSpec, **_: Any) -> tuple[Shape, ...]:
+        return (x.shape,)
+
+
+def _require_image(x: TensorSpec, blocksize: int) -> None:
+    if x.rank != 4:
+        raise Invalid("SHAPE_MISMATCH", f"input has rank {x.rank} but must have 4")
+    if blocksize < 1:
+        raise Invalid("ATTRIBUTE_INVALID", f"blocksize is {blocksize} but must be 1 or more")
+
+
+# both: [.., block row, block column, channel, ..] for DCR, [.., channel, block row, ..] for CRD
+
+
+def _depth_to_space(xp: Namespace, x: Array, size: int, mode: str) -> Array:
+    *lead, depth, height, width = x.shape
+    channels, first = depth // size**2, len(lead)
+    if mode == "DCR":
+        apart, order = (size, size, channels), (2, 3, 0, 4, 1)
+    else:
+        apart, order = (channels, size, size), (0, 3, 1, 4, 2)
+    split = xp.reshape(x, (*lead, *apart, height, width))
+    moved = xp.permute_dims(split, (*range(first), *(first + axis for axis in order)))
+    return xp.reshape(moved, (*lead, channels, height * size, width * size))
+
+
+def _space_to_depth(xp: Namespace, x: Array, size: int, mode: str) -> Array:
+    *lead, channels, height, width = x.shape
+    first = len(lead)
+    order = (2, 4, 0, 1, 3) if mode == "DCR" else (0, 2, 4, 1, 3)
+    split = xp.reshape(x, (*lead, channels, height // size, size, width // size, size))
+    moved = xp.permute_dims(split, (*range(first), *(first + axis for axis in order)))
+    return xp.reshape(moved, (*lead, channels * size**2, height // size, width // size))
+
+
+class CenterCropPad(Gate):
+    """A tensor cut or padded with zeros to a shape, around its center.
+
+    Formula:   out = the middle of input_data along axes that are longer than shape, input_data in
+               the middle of zeros along shorter ones; an odd element more is taken at the end of
+               what is cut, and put at the end of what is padded
+    Gradient:  d out/d input_data = 1 on what is kept
+    Shapes:    input_data's, with shape along axes; all axes in order where none are given.
+    """
+
+    operator = "CenterCropPad"
+    inputs = (Input("input_data", ANY), Input("shape", INDICES, "I", known=True))
+    attributes = (Attribute("axes", "ints", doc="Which axes shape is about."),)
+    examples = (
+        Example(([1.0, 2.0, 3.0, 4.0], [1]), [2.0], gradients=([0.0, 1.0, 0.0, 0.0], None)),
+        Example(([1.0, 2.0], [5]), [0.0, 1.0, 2.0, 0.0, 0.0], gradients=([1.0, 1.0], None)),
+        Example(([[1, 2, 3]], [1]), [[2]], attributes={"axes": (-1,)}),
     )
     samples = (
-        Sample((TensorSpec((2, 3, 4)),), {"start": 1, "end": -1}),
-        Sample((TensorSpec(()),)),
+        Sample((TensorSpec((4, 3)), ints(1, 6))),
+        Sample((TensorSpec((2, 3, 4)), ints(5, 2)), {"axes": (0, -1)}),
+        Sample((TensorSpec((2, 3)), ints(0, 4))),
+    )
+    rejections = (
+        Rejection((TensorSpec((2, 3)), ints(4)), "shape has 1 sizes but there are 2 axes"),
+        Rejection((TensorSpec((2,)), ints(-4)), "gives the shape (-4,)"),
     )
 
-    def infer(self, data: TensorSpec, start: int, end: int | None) -> TensorSpec:
-        sizes = data.shape[start:end]
-        return TensorSpec((len(sizes),), "int64", sizes)
+    def infer(self, x: TensorSpec, shape: TensorSpec, axes: Ints | None) -> TensorSpec:
+        assert shape.value is not None
+        return TensorSpec(self._wanted(x.shape, shape.value, axes), x.dtype)
 
-    def forward(self, xp: Namespace, data: Array, start: int, end: int | None) -> Array:
-        sizes = data.shape[start:end]
-        return _integers(xp, sizes, (len(sizes),))
+    def forward(self, xp: Namespace, x: Array, shape: Ints, axes: Ints | None) -> Array:
+        wanted = self._wanted(x.shape, shape, axes)
+        kept = tuple(map(min, x.shape, wanted))
+        cut = self._before(x.shape, kept)
+        stops = tuple(start + size for start, size in zip(cut, kept, strict=True))
+        return self._padded(xp, xp.slice(x, cut, stops, (1,) * len(kept)), wanted)
 
-    def vjp(self, xp: Namespace, grad: Array, out: Array, *_: Any, **__: Any) -> tuple[None, ...]:
-        return (None,)
+    def vjp(
+        self,
+        xp: Namespace,
+        grad: Array,
+        out: Array,
+        x: Array,
+        shape: Ints,
+        axes: Ints | None,
+    ) -> tuple[Any, ...]:
+        def to_x() -> Array:
+            kept = tuple(map(min, x.shape, grad.shape))
+            added = self._before(grad.shape, kept)
+            stops = tuple(start + size for start, size in zip(added, kept, strict=True))
+            return self._padded(xp, xp.slice(grad, added, stops, (1,) * len(kept)), x.shape)
 
+        return to_x, None
 
-class Constant(Gate):
-    """A value that is part of the graph: exactly one of the attributes.
-
-    Formula:   out = value
-    Gradient:  None: there is no input.
-    Shapes:    The tensor's; rank 0 for a number, a vector for several.
-    """
-
-    operator = "Constant"
-    inputs = ()
-    attributes = (
-        Attribute("value", "tensor", doc="A tensor."),
-        Attribute("value_float", "float", doc="A float32."),
-        Attribute("value_floats", "floats", doc="float32s."),
-        Attribute("value_int", "int", doc="An int64."),
-        Attribute("value_ints", "ints", doc="int64s."),
-    )
-    examples = (
-        Example((), 5, attributes={"value_int": 5}),
-        Example((), [1, 2], attributes={"value_ints": (1, 2)}),
-        Example((), 0.5, attributes={"value_float": 0.5}),
-    )
-    rejections = (Rejection((), "exactly one", "ATTRIBUTE_INVALID"),)
-
-    def infer(self, **attributes: Any) -> TensorSpec:
-        tensor = self._tensor(attributes)
-        spec = TensorSpec(tensor.shape, tensor.dtype)
-        if tensor.dtype in FLOATS or spec.size > _KNOWN_SIZE:
-            return spec
-        return TensorSpec(tensor.shape, tensor.dtype, _decode(tensor))
-
-    def forward(self, xp: Namespace, **attributes: Any) -> Array:
-        return xp.constant(self._tensor(attributes))
-
-    def vjp(self, xp: Namespace, grad: Array, out: Array, **_: Any) -> tuple[None, ...]:
-        return ()
-
-    def _tensor(self, attributes: dict[str, Any]) -> Tensor:
-        given = {name: value for name, value in attributes.items() if value is not None}
-        if len(given) != 1:
+    def _wanted(self, shape: Shape, sizes: Any, axes: Ints | None) -> Shape:
+        along = normalize_axes(tuple(range(len(shape))) if axes is None else axes, len(shape))
+        if len(sizes) != len(along):
             raise Invalid(
-                "ATTRIBUTE_INVALID",
-                f"exactly one attribute gives the value, but {len(given)} are given: "
-                + (", ".join(given) or "give value_int, or another"),
+                "SHAPE_MISMATCH", f"shape has {len(sizes)} sizes but there are {len(along)} axes"
             )
-        ((name, value),) = given.items()
-        if name == "value":
-            found: Tensor = value
-            return found
-        values = value if isinstance(value, tuple) else (value,)
-        shape = (len(values),) if isinstance(value, tuple) else ()
-        if name.startswith("value_float"):
-            return Tensor("float32", shape, array("f", values).tobytes())
-        return Tensor("int64", shape, array("q", values).tobytes())
+        wanted = list(shape)
+        for axis, size in zip(along, sizes, strict=True):
+            wanted[axis] = int(size)
+        return checked_shape(tuple(wanted), "shape")
 
+    def _before(self, longer: Shape, shorter: Shape) -> Shape:
+        """How many of the longer tensor's elements lie before the shorter one."""
+        return tuple((mine - theirs) // 2 for mine, theirs in zip(longer, shorter, strict=True))
 
-_ARRAY_CODES = {
-    "bool": "b", "int8": "b", "int16": "h", "int32": "i", "int64": "q",
-    "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q",
-}  # fmt: skip
-assert all(array(code).itemsize == ITEM_SIZES[dtype] for dtype, code in _ARRAY_CODES.items())
-
-
-def _decode(tensor: Tensor) -> tuple[float, ...]:
-    """The elements of an integer or boolean tensor."""
-    found = array(_ARRAY_CODES[tensor.dtype], tensor.data).tolist()
-    return tuple(map(bool, found)) if tensor.dtype == "bool" else tuple(found)
+    def _padded(self, xp: Namespace, x: Array, shape: Shape) -> Array:
+        before = self._before(shape, x.shape)
+        after = tuple(
+            size - each - start for size, each, start in zip(shape, x.shape, before, strict=True)
+        )
+        return xp.pad(x, before, after)

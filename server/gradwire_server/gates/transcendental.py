@@ -22,7 +22,7 @@ class Exp(ElementwiseGate):
         return xp.exp(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad * out,)
+        return (guarded(xp, grad, out),)
 
 
 class Log(ElementwiseGate):
@@ -30,18 +30,23 @@ class Log(ElementwiseGate):
 
     Formula:   out = log(X)
     Gradient:  d out/dX = 1 / X
+    Kinks:     At 0 the gradient is infinite, and 0 where nothing depends on it.
     Shapes:    As X.
     """
 
     operator = "Log"
     inputs = (Input("X", domain=(0.2, 3.0)),)
-    examples = (Example((2.0,), 0.6931471805599453, gradients=(0.5,)),)
+    examples = (
+        Example((2.0,), 0.6931471805599453, gradients=(0.5,)),
+        Example((0.0,), float("-inf"), gradients=(float("inf"),), at_kink=True),
+    )
 
     def forward(self, xp: Namespace, x: Array) -> Array:
         return xp.log(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad / x,)
+        unused = xp.logical_and(xp.equal(x, 0.0), xp.equal(grad, 0.0))
+        return (grad / xp.where(unused, 1.0, x),)
 
 
 class Sin(ElementwiseGate):
@@ -178,7 +183,7 @@ class Sinh(ElementwiseGate):
         return xp.sinh(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad * xp.cosh(x),)
+        return (guarded(xp, grad, xp.cosh(x)),)
 
 
 class Cosh(ElementwiseGate):
@@ -196,7 +201,7 @@ class Cosh(ElementwiseGate):
         return xp.cosh(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad * xp.sinh(x),)
+        return (guarded(xp, grad, xp.sinh(x)),)
 
 
 class Tanh(ElementwiseGate):
@@ -255,7 +260,7 @@ class Acosh(ElementwiseGate):
         return xp.acosh(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (guarded(xp, grad, 1.0 / xp.sqrt((x - 1.0) * (x + 1.0))),)
+        return (guarded(xp, grad, 1.0 / (xp.sqrt(x - 1.0) * xp.sqrt(x + 1.0))),)
 
 
 class Atanh(ElementwiseGate):

@@ -1,0 +1,222 @@
+"""Scalar functions for compiled kernels, one set for each floating data type.
+
+Exponentials and logarithms are plain arithmetic, so that a loop over them runs on vector registers;
+their error is a few units in the last place. The others are the C library's. Names and meaning are
+those of `engine/opcodes.py`: NumPy's.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+#: How every function here, and every kernel that calls it, is compiled.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+
+#: By data type: bits of the fraction, bias of the exponent, and how many terms of a series reach
+#: the last place.
+_FORMATS = {"float64": (52, 1023, 13, 21), "float32": (23, 127, 7, 9)}
+_INTEGERS = {"float64": (np.int64, types.int64), "float32": (np.int32, types.int32)}
+_FLOATS = {"float64": (np.float64, types.float64), "float32": (np.float32, types.float32)}
+
+#: The natural logarithm of 2, split so that a small whole number times the first part is exact.
+_LN2 = {
+    "float64": (0.693147180369123816490, 1.90821492927058770002e-10),
+    "float32": (0.693359375, -2.12194440e-4),
+}
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context: Any, address: Any, element: Any) -> Any:
+    """An address, as a pointer to elements of a type."""
+    pointed = types.CPointer(element.dtype)
+
+    def build(codegen: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], codegen.get_value_type(pointed))
+
+    return pointed(types.int64, element), build
+
+
+def elementary(dtype: str) -> SimpleNamespace:
+    """The functions by name, with F, which makes a number of the data type."""
+    f, float_type = _FLOATS[dtype]
+    integer, integer_type = _INTEGERS[dtype]
+    fraction_bits, bias, exp_terms, log_terms = _FORMATS[dtype]
+    shift, offset = integer(fraction_bits), integer(bias)
+    magic = f(1.5 * 2.0**fraction_bits)  # adding it rounds to a whole number, in the low bits
+    ln2_high, ln2_low = map(f, _LN2[dtype])
+    per_ln2 = f(1 / math.log(2))
+    zero, half, one, two, infinity, nan = map(f, (0, 0.5, 1, 2, np.inf, np.nan))
+    largest = f(math.log(float(np.finfo(dtype).max)) + 1)
+    smallest = f(math.log(float(np.finfo(dtype).smallest_subnormal)) - 1)
+    saturated = f(22.0)  # beyond it tanh is 1 to the last place
+    tiny, lift = f(np.finfo(dtype).smallest_normal), f(2.0 ** (fraction_bits + 1))
+    root_half = f(math.sqrt(0.5))
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def bits(context: Any, x: Any) -> Any:
+        def build(codegen: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], codegen.get_value_type(integer_type))
+
+        return integer_type(float_type), build
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def from_bits(context: Any, x: Any) -> Any:
+        def build(codegen: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], codegen.get_value_type(float_type))
+
+        return float_type(integer_type), build
+
+    def polynomial(coefficients: list[float]) -> Any:
+        """Horner's scheme, unrolled, highest power first."""
+        lines = ["def horner(x):", f"    y = F({coefficients[0]!r})"]
+        lines += [f"    y = y * x + F({each!r})" for each in coefficients[1:]]
+        found: dict[str, Any] = {"F": f}
+        exec("\n".join([*lines, "    return y"]), found)
+        return njit(**OPTIONS)(found["horner"])
+
+    #: (exp(r) - 1 - r) / r ** 2
+    exp_series = polynomial([1 / math.factorial(n) for n in range(exp_terms, 1, -1)])
+    #: (atanh(s) / s - 1) / s ** 2, in s ** 2
+    log_series = polynomial([1 / n for n in range(log_terms, 1, -2)])
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def power_of_two(rounded: Any) -> Any:
+        """2 ** k, for k = rounded - magic inside the exponent's range."""
+        return from_bits((bits(rounded) + offset) << shift)
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def reduced(x: Any) -> Any:
+        """exp(r) - 1 and k + magic, where x = k * ln(2) + r."""
+        rounded = x * per_ln2 + magic
+        k = rounded - magic
+        r = (x - k * ln2_high) - k * ln2_low
+        return exp_series(r) * r * r + r, rounded
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def halves(rounded: Any) -> Any:
+        """2 ** k as two factors, which reach the ends of the range, subnormals too."""
+        k = rounded - magic
+        first = k * half + magic
+        second = (k - (first - magic)) + magic
+        return power_of_two(first), power_of_two(second)
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def exp(x: Any) -> Any:
+        inside = smallest if x < smallest else x
+        inside = largest if inside > largest else inside
+        less_one, rounded = reduced(inside)
+        first, second = halves(rounded)
+        return (less_one + one) * first * second
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def expm1(x: Any) -> Any:
+        inside = -saturated * two if x < -saturated * two else x
+        inside = largest if inside > largest else inside
+        less_one, rounded = reduced(inside)
+        first, second = halves(rounded)
+        near = less_one * (first * second) + (first * second - one)
+        far = (less_one + one) * first * second
+        return far if x > saturated * two else near
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def tanh(x: Any) -> Any:
+        inside = -saturated if x < -saturated else x
+        inside = saturated if inside > saturated else inside
+        less_one, rounded = reduced(inside * two)
+        scale = power_of_two(rounded)
+        less_one = less_one * scale + (scale - one)
+        return less_one / (less_one + two)
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def log(x: Any) -> Any:
+        normal = x * lift if x < tiny else x
+        lifted = f(fraction_bits + 1) if x < tiny else zero
+        # the exponent of x / sqrt(1/2), so that the rest is between sqrt(1/2) and sqrt(2)
+        exponent = ((bits(normal) - bits(root_half)) >> shift) << shift
+        rest = from_bits(bits(normal) - exponent)
+        k = f(exponent >> shift) - lifted
+        s = (rest - one) / (rest + one)
+        square = s * s
+        series = two * s + two * s * square * log_series(square)
+        found = k * ln2_high + (series + k * ln2_low)
+        found = x if x == infinity else found
+        found = -infinity if x == zero else found
+        return found if x >= zero else nan
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def log1p(x: Any) -> Any:
+        y = one + x
+        lost = x - (y - one)
+        return log(y) + (lost / y if y > zero and y < infinity else zero)
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        return x if condition else y
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def maximum(x: Any, y: Any) -> Any:
+        return x if x > y or x != x else y
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def minimum(x: Any, y: Any) -> Any:
+        return x if x < y or x != x else y
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def sign(x: Any) -> Any:
+        return x if x != x else (one if x > zero else zero) - (one if x < zero else zero)
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def power(x: Any, y: Any) -> Any:
+        return f(x**y)
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def remainder(x: Any, y: Any) -> Any:
+        return f(np.remainder(x, y))
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def fmod(x: Any, y: Any) -> Any:
+        return f(np.fmod(x, y))
+
+    element = np.dtype(dtype).type
+
+    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def view(address: Any, count: Any) -> Any:
+        """`count` elements at an address, as an array."""
+        return carray(_pointer(address, element), (count,))
+
+    def library(name: str) -> Any:
+        function = getattr(math, name)
+
+        @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+        def call(x: Any) -> Any:
+            return f(function(x))
+
+        return call
+
+    def rounding(function: Any) -> Any:
+        @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+        def call(x: Any) -> Any:
+            return function(x)
+
+        return call
+
+    own = (exp, expm1, tanh, log, log1p, where, maximum, minimum, sign, power, remainder, fmod, view)
+    return SimpleNamespace(
+        F=f, inf=np.inf, nan=np.nan,
+        **{each.__name__: each for each in own},
+        **{name: library(name) for name in _LIBRARY},
+        **{each.__name__: rounding(each) for each in (np.floor, np.ceil, np.rint, np.trunc, np.sqrt)},
+        isinf=rounding(np.isinf), isnan=rounding(np.isnan),
+    )  # fmt: skip
+
+
+_LIBRARY = (
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "sin", "sinh", "tan",
+)  # fmt: skip
+__all__ = ["OPTIONS", "elementary"]

@@ -1,0 +1,332 @@
+"""Writes the source of the compiled kernels: loops over tapes, made from the gates' own bodies.
+
+A tape is three columns: an opcode and a row of the constants table for each node, and the slots of
+all nodes' inputs end to end. Node k yields slot `slot + k`. Three kinds of loop run one:
+
+switch  node after node, for deep circuits; also for what is left of a tape when some nodes are dead
+runs    a run of nodes of one opcode at a time, for wide circuits
+block   each node over many elements: rows of a batch, or elements of tensors
+
+Indices are unsigned throughout, since signed ones may count from the end and cost a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from textwrap import indent
+
+from gradwire_server.engine.opcodes import (
+    MAX_CONSTANTS,
+    MAX_INPUTS,
+    Body,
+    Opcode,
+    instruction_set,
+)
+
+#: Nodes of a run that are computed together on vector registers.
+STAGE = 256
+#: Elements of a block: a few rows of them stay in the first cache.
+BLOCK = 512
+
+_HEADER = '''\
+"""Kernels for {dtype}, written by gradwire_server.engine.kernel_source."""
+
+import numpy as np
+from numba import njit
+
+from gradwire_server.engine.elementary import OPTIONS, elementary
+
+U = np.uint64
+U0, U1, U2, U3, U4 = U(0), U(1), U(2), U(3), U(4)
+STAGE, BLOCK = U({stage}), U({block})
+names = elementary("{dtype}")
+globals().update(vars(names))
+
+
+def kernel(signature):
+    return njit(signature, cache=True, nogil=True, **OPTIONS)
+'''
+
+_TAPE = "u1[::1], u4[::1], u4[::1], {f}[::1]"  # opcodes, constants' rows, inputs, constants
+
+
+@cache
+def kernel_source(dtype: str) -> str:
+    """The source of a module of kernels for tapes of a floating data type."""
+    opcodes = tuple(enumerate(instruction_set(dtype).opcodes, MAX_INPUTS + 1))
+    float_type = {"float64": "f8", "float32": "f4"}[dtype]
+    tape = _TAPE.format(f=float_type)
+    parts = [
+        _HEADER.format(dtype=dtype, stage=STAGE, block=BLOCK),
+        *(_functions(number, opcode) for number, opcode in opcodes),
+        _switch_forward(opcodes, tape, float_type),
+        _switch_backward(opcodes, tape, float_type),
+        _runs_forward(opcodes, tape, float_type),
+        _runs_backward(opcodes, tape, float_type),
+        _block_forward(opcodes, tape),
+        _block_backward(opcodes, tape),
+    ]
+    return "\n\n".join(parts)
+
+
+_Numbered = tuple[tuple[int, Opcode], ...]
+
+
+def _functions(number: int, opcode: Opcode) -> str:
+    """The bodies of an opcode as functions, inlined by the compiler."""
+    inputs, constants = _names("x", opcode.input_count), _names("c", opcode.constant_count)
+    written = [_function(f"forward{number}", [*inputs, *constants], opcode.forward)]
+    for slot, pull in enumerate(opcode.pulls):
+        if pull is not None:
+            arguments = ["grad", "out", *inputs, *constants]
+            written.append(_function(f"pull{number}_{slot}", arguments, pull))
+    return "\n\n".join(written)
+
+
+def _function(name: str, arguments: list[str], body: Body) -> str:
+    lines = "\n".join(f"    {line}" for line in (*body.lines, f"return {body.result}"))
+    return f"@njit(**OPTIONS)\ndef {name}({', '.join(arguments)}):\n{lines}"
+
+
+def _names(letter: str, count: int) -> list[str]:
+    return [f"{letter}{position}" for position in range(count)]
+
+
+def _call(name: str, opcode: Opcode, inputs: list[str], *before: str) -> str:
+    constants = [f"constants[row + U{slot}]" for slot in range(opcode.constant_count)]
+    return f"{name}({', '.join([*before, *inputs, *constants])})"
+
+
+def _chain(opcodes: _Numbered, branch: Callable[[int, Opcode], str], depth: int) -> str:
+    """One branch for each opcode, which the compiler makes a jump table."""
+    branches = []
+    for number, opcode in opcodes:
+        keyword = "elif" if branches else "if"
+        branches.append(f"{keyword} op == {number}:\n{indent(branch(number, opcode), '    ')}")
+    return indent("\n".join(branches), "    " * depth)
+
+
+def _skip(statement: str, depth: int) -> str:
+    """Branches for the opcodes that compute nothing, by input count."""
+    branches = [
+        f"{'elif' if count > 1 else 'if'} op == {count}:\n    {statement.format(count=count)}"
+        for count in range(1, MAX_INPUTS + 1)
+    ]
+    return indent("\n".join(branches), "    " * depth)
+
+
+def _row(opcode: Opcode, index: str) -> list[str]:
+    return [f"row = U({index}) * U{MAX_CONSTANTS}"] if opcode.constant_count else []
+
+
+def _pulls(number: int, opcode: Opcode) -> Iterator[tuple[int, str]]:
+    for slot, pull in enumerate(opcode.pulls):
+        if pull is not None:
+            yield slot, f"pull{number}_{slot}"
+
+
+def _switch_forward(opcodes: _Numbered, tape: str, f: str) -> str:
+    def branch(number: int, opcode: Opcode) -> str:
+        loads = [f"values[inputs[cursor + U{slot}]]" for slot in range(opcode.input_count)]
+        return "\n".join(
+            [
+                *_row(opcode, "rows[k]"),
+                f"values[slot + k] = {_call(f'forward{number}', opcode, loads)}",
+                f"cursor += U{opcode.input_count}",
+            ]
+        )
+
+    return f'''\
+@kernel("i8({tape}, {f}[::1], i8, i8, i8, i8)")
+def switch_forward(ops, rows, inputs, constants, values, slot, node, stop, cursor):
+    """Nodes from `node` to `stop`; where the inputs of the next one begin."""
+    slot, cursor = U(slot), U(cursor)
+    for k in range(U(node), U(stop)):
+        op = ops[k]
+{_chain(opcodes, branch, 2)}
+    return cursor'''
+
+
+def _switch_backward(opcodes: _Numbered, tape: str, f: str) -> str:
+    def branch(number: int, opcode: Opcode) -> str:
+        count = opcode.input_count
+        lines = [f"cursor -= U{count}", *_row(opcode, "rows[k]")]
+        lines += [f"i{slot} = inputs[cursor + U{slot}]" for slot in range(count)]
+        lines += [f"x{slot} = values[i{slot}]" for slot in range(count)]
+        lines += [
+            f"grads[i{slot}] += "
+            + _call(name, opcode, _names("x", count), "grads[slot + k]", "values[slot + k]")
+            for slot, name in _pulls(number, opcode)
+        ]
+        return "\n".join(lines)
+
+    return f'''\
+@kernel("i8({tape}, {f}[::1], {f}[::1], i8, i8, i8, i8)")
+def switch_backward(ops, rows, inputs, constants, values, grads, slot, node, start, cursor):
+    """Nodes before `node` down to `start`; where the inputs of the last one done begin."""
+    slot, cursor = U(slot), U(cursor)
+    k = U(node)
+    while k > U(start):
+        k -= U1
+        op = ops[k]
+{_skip("cursor -= U{count}", 2)}
+{_chain(opcodes, branch, 2).replace("if op", "elif op", 1)}
+    return cursor'''
+
+
+def _runs_forward(opcodes: _Numbered, tape: str, f: str) -> str:
+    def branch(number: int, opcode: Opcode) -> str:
+        count = opcode.input_count
+        lines = _row(opcode, "rows[first]")
+        if not opcode.is_heavy:
+            loads = [f"values[inputs[i + U{slot}]]" for slot in range(count)]
+            return "\n".join(
+                [
+                    *lines,
+                    "i = cursor",
+                    "for k in range(first, end):",
+                    f"    values[slot + k] = {_call(f'forward{number}', opcode, loads)}",
+                    f"    i += U{count}",
+                ]
+            )
+        staged = [f"stage{slot}[t]" for slot in range(count)]
+        return "\n".join(
+            [
+                *lines,
+                "k, i = first, cursor",
+                "while k < end:",
+                "    n = min(STAGE, end - k)",
+                "    for t in range(n):",
+                *(
+                    f"        stage{slot}[t] = values[inputs[i + U{slot}]]"
+                    for slot in range(count)
+                ),
+                f"        i += U{count}",
+                "    for t in range(n):",
+                f"        values[slot + k + t] = {_call(f'forward{number}', opcode, staged)}",
+                "    k += n",
+            ]
+        )
+
+    stages = "\n".join(f"    stage{slot} = np.empty(STAGE, F)" for slot in range(MAX_INPUTS))
+    return f'''\
+@kernel("void({tape}, {f}[::1], i8, i8[::1], i8[::1], i8, i8)")
+def runs_forward(ops, rows, inputs, constants, values, slot, starts, cursors, run, stop):
+    """Runs from `run` to `stop`; run q has nodes starts[q] to starts[q + 1], of one opcode."""
+    slot = U(slot)
+{stages}
+    for q in range(run, stop):
+        first, end, cursor = U(starts[q]), U(starts[q + 1]), U(cursors[q])
+        op = ops[first]
+{_chain(opcodes, branch, 2)}'''
+
+
+def _runs_backward(opcodes: _Numbered, tape: str, f: str) -> str:
+    def branch(number: int, opcode: Opcode) -> str:
+        count = opcode.input_count
+        pulls = tuple(_pulls(number, opcode))
+        if not pulls:
+            return "pass"
+        lines = [*_row(opcode, "rows[first]"), "i = cursor", "for k in range(first, end):"]
+        lines += [f"    i{slot} = inputs[i + U{slot}]" for slot in range(count)]
+        lines += [f"    x{slot} = values[i{slot}]" for slot in range(count)]
+        lines += [
+            f"    grads[i{slot}] += "
+            + _call(name, opcode, _names("x", count), "grads[slot + k]", "values[slot + k]")
+            for slot, name in pulls
+        ]
+        return "\n".join([*lines, f"    i += U{count}"])
+
+    return f'''\
+@kernel("void({tape}, {f}[::1], {f}[::1], i8, i8[::1], i8[::1], i8, i8)")
+def runs_backward(ops, rows, inputs, constants, values, grads, slot, starts, cursors, run, start):
+    """Runs before `run` down to `start`."""
+    slot = U(slot)
+    for q in range(run - 1, start - 1, -1):
+        first, end, cursor = U(starts[q]), U(starts[q + 1]), U(cursors[q])
+        op = ops[first]
+{_chain(opcodes, branch, 2)}'''
+
+
+def _views(opcode: Opcode) -> list[str]:
+    return [
+        f"x{slot} = view(addresses[inputs[cursor + U{slot}]] + shift * steps[inputs[cursor + "
+        f"U{slot}]], n)"
+        for slot in range(opcode.input_count)
+    ]
+
+
+def _block_forward(opcodes: _Numbered, tape: str) -> str:
+    def branch(number: int, opcode: Opcode) -> str:
+        loads = [f"x{slot}[t]" for slot in range(opcode.input_count)]
+        return "\n".join(
+            [
+                *_row(opcode, "rows[k]"),
+                *_views(opcode),
+                "for t in range(n):",
+                f"    out[t] = {_call(f'forward{number}', opcode, loads)}",
+                f"cursor += U{opcode.input_count}",
+            ]
+        )
+
+    return f'''\
+@kernel("void({tape}, i8[::1], i8[::1], i8, i8, i8, i8, i8, i8)")
+def block_forward(
+    ops, rows, inputs, constants, addresses, steps, slot, node, end, first_input, start, stop
+):
+    """Nodes from `node` to `end` over elements `start` to `stop`, a block at a time.
+
+    Element t of a slot is at its address + t * its step, in bytes; a step of 0 means one block
+    that serves all.
+    """
+    for begin in range(U(start), U(stop), BLOCK):
+        n = min(BLOCK, U(stop) - begin)
+        shift = np.int64(begin)
+        cursor = U(first_input)
+        for k in range(U(node), U(end)):
+            op = ops[k]
+            out = view(addresses[U(slot) + k] + shift * steps[U(slot) + k], n)
+{_chain(opcodes, branch, 3)}'''
+
+
+def _block_backward(opcodes: _Numbered, tape: str) -> str:
+    def branch(number: int, opcode: Opcode) -> str:
+        count = opcode.input_count
+        loads = [f"x{slot}[t]" for slot in range(count)]
+        lines = [f"cursor -= U{count}", *_row(opcode, "rows[k]"), *_views(opcode)]
+        # a loop for each input, so that each is a plain one and an input used twice stays right
+        for slot, name in _pulls(number, opcode):
+            lines += [
+                f"i = inputs[cursor + U{slot}]",
+                "to_input = view(grad_addresses[i] + shift * grad_steps[i], n)",
+                f"if fresh[cursor + U{slot}]:",
+                "    for t in range(n):",
+                "        to_input[t] = F(0)",
+                "for t in range(n):",
+                f"    to_input[t] += {_call(name, opcode, loads, 'grad[t]', 'out[t]')}",
+            ]
+        return "\n".join(lines)
+
+    return f'''\
+@kernel("void({tape}, u1[::1], i8[::1], i8[::1], i8[::1], i8[::1], i8, i8, i8, i8, i8, i8)")
+def block_backward(
+    ops, rows, inputs, constants, fresh,
+    addresses, steps, grad_addresses, grad_steps, slot, node, end, past_input, start, stop,
+):
+    """Nodes before `node` down to `end` over elements `start` to `stop`, a block at a time.
+
+    The first use of a slot that is met, marked fresh, begins its gradient at zero.
+    """
+    for begin in range(U(start), U(stop), BLOCK):
+        n = min(BLOCK, U(stop) - begin)
+        shift = np.int64(begin)
+        cursor = U(past_input)
+        k = U(node)
+        while k > U(end):
+            k -= U1
+            op = ops[k]
+            out = view(addresses[U(slot) + k] + shift * steps[U(slot) + k], n)
+            grad = view(grad_addresses[U(slot) + k] + shift * grad_steps[U(slot) + k], n)
+{_skip("cursor -= U{count}", 3)}
+{_chain(opcodes, branch, 3).replace("if op", "elif op", 1)}'''

@@ -1,0 +1,428 @@
+"""The tape engine: scalar circuits, and batches of them, as columns of opcodes run by compiled loops.
+
+A program is a plan's circuit as a tape. Where the circuit is wide its nodes are put in another
+order, so that equal ones lie side by side; `slots` says where each value id went. A run is one
+evaluation of a program; the values and gradients that it gives out are copies, so that its buffers
+can serve the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire_server.engine import kernels
+from gradwire_server.engine.kernel_source import BLOCK
+from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instruction_set
+from gradwire_server.gates.base import Array
+from gradwire_server.graph import Graph, Ids
+from gradwire_server.plan import Plan
+from gradwire_server.specs import FLOATS
+
+#: Nodes between two looks at whether anybody still waits: some milliseconds.
+CHUNK = 200_000
+#: Nodes a run must have on average for runs to be faster than a switch.
+_RUN_LENGTH = 6
+#: Elements of all nodes together from which a second thread is worth waking.
+_THREADED = 200_000
+
+
+@dataclass(frozen=True)
+class Tape:
+    """Columns, by node in the tape's order; inputs are slots, end to end."""
+
+    ops: npt.NDArray[np.uint8]
+    rows: npt.NDArray[np.uint32]
+    inputs: npt.NDArray[np.uint32]
+    constants: Array  # MAX_CONSTANTS of each row, end to end
+    slot: int  # of the first node's value
+    starts: Ids | None = None  # first node of each run, and one more: their end; None for a switch
+    cursors: Ids | None = None  # where each run's inputs begin
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What the backward pass from a set of slots does."""
+
+    ops: npt.NDArray[np.uint8]
+    fresh: npt.NDArray[np.uint8]
+    untouched: Ids  # slots that no gradient reaches
+    has_dead: bool
+
+
+@dataclass
+class Program:
+    """A plan as a tape."""
+
+    plan: Plan
+    dtype: str
+    tape: Tape
+    slots: npt.NDArray[np.uint32] | None  # by value id; None where a slot is the id
+    compiled: Any
+    scheduling: Any
+    _backward: dict[bytes, Backward] = field(default_factory=dict)
+    _free: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def backward_from(self, slots: Ids) -> Backward:
+        """The backward pass from seeds at these slots; the last one is kept."""
+        key = slots.tobytes()
+        if key not in self._backward:
+            found = _trace_back(self, slots)
+            self._backward = {key: found}
+        return self._backward[key]
+
+    def take(self) -> tuple[Array, Array]:
+        """Buffers for values and gradients, with whatever is in them."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            shape: tuple[int, ...] = (self.plan.graph.value_count + 1,)
+            if self.plan.batch_size:
+                shape = (*shape, _stride(self.plan.batch_size, self.dtype))
+            return np.empty(shape, self.dtype), np.empty(shape, self.dtype)
+
+    def give(self, buffers: tuple[Array, Array]) -> None:
+        """Returns buffers that nobody reads any more."""
+        if not self._free:
+            self._free.append(buffers)
+
+    def slots_of(self, ids: Any) -> Any:
+        """Where values are."""
+        return ids if self.slots is None else self.slots[ids]
+
+
+def make_program(plan: Plan) -> Program | None:
+    """The plan as a tape; None where it is not one of scalars, or the kernels are not here yet."""
+    dtype = _scalar_dtype(plan)
+    if dtype is None:
+        return None
+    compiled, scheduling = kernels.loaded(dtype), kernels.loaded("scheduling")
+    if compiled is None or scheduling is None:
+        return None
+    tape = _straight_tape(plan.graph, dtype)
+    if tape is None:
+        return None
+    slots = None
+    if not plan.batch_size:
+        tape, slots = _in_runs(plan.graph, tape, scheduling)
+    return Program(plan, dtype, tape, slots, compiled, scheduling)
+
+
+class Run:
+    """One evaluation of a program: forward once, then backward any number of times."""
+
+    def __init__(self, program: Program, leaves: list[Array]) -> None:
+        """`leaves` are the arrays of all leaves, by position."""
+        self.program = program
+        self._buffers = program.take()
+        self.values = Slots(program, self._buffers[0], summed=False, run=self)
+        self.gradients = Slots(program, self._buffers[1], summed=True, run=self)
+        _fill_leaves(program.plan, leaves, self._buffers[0])
+
+    def __del__(self) -> None:
+        self.program.give(self._buffers)
+
+    def forward(self) -> Iterator[int]:
+        """Computes all values; yields the first id not computed yet, as the array engine does."""
+        if self.program.plan.batch_size:
+            yield from _blocks_forward(self.program, self._buffers[0])
+        elif self.program.tape.starts is None:
+            yield from _switch_forward(self.program, self._buffers[0])
+        else:
+            yield from _runs_forward(self.program, self._buffers[0])
+
+    def backward(self, seeds: Mapping[int, Array]) -> Iterator[int]:
+        """Computes all gradients from seeds by value id; yields the lowest id that is complete."""
+        slots = np.array([self.program.slots_of(i) for i in seeds], np.int64)
+        trace = self.program.backward_from(slots)
+        values, grads = self._buffers
+        batch = self.program.plan.batch_size
+        if batch:
+            grads[trace.untouched] = 0
+            grads[slots] = 0
+        else:
+            grads[...] = 0
+        for i, slot in zip(seeds, slots, strict=True):
+            if not batch:
+                grads[slot] = seeds[i]
+            elif self.program.plan.is_batched(i):
+                grads[slot, :batch] = seeds[i]
+            else:
+                grads[slot, 0] = seeds[i]
+        if batch:
+            yield from _blocks_backward(self.program, trace, values, grads)
+        elif self.program.tape.starts is None or trace.has_dead:
+            yield from _switch_backward(self.program, trace, values, grads)
+        else:
+            yield from _runs_backward(self.program, values, grads)
+
+
+class Slots:
+    """The values, or the gradients, of a run, by value id; copies."""
+
+    def __init__(self, program: Program, buffer: Array, *, summed: bool, run: Run) -> None:
+        self._program = program
+        self._buffer = buffer
+        self._summed = summed  # over the rows, where a value is one for all of them
+        self._run = run  # lives as long as its buffers are read
+
+    def __getitem__(self, value_id: int) -> Array:
+        plan = self._program.plan
+        found = self._read(np.array([value_id]), plan.is_batched(value_id))[0]
+        return np.asarray(found, plan.spec(value_id).dtype)
+
+    def stacked(self, ids: Ids) -> Array:
+        """[ids, rows of a batch]: the numbers of ids that are of one kind."""
+        plan = self._program.plan
+        found = self._read(ids, plan.is_batched(int(ids[0])))
+        return found.astype(plan.spec(int(ids[0])).dtype, copy=False)
+
+    def _read(self, ids: Ids, batched: bool) -> Array:
+        slots = self._program.slots_of(ids)
+        batch = self._program.plan.batch_size
+        if not batch:
+            return self._buffer[slots]
+        if batched:
+            return self._buffer[slots, :batch]
+        return self._buffer[slots, :batch].sum(axis=1) if self._summed else self._buffer[slots, 0]
+
+
+def _scalar_dtype(plan: Plan) -> str | None:
+    """The one floating data type of a circuit of scalars and truths, or None."""
+    uses = np.bincount(plan.spec_ids[1:], minlength=len(plan.specs))
+    specs = [spec for spec, use in zip(plan.specs, uses.tolist(), strict=True) if use]
+    dtypes = {spec.dtype for spec in specs}
+    floating = dtypes & set(FLOATS)
+    if any(spec.shape for spec in specs) or len(floating) != 1 or not dtypes <= {*floating, "bool"}:
+        return None
+    return floating.pop()
+
+
+def _straight_tape(graph: Graph, dtype: str) -> Tape | None:
+    """The circuit in its own order; None where a gate has no opcode."""
+    ops, constants = [], np.zeros((len(graph.rows), MAX_CONSTANTS), dtype)
+    uses = np.bincount(graph.node_rows, minlength=len(graph.rows))
+    for number, row in enumerate(graph.rows):
+        attributes = row.gate.complete(row.attributes)
+        op = instruction_set(dtype).number(row.gate, row.input_count, attributes)
+        if op is None and uses[number]:
+            return None
+        ops.append(op or 0)
+        reals = [attributes[each.name] for each in row.gate.attributes if each.kind == "float"]
+        constants[number, : len(reals)] = reals
+    inputs = graph.node_inputs.astype(np.uint32)
+    if not inputs.all():  # an input left out in the middle
+        return None
+    rows = graph.node_rows.astype(np.uint32)
+    columns = np.array(ops, np.uint8)[graph.node_rows]
+    return Tape(columns, rows, inputs, constants.reshape(-1), graph.leaf_first_ids[-1])
+
+
+def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
+    """The tape in an order of long runs, and where each id went; as it is where there are none."""
+    nodes, row_count = graph.node_count, len(graph.rows)
+    if nodes < _RUN_LENGTH:
+        return tape, None
+    counts = np.array([row.input_count for row in graph.rows], np.int64)
+    levels = np.zeros(graph.value_count + 1, np.int32)
+    top = scheduling.find_levels(tape.rows, counts, tape.inputs, tape.slot, levels)
+    if top * _RUN_LENGTH > nodes:
+        return tape, None
+    ends = np.zeros(top * row_count, np.int64)
+    runs = scheduling.count_runs(tape.rows, levels, tape.slot, row_count, ends)
+    if runs * _RUN_LENGTH > nodes:
+        return tape, None
+    starts = np.append(np.unique(np.concatenate([[0], ends[:-1]])), nodes)
+    starts = np.unique(starts)
+    slots = np.arange(graph.value_count + 1, dtype=np.uint32)
+    rows = np.empty_like(tape.rows)
+    scheduling.place_nodes(
+        tape.rows, counts, tape.inputs, tape.slot, row_count, levels, ends, slots, rows
+    )
+    places = np.zeros(nodes + 1, np.int64)
+    np.cumsum(counts[rows], out=places[1:])
+    inputs = np.empty_like(tape.inputs)
+    scheduling.place_inputs(tape.rows, counts, tape.inputs, tape.slot, slots, places, inputs)
+    row_ops = np.zeros(row_count, np.uint8)
+    row_ops[tape.rows] = tape.ops
+    arranged = Tape(
+        row_ops[rows], rows, inputs, tape.constants, tape.slot, starts, places[starts[:-1]]
+    )
+    return arranged, slots
+
+
+def _trace_back(program: Program, slots: Ids) -> Backward:
+    tape = program.tape
+    counts, pulls = _opcode_columns(program.dtype)
+    reached = np.zeros(program.plan.graph.value_count + 1, np.uint8)
+    reached[slots] = 1
+    ops, fresh = np.empty_like(tape.ops), np.zeros(len(tape.inputs), np.uint8)
+    dead = program.scheduling.trace_back(
+        tape.ops, counts, pulls, tape.inputs, tape.slot, reached, ops, fresh
+    )
+    return Backward(ops, fresh, np.flatnonzero(reached == 0), bool(dead))
+
+
+@cache
+def _opcode_columns(dtype: str) -> tuple[Array, Array]:
+    """By opcode: how many inputs it has, and which of them have a gradient, as bits."""
+    opcodes = instruction_set(dtype).opcodes
+    counts = [*range(MAX_INPUTS + 1), *(each.input_count for each in opcodes)]
+    bits = [sum(1 << slot for slot, pull in enumerate(each.pulls) if pull) for each in opcodes]
+    pulls = [0] * (MAX_INPUTS + 1) + bits
+    return np.array(counts, np.uint8), np.array(pulls, np.uint8)
+
+
+def _fill_leaves(plan: Plan, leaves: list[Array], values: Array) -> None:
+    firsts = plan.graph.leaf_first_ids
+    for leaf, given, first, end in zip(
+        plan.graph.leaves, leaves, firsts, firsts[1:], strict=False
+    ):
+        if not plan.batch_size:
+            values[first:end] = given.reshape(-1)
+        elif end > first and plan.is_batched(first):
+            values[first:end, : plan.batch_size] = given.reshape(plan.batch_size, -1).T
+        else:
+            values[first:end, : plan.batch_size] = given.reshape(-1, 1)
+        del leaf
+
+
+def _columns(tape: Tape) -> tuple[Array, ...]:
+    return tape.ops, tape.rows, tape.inputs, tape.constants
+
+
+def _switch_forward(program: Program, values: Array) -> Iterator[int]:
+    tape, cursor = program.tape, 0
+    for node in range(0, len(tape.ops), CHUNK):
+        stop = min(node + CHUNK, len(tape.ops))
+        cursor = program.compiled.switch_forward(
+            *_columns(tape), values, tape.slot, node, stop, cursor
+        )
+        yield tape.slot + stop
+
+
+def _switch_backward(
+    program: Program, trace: Backward, values: Array, grads: Array
+) -> Iterator[int]:
+    tape, cursor = program.tape, len(program.tape.inputs)
+    for node in range(len(tape.ops), 0, -CHUNK):
+        start = max(node - CHUNK, 0)
+        cursor = program.compiled.switch_backward(
+            trace.ops, *_columns(tape)[1:], values, grads, tape.slot, node, start, cursor
+        )
+        # in another order than the ids' no id is complete before all are
+        yield tape.slot + start if program.slots is None and start else 1
+
+
+def _runs_forward(program: Program, values: Array) -> Iterator[int]:
+    tape = program.tape
+    assert tape.starts is not None
+    for run, stop in _groups(tape.starts):
+        program.compiled.runs_forward(
+            *_columns(tape), values, tape.slot, tape.starts, tape.cursors, run, stop
+        )
+        last = stop == len(tape.starts) - 1
+        yield tape.slot + len(tape.ops) if last else tape.slot
+
+
+def _runs_backward(program: Program, values: Array, grads: Array) -> Iterator[int]:
+    tape = program.tape
+    assert tape.starts is not None
+    past = program.plan.graph.value_count + 1
+    for start, run in reversed(_groups(tape.starts)):
+        program.compiled.runs_backward(
+            *_columns(tape), values, grads, tape.slot, tape.starts, tape.cursors, run, start
+        )
+        yield past if start else 1
+
+
+def _groups(starts: Ids) -> list[tuple[int, int]]:
+    """Runs in groups of about CHUNK nodes."""
+    edges = np.searchsorted(starts, np.arange(0, int(starts[-1]), CHUNK))
+    bounds = [*np.unique(edges).tolist(), len(starts) - 1]
+    return [pair for pair in zip(bounds, bounds[1:], strict=False) if pair[0] < pair[1]]
+
+
+def _blocks_forward(program: Program, values: Array) -> Iterator[int]:
+    plan, tape = program.plan, program.tape
+    addresses, steps = _addresses(values)
+    for node, end in _node_chunks(plan):
+        first_input = int(plan.graph.input_starts[node])
+
+        def work(start: int, stop: int, node: int = node, end: int = end) -> None:
+            program.compiled.block_forward(
+                *_columns(tape), addresses, steps, tape.slot, node, end, first_input, start, stop
+            )
+
+        _over_elements(work, plan.batch_size, end - node)
+        yield tape.slot + end
+
+
+def _blocks_backward(
+    program: Program, trace: Backward, values: Array, grads: Array
+) -> Iterator[int]:
+    plan, tape = program.plan, program.tape
+    addresses, steps = _addresses(values)
+    grad_addresses, _ = _addresses(grads)
+    for end, node in reversed(_node_chunks(plan)):
+        past_input = int(plan.graph.input_starts[node])
+
+        def work(start: int, stop: int, node: int = node, end: int = end) -> None:
+            program.compiled.block_backward(
+                trace.ops, *_columns(tape)[1:], trace.fresh, addresses, steps, grad_addresses,
+                steps, tape.slot, node, end, past_input, start, stop,
+            )  # fmt: skip
+
+        _over_elements(work, plan.batch_size, node - end)
+        yield tape.slot + end if end else 1
+
+
+def _node_chunks(plan: Plan) -> list[tuple[int, int]]:
+    step = max(1, 8 * CHUNK // plan.batch_size)
+    nodes = plan.graph.node_count
+    return [(node, min(node + step, nodes)) for node in range(0, nodes, step)]
+
+
+def _addresses(buffer: Array) -> tuple[Array, Array]:
+    """Where each row of a buffer is, and the bytes from one element to the next."""
+    rows, width = buffer.shape
+    addresses = buffer.ctypes.data + np.arange(rows, dtype=np.int64) * width * buffer.itemsize
+    return addresses, np.full(rows, buffer.itemsize, np.int64)
+
+
+def _stride(batch_size: int, dtype: str) -> int:
+    """Elements from one slot's row to the next: an odd number of cache lines, so that rows spread
+    over all sets of a cache."""
+    line = 64 // np.dtype(dtype).itemsize
+    lines = -(-batch_size // line)
+    return (lines | 1) * line
+
+
+def _over_elements(work: Callable[[int, int], None], elements: int, nodes: int) -> None:
+    """Splits the elements between the processors, where there is enough to do."""
+    threads = min(_processors(), -(-elements // BLOCK), 1 + elements * nodes // _THREADED)
+    if threads < 2:
+        work(0, elements)
+        return
+    edges = np.linspace(0, elements, threads + 1).astype(int).tolist()
+    rest = [_pool().submit(work, *part) for part in zip(edges[1:], edges[2:], strict=False)]
+    work(0, edges[1])
+    for each in rest:
+        each.result()
+
+
+@cache
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_processors(), "gradwire-blocks")

@@ -1,0 +1,326 @@
+"""How long values and gradients live in the array engine, and how much memory that takes at most.
+
+A value is needed until its last consumer has run, and longer if the backward pass uses it or it
+was asked for; a gradient until its node has been pulled. What is known before anything runs is
+added up here node by node, as arrays over all nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire_server.errors import OverLimit
+from gradwire_server.gates import Gate
+from gradwire_server.graph import Ids
+from gradwire_server.limits import Limits
+from gradwire_server.plan import Plan, depended_on
+from gradwire_server.specs import ITEM_SIZES
+
+Flags = npt.NDArray[np.bool_]
+
+#: Gates whose outputs show the memory of their first input.
+VIEWS = frozenset(
+    {"Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+     "Unsqueeze"}
+)  # fmt: skip
+#: Gates whose gradient of the first input shows the memory of the output's gradient.
+PASSING = frozenset(
+    {"Add", "Concat", "Flatten", "Identity", "ReduceMean", "ReduceSum", "Reshape", "Squeeze",
+     "Sub", "Sum", "Transpose", "Unsqueeze"}
+)  # fmt: skip
+#: Those that hand it to their other inputs too.
+PASSING_TO_ALL = frozenset({"Add", "Concat", "Sum"})
+#: Those that only do so where input and output have one shape; else the engine sums.
+PASSING_AS_SHAPED = frozenset({"Add", "Sub", "Sum"})
+#: Arrays as large as its output or its first input that a gate makes on the way: to its output, and
+#: to the gradients. A test measures them.
+SCRATCH = {
+    "Celu": (2, 2), "Elu": (2, 2), "Gelu": (2, 2), "HardSigmoid": (3, 2), "HardSwish": (3, 2),
+    "LeakyRelu": (1, 1), "LogSoftmax": (1, 1), "Max": (0, 4), "Mean": (1, 0), "Min": (0, 4),
+    "Mish": (2, 4), "PRelu": (1, 1), "Pow": (1, 2), "Reciprocal": (1, 0), "ReduceL1": (1, 1),
+    "ReduceL2": (2, 2), "ReduceLogSumExp": (2, 1), "ReduceSumSquare": (1, 0), "Relu": (1, 0),
+    "Selu": (2, 2), "Sigmoid": (1, 0), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5),
+    "Softplus": (2, 1), "Softsign": (1, 2),
+}  # fmt: skip
+_SCRATCH = (0, 1)  # of a gate that computes and is not listed
+_NO_SCRATCH = VIEWS | PASSING | {"Div", "Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}
+
+#: Evaluations that take less are not worth the bookkeeping: they drop nothing before their end.
+SMALL_BYTES = 1 << 20
+
+_SLOT_BYTES = 8
+_SCALAR_BYTES = 32
+_ARRAY_BYTES = 112
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What must outlive its last use in an evaluation, by value id.
+
+    `values` and `gradients` are asked for; `needed` says which gradients the backward pass
+    computes, and is None where there is none.
+    """
+
+    values: Flags
+    gradients: Flags
+    needed: Flags | None = None
+
+
+@dataclass(frozen=True)
+class Releases:
+    """By node: the values that nothing needs once it has run."""
+
+    ids: Ids
+    starts: Ids  # and one more: their end
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """When the array engine drops what it no longer needs, and the most that it holds at once."""
+
+    plan: Plan
+    kept: Kept
+
+    @cached_property
+    def total_nbytes(self) -> int:
+        """Bytes of all values, and all gradients, were they held at once."""
+        return self.plan.nbytes(self.kept.needed is not None)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether everything may stay to the end."""
+        return self.total_nbytes <= SMALL_BYTES
+
+    @cached_property
+    def releases(self) -> Releases | None:
+        """When the forward pass drops values; None where there are none worth it."""
+        return _Timeline(self.plan, self.kept).releases()
+
+    @cached_property
+    def peak_nbytes(self) -> int:
+        """Most bytes of values, gradients and what gates make on the way, held at once."""
+        return _Timeline(self.plan, self.kept).peak_nbytes()
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """The lives of all values and gradients, as columns; large, and gone once they are read."""
+
+    plan: Plan
+    kept: Kept
+
+    def releases(self) -> Releases | None:
+        graph = self.plan.graph
+        first = graph.leaf_first_ids[-1]
+        if (self.kept.values | self._is_number)[first:].all():
+            return None
+        dropped = np.flatnonzero(~self._after_forward[first:]) + first
+        last = self._last_uses[dropped]
+        starts = np.zeros(graph.node_count + 1, np.int64)
+        np.cumsum(np.bincount(last, minlength=graph.node_count), out=starts[1:])
+        return Releases(dropped[np.argsort(last, kind="stable")], starts)
+
+    def peak_nbytes(self) -> int:
+        graph = self.plan.graph
+        lists = 1 if self.kept.needed is None else 3
+        total = lists * _SLOT_BYTES * (graph.value_count + 1)
+        for output in graph.outputs:
+            own = sum(self.plan.spec(value_id).nbytes for value_id in output.value_ids.tolist())
+            if len(output.value_ids) > 1 or not self.plan.is_batched(output.value_ids[0]):
+                total += own * (self.plan.batch_size or 1)  # stacked, or repeated for every row
+        for leaf, first in zip(graph.leaves, graph.leaf_first_ids, strict=False):
+            if leaf.elements:  # taken apart
+                total += leaf.id_count * prod(self.plan.shape(first)) * ITEM_SIZES[leaf.dtype]
+        forward, left = self._forward_peak()
+        return total + max(forward, 0 if self.kept.needed is None else self._backward_peak(left))
+
+    @cached_property
+    def _is_number(self) -> Flags:
+        """By id: whether it takes less than the note that it may be dropped."""
+        found: Flags = self._nbytes <= _SCALAR_BYTES
+        return found
+
+    @cached_property
+    def _after_forward(self) -> Flags:
+        """What the forward pass leaves: leaves, what is kept, numbers, and what gates pull with."""
+        graph = self.plan.graph
+        keep = self.kept.values | self._is_number
+        keep[: graph.leaf_first_ids[-1]] = True
+        if self.kept.needed is not None:
+            keep[graph.node_inputs[self._pulled[self._consumers]]] = True
+            keep[graph.leaf_first_ids[-1] :] |= self._pulled[self._producers]
+        return keep
+
+    def _forward_peak(self) -> tuple[int, int]:
+        """The most that the forward pass holds, and what it leaves."""
+        graph = self.plan.graph
+        nodes, first = graph.node_count, graph.leaf_first_ids[-1]
+        shown = _shown(self._views)
+        end = np.where(self._after_forward, nodes, self._last_uses)
+        np.maximum.at(end, shown, end.copy())
+        held = np.where(self._views == np.arange(len(end)), self._nbytes, 0)[first:]
+        kept = np.bincount(self._producers, held, nodes)
+        dropped = np.bincount(end[first:], held, nodes + 1)[:nodes]
+        live = int(self._nbytes[1:first].sum()) + np.cumsum(kept - dropped)
+        during = live + dropped + self._scratch(0)
+        return int(during.max(initial=0)), int(live[-1]) if nodes else 0
+
+    def _backward_peak(self, left: int) -> int:
+        """The most that the backward pass holds, over the values it begins with."""
+        graph = self.plan.graph
+        nodes, first = graph.node_count, graph.leaf_first_ids[-1]
+        ids = graph.node_inputs
+        assert self.kept.needed is not None
+        pulled = self._pulled[self._consumers] & self.kept.needed[ids]
+        born = np.full(len(self._nbytes), -1)
+        born[ids[pulled]] = self._consumers[pulled]
+        for output in graph.outputs:
+            born[output.value_ids] = nodes
+        parents = self._passed(pulled, born)
+        held = np.where(parents == np.arange(len(born)), self._nbytes, 0)
+        # a node and its values are done with when it has been pulled; what is kept, never is
+        died = np.full(len(born), -1)
+        died[first:] = np.where(self.kept.gradients[first:], -1, self._producers)
+        np.minimum.at(died, _shown(parents), died.copy())
+        grown = np.bincount(born[born >= 0], held[born >= 0], nodes + 1)
+        gone = (died >= 0) & (born >= 0)
+        shrunk = np.bincount(died[gone], held[gone], nodes + 1)
+        values = np.where(self._views == np.arange(len(born)), self._nbytes, 0)
+        loose = self._after_forward & ~self.kept.values
+        loose[:first] = False
+        shrunk += np.bincount(self._producers[loose[first:]], values[loose], nodes + 1)
+        # what joins a gradient that is there already is made first
+        joins = pulled & (self._consumers < born[ids])
+        made = np.bincount(self._consumers[joins], self._nbytes[ids[joins]], nodes)
+        made += np.where(self._pulled, self._scratch(1), 0)
+        live = left + np.cumsum((grown - np.append(shrunk[1:], 0))[::-1])[::-1]
+        return int((live + np.append(made, 0)).max())
+
+    @cached_property
+    def _producers(self) -> Ids:
+        """The node of each value past the leaves."""
+        graph = self.plan.graph
+        return np.repeat(np.arange(graph.node_count), np.diff(graph.first_ids))
+
+    @cached_property
+    def _consumers(self) -> Ids:
+        """The node of each entry of node_inputs."""
+        graph = self.plan.graph
+        return np.repeat(np.arange(graph.node_count), np.diff(graph.input_starts))
+
+    @cached_property
+    def _last_uses(self) -> Ids:
+        """The last node that a value is used by, or made by if it is not used."""
+        graph = self.plan.graph
+        last = np.zeros(graph.value_count + 1, np.int64)
+        last[graph.leaf_first_ids[-1] :] = self._producers
+        last[graph.node_inputs] = self._consumers  # of equal ids the last entry stays
+        return last
+
+    @cached_property
+    def _pulled(self) -> Flags:
+        """By node: whether it gets a gradient from an output, and an input's is needed."""
+        graph = self.plan.graph
+        assert self.kept.needed is not None
+        ends = [value_id for output in graph.outputs for value_id in output.value_ids.tolist()]
+        fed = np.zeros(graph.value_count + 1, bool)
+        fed[depended_on(graph, ends)] = True
+        gets, gives = np.zeros(graph.node_count, bool), np.zeros(graph.node_count, bool)
+        gets[self._producers[fed[graph.leaf_first_ids[-1] :]]] = True
+        gives[self._consumers[self.kept.needed[graph.node_inputs]]] = True
+        return gets & gives
+
+    @cached_property
+    def _nbytes(self) -> Ids:
+        """By id: bytes of one value, Python's own included."""
+        plan = self.plan
+        sizes = np.array(
+            [spec.nbytes + _ARRAY_BYTES if spec.shape else _SCALAR_BYTES for spec in plan.specs]
+        )
+        found: Ids = sizes[plan.spec_ids]
+        if plan.batch_size:
+            rows = np.array([plan.batch_size * spec.nbytes + _ARRAY_BYTES for spec in plan.specs])
+            found[plan.batched] = rows[plan.spec_ids[plan.batched]]
+        return found
+
+    def _scratch(self, way: int) -> Ids:
+        """By node: bytes of the arrays that its gate makes on the way, forward (0) or back (1)."""
+        graph = self.plan.graph
+        counts = [
+            0 if row.operator in _NO_SCRATCH else SCRATCH.get(row.operator, _SCRATCH)[way]
+            for row in graph.rows
+        ]
+        widest = self._nbytes[graph.first_ids[:-1]]
+        takes = np.flatnonzero(np.diff(graph.input_starts))
+        inputs = graph.node_inputs[graph.input_starts[takes]]
+        widest[takes] = np.maximum(widest[takes], self._nbytes[inputs])
+        found: Ids = np.array(counts, np.int64)[graph.node_rows] * widest
+        return found
+
+    @cached_property
+    def _views(self) -> Ids:
+        """By id: the value whose memory it shows, itself if it has its own."""
+        graph = self.plan.graph
+        shown = np.arange(graph.value_count + 1)
+        made = self._marked(VIEWS)[self._producers]
+        if self.plan.batch_size:  # rows that are taken one by one are copied
+            by_rows = [type(row.gate).aligned_shapes is Gate.aligned_shapes for row in graph.rows]
+            of_node = np.array(by_rows, bool)[graph.node_rows]
+            made &= ~(self.plan.batched[graph.leaf_first_ids[-1] :] & of_node[self._producers])
+        views = np.flatnonzero(made)
+        shown[graph.leaf_first_ids[-1] + views] = graph.node_inputs[
+            graph.input_starts[self._producers[views]]
+        ]
+        return shown
+
+    def _passed(self, pulled: Flags, born: Ids) -> Ids:
+        """By id: the value whose gradient's memory its gradient shows, itself if it has its own."""
+        graph, ids = self.plan.graph, self.plan.graph.node_inputs
+        nodes = self._consumers
+        uses = np.bincount(ids[pulled], minlength=len(born)) + (born == graph.node_count)
+        is_first = np.zeros(len(ids), bool)
+        is_first[graph.input_starts[:-1][np.diff(graph.input_starts) > 0]] = True
+        source = graph.first_ids[nodes]
+        same = self.plan.spec_ids[ids] == self.plan.spec_ids[source]
+        if self.plan.batch_size:
+            same &= self.plan.batched[ids] == self.plan.batched[source]
+        passes = pulled & (uses[ids] == 1) & self._marked(PASSING)[nodes]
+        passes &= is_first | self._marked(PASSING_TO_ALL)[nodes]
+        passes &= same | ~self._marked(PASSING_AS_SHAPED)[nodes]
+        shown = np.arange(len(born))
+        shown[ids[passes]] = source[passes]
+        return shown
+
+    def _marked(self, operators: frozenset[str]) -> Flags:
+        """By node: whether its operator is one of these."""
+        rows = np.array([row.operator in operators for row in self.plan.graph.rows], bool)
+        found: Flags = rows[self.plan.graph.node_rows]
+        return found
+
+
+def require_peak(lifetimes: Lifetimes, limits: Limits) -> None:
+    """Refuses what would not fit, before anything runs (LIMIT_EXCEEDED)."""
+    # when everything would fit at once, nobody needs to know what is dropped when
+    if lifetimes.total_nbytes <= limits.max_memory_bytes:
+        return
+    if lifetimes.peak_nbytes > limits.max_memory_bytes:
+        raise OverLimit.of(
+            "max-memory-bytes",
+            limits.max_memory_bytes,
+            lifetimes.peak_nbytes,
+            "bytes of values and gradients held at once",
+        )
+
+
+def _shown(parents: Ids) -> Ids:
+    """Where the chain of each leads: the one that shows its own memory."""
+    while True:
+        further = parents[parents]
+        if np.array_equal(further, parents):
+            return parents
+        parents = further

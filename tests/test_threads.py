@@ -1,0 +1,84 @@
+"""Threads that answer calls: no more than allowed, and none lost."""
+
+from __future__ import annotations
+
+import threading
+from queue import SimpleQueue
+
+import pytest
+
+from gradwire_server import threads
+from gradwire_server.errors import OverLimit
+from gradwire_server.threads import Lane, Turns
+
+
+def test_lane_is_full_until_work_is_done() -> None:
+    lane = Lane("test", 2)
+    hold, done = threading.Event(), SimpleQueue[int]()
+    for number in range(2):
+        assert not lane.full
+        lane.submit(lambda each: (hold.wait(), done.put(each)), number)
+    assert lane.full
+    lane.submit(done.put, 2)  # queues
+    hold.set()
+    assert {done.get(timeout=10) for _ in range(3)} == {0, 1, 2}
+    lane.shutdown()
+
+
+def test_last_thread_to_rest_runs_next() -> None:
+    lane = Lane("test", 8)
+    names: SimpleQueue[str] = SimpleQueue()
+    for _ in range(20):
+        lane.submit(lambda: names.put(threading.current_thread().name))
+        names.get(timeout=10)
+        while lane.full or not lane.resting:  # the thread is about to rest
+            pass
+    assert lane.resting == 1
+    lane.shutdown()
+
+
+def test_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.01)
+    lane = Lane("test", 1)
+    found: SimpleQueue[threading.Thread] = SimpleQueue()
+    for _ in range(3):
+        lane.submit(lambda: found.put(threading.current_thread()))
+        found.get(timeout=10).join(10)
+        assert lane.resting == 0
+    assert not lane.full
+    lane.shutdown()
+
+
+def test_fault_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    lane = Lane("test", 1)
+    found: SimpleQueue[int] = SimpleQueue()
+    lane.submit(lambda: 1 / 0)
+    lane.submit(found.put, 1)
+    assert found.get(timeout=10) == 1
+    assert "ZeroDivisionError" in caplog.text
+    lane.shutdown()
+
+
+def test_turns_are_taken_and_given_back() -> None:
+    turns = Turns(1, 1)
+    began, order = threading.Barrier(2), SimpleQueue[str]()
+
+    def second() -> None:
+        began.wait(10)
+        with turns:
+            order.put("second")
+
+    thread = threading.Thread(target=second)
+    with turns:
+        thread.start()
+        began.wait(10)
+        while not turns.waiting:
+            pass
+        with pytest.raises(OverLimit) as refused, turns:
+            pass
+        assert refused.value.facts["limit"] == "max-waiting"
+        order.put("first")
+    thread.join(10)
+    assert [order.get(timeout=1) for _ in range(2)] == ["first", "second"]
+    with turns:
+        assert turns.waiting == 0

@@ -1,0 +1,127 @@
+"""Several workers on one port: shared on purpose, and by nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from wire import chain, neuron, source
+
+from gradwire.v1 import service_pb2, service_pb2_grpc
+
+COMMAND = [sys.executable, "-m", "gradwire.cli", "serve", "--log-level", "info"]
+OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own for each channel
+
+
+class Running:
+    """A server with two workers, and its log."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "--listen", "127.0.0.1:0", "--workers", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().split()[-1]
+
+    def line(self, event: str) -> str:
+        """The next line of the log about an event."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            found: str = json.loads(line)["event"]
+            if event in found:
+                return found
+        raise AssertionError(f"the log ends without {event!r}")
+
+
+@pytest.fixture
+def server() -> Iterator[Running]:
+    running = Running()
+    yield running
+    running.process.kill()
+    running.process.communicate()
+
+
+def evaluate(address: str) -> service_pb2.EvaluateResponse:
+    with grpc.insecure_channel(address, OPTIONS) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        request = service_pb2.EvaluateRequest(graph=source(neuron()))
+        found: service_pb2.EvaluateResponse = stub.Evaluate(
+            request, timeout=30, wait_for_ready=True
+        )
+        return found
+
+
+def test_workers_answer_alike(server: Running) -> None:
+    first = evaluate(server.address)
+    assert all(evaluate(server.address) == first for _ in range(10))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_second_server_on_the_port_is_refused(server: Running, workers: int) -> None:
+    second = subprocess.run(
+        [*COMMAND, "--listen", server.address, "--workers", str(workers)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert f"cannot listen on {server.address}: it is in use" in second.stderr
+    assert not second.stdout
+
+
+def test_workers_refuse_the_port_of_a_single_server() -> None:
+    single = subprocess.Popen(
+        [*COMMAND, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
+    )
+    assert single.stdout is not None
+    address = single.stdout.readline().split()[-1]
+    second = subprocess.run(
+        [*COMMAND, "--listen", address, "--workers", "2"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    single.kill()
+    single.communicate()
+    assert second.returncode == 1
+    assert f"cannot listen on {address}" in second.stderr
+
+
+def test_workers_do_not_share_a_unix_socket() -> None:
+    found = subprocess.run(
+        [*COMMAND, "--listen", "unix:socket", "--workers", "2"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "leave --workers out" in found.stderr
+
+
+def test_worker_that_dies_is_replaced(server: Running) -> None:
+    workers = [int(server.line(" listens").split()[1]) for _ in range(2)]
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+        said = server.line("another is started")
+        assert said.startswith(f"worker {worker} ended with exit code -9; ")
+    assert evaluate(server.address).result.outputs  # by a successor: there is nobody else
+
+
+def test_sigterm_drains_every_worker(server: Running) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        request = service_pb2.EvaluateStreamRequest(graph=source(chain(100_000)))
+        stream = stub.EvaluateStream(request)
+        assert next(stream).WhichOneof("event") == "started"
+        server.process.send_signal(signal.SIGTERM)
+        assert [event.WhichOneof("event") for event in stream][-1] == "finished"
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_workers_end_with_a_parent_that_is_killed(server: Running) -> None:
+    server.process.kill()
+    assert server.process.stderr is not None
+    server.process.stderr.read()  # ends when the last worker has closed its end
