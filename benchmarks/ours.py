@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server.codec import decode_graph
-from gradwire_server.engine import evaluation
+from gradwire_server.engine import evaluation, kernels
 from gradwire_server.engine.evaluation import (
     ALL,
     Binding,
@@ -30,6 +31,7 @@ class Ours:
     """A planned evaluation of a graph; every value and every gradient is kept, unless told less."""
 
     def __init__(self, data: bytes, bindings: Mapping[str, Numbers], **options: Any) -> None:
+        warm_up()
         self.job = prepared(data, bindings, **options)
 
     def run(self) -> Found:
@@ -39,6 +41,14 @@ class Ours:
         """Values and gradients by id, along the first axis."""
         _, _, values, gradients = self.run()
         return _stacked(values), _stacked(gradients)
+
+
+@cache
+def warm_up() -> None:
+    """Compiled kernels, on disk and in this process: as in a server that has run for a minute."""
+    kernels.compile_all()
+    if not kernels.load_all():
+        raise RuntimeError("the kernels are compiled but do not load; run gradwire warmup")
 
 
 def prepared(

@@ -36,7 +36,7 @@ from benchmarks.harness import (
     seconds_of,
     versions,
 )
-from benchmarks.ours import Ours
+from benchmarks.ours import Ours, warm_up
 from gradwire_server.engine.evaluation import Selection
 
 sys.path.insert(0, str(FOLDER / "peers"))
@@ -150,6 +150,7 @@ def run(quick: bool) -> Report:
         goals=_goals(),
         versions=versions("grpcio", "protobuf", "numpy"),
     )
+    warm_up()  # on disk, from where our servers load them
     peers = [peer for peer in PEERS if not quick or peer.name in _QUICK]
     unable: dict[str, str] = {}
     for peer in peers:
