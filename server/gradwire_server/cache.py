@@ -14,9 +14,9 @@ from gradwire_server.engine.evaluation import Evaluation, Job
 from gradwire_server.graph import Graph
 from gradwire_server.mould import movable, moved, without
 
-#: What Python and NumPy hold for one value or one use of it: a graph's columns, the plan's, and
-#: the lists that an engine makes of them.
-_BYTES_OF_ONE = 64
+#: What Python and NumPy hold for one value or one use of it: a graph's columns, the plan's, the
+#: tape's with its buffers, and the lists that an engine makes of them.
+_BYTES_OF_ONE = 96
 
 #: From here on comparing bytes is quicker than hashing them, by five times.
 _LARGE_BYTES = 64 * 1024

@@ -95,8 +95,8 @@ class Program:
             return np.empty(shape, self.dtype), np.empty(shape, self.dtype)
 
     def give(self, buffers: tuple[Array, Array]) -> None:
-        """Returns buffers that nobody reads any more."""
-        if not self._free:
+        """Returns buffers that nobody reads any more; a batch's are too large to be held."""
+        if not self._free and not self.plan.batch_size:
             self._free.append(buffers)
 
     def slots_of(self, ids: Any) -> Any:
