@@ -13,7 +13,7 @@ import scipy.special  # noqa: F401 -- imported here, so that its memory is not a
 import gradwire as gw
 from gradwire_server import arrays
 from gradwire_server.codec import decode_graph
-from gradwire_server.engine import array
+from gradwire_server.engine import array, runs
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
 from gradwire_server.errors import OverLimit
@@ -111,7 +111,7 @@ def job(made: Made, batch_size: int = 0, limits: Limits | None = None, **asked: 
 
 def run(prepared: Job) -> evaluate.Found:
     with np.errstate(all="ignore"):
-        return evaluate.run(prepared, lambda: False)
+        return runs.run(prepared, lambda: False)
 
 
 def measured(prepared: Job) -> int:

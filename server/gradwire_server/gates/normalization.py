@@ -136,7 +136,7 @@ class LayerNormalization(Gate):
     ) -> tuple[Array, ...]:
         ranks = [len(each.shape) for each in (x, scale, b) if each is not None]
         if max(ranks) > len(x.shape):
-            batched = scale if len(scale.shape) == max(ranks) else b
+            batched = scale if b is None or len(scale.shape) == max(ranks) else b
             x = _with_batch_axis(xp, x, (batched.shape[0], *x.shape))
         standard, mean, inverse = _standardized(xp, x, _from(x, axis), epsilon)
         out = standard * scale
