@@ -255,12 +255,14 @@ def test_our_own_fault_is_told_with_a_request_id_and_explained_only_in_the_log(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def break_down(*_: object) -> None:
+    def break_down(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a secret of the house")
 
-    monkeypatch.setattr(type(GATES["Neg"]), "forward", break_down)
+    monkeypatch.setattr(type(GATES["Neg"]), "infer", break_down)
+    fresh = neuron()
+    fresh.producer = "a graph that was never planned"
     with pytest.raises(grpc.RpcError) as failed:
-        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(neuron())))
+        stub.Evaluate(service_pb2.EvaluateRequest(graph=source(fresh)))
     assert failed.value.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in failed.value.details()
     (fault,) = (record for record in caplog.records if record.message == "fault")

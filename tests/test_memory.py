@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gradwire_server import arrays
 from gradwire_server.codec import decode_graph
 from gradwire_server.engine import array, runs
 from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
 from gradwire_server.errors import OverLimit
 from gradwire_server.gates import GATES, Gate
@@ -106,10 +108,11 @@ def job(made: Made, batch_size: int = 0, limits: Limits | None = None, **asked: 
     bindings = {name: Binding(value, batch_size > 0) for name, value in given.items()}
     evaluation = Evaluation(bindings=bindings, batch_size=batch_size, **asked)
     limits = limits or Limits()
-    return evaluate.prepare(decode_graph(graph.to_bytes(), limits), evaluation, limits)
+    prepared = evaluate.prepare(decode_graph(graph.to_bytes(), limits), evaluation, limits)
+    return replace(prepared, compiled=NOTHING)  # the engine that drops what it no longer needs
 
 
-def run(prepared: Job) -> evaluate.Found:
+def run(prepared: Job) -> runs.Found:
     with np.errstate(all="ignore"):
         return runs.run(prepared, lambda: False)
 

@@ -24,9 +24,15 @@ NOTHING = Compiled()
 
 
 def compile_plan(plan: Plan, max_bytes: int) -> Compiled:
-    """The best engine that there is now; a tape's buffers take at most max_bytes."""
+    """The best engine that there is now.
+
+    Tapes and regions hold everything to the end, so they are for what takes at most max_bytes; the
+    array engine drops what it no longer needs.
+    """
     settled, program = make_program(plan, max_bytes)
     if program is not None or not settled:
         return Compiled(program, settled=settled)
+    if plan.nbytes(gradients=True) > max_bytes:
+        return NOTHING
     settled, regions = find_regions(plan)
     return Compiled(regions=regions, settled=settled)
