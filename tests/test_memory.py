@@ -261,6 +261,10 @@ def large_call(operator: str) -> tuple[list[Any], dict[str, Any]] | None:
         special[norm] = ([image, np.ones(4), np.ones(4)], groups)
     for pool in ("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"):
         special[pool] = ([image], {})
+    special["Det"] = special["Cofactor"] = ([np.eye(SIZE)], {})
+    half = SIZE // 2
+    special["Resize"] = ([image, None, (1.0, 1.0, 0.5, 2.0)], {})
+    special["GridSample"] = ([image, RANDOM.uniform(-1, 1, (1, half, half, 2))], {})
     special["LRN"] = ([image], {"size": 3})
     given, attributes = special.get(operator, ([], {}))
     complete = {each.name: each.default for each in gate.attributes} | attributes

@@ -40,21 +40,24 @@ PASSING_AS_SHAPED = frozenset({"Add", "Sub", "Sum"})
 #: Arrays as large as its output or its first input that a gate makes on the way: to its output, and
 #: to the gradients. A test measures them.
 SCRATCH = {
-    "AveragePool": (1, 1), "BatchNormalization": (2, 4), "Celu": (2, 2), "CumProd": (0, 3),
-    "Elu": (2, 2), "Gelu": (2, 2), "GlobalLpPool": (1, 2), "GlobalMaxPool": (0, 3),
+    "Acos": (0, 2), "Acosh": (0, 2), "Asin": (0, 2), "Atanh": (0, 2), "AveragePool": (1, 1),
+    "BatchNormalization": (2, 4), "Celu": (2, 2), "Cofactor": (2, 2), "Cosh": (0, 2),
+    "CumProd": (0, 3), "Det": (0, 2), "Div": (0, 2), "Elu": (2, 2), "Gelu": (2, 2),
+    "GlobalLpPool": (1, 3), "GlobalMaxPool": (0, 7), "GridSample": (10, 20),
     "GroupNormalization": (2, 3), "HardSigmoid": (3, 2), "HardSwish": (3, 2),
     "InstanceNormalization": (2, 3), "LRN": (2, 5), "LayerNormalization": (1, 2),
     "LeakyRelu": (1, 1), "LogSoftmax": (1, 1), "LpNormalization": (1, 2), "LpPool": (2, 2),
     "Max": (0, 4), "MaxPool": (1, 1), "Mean": (1, 0), "MeanVarianceNormalization": (1, 3),
-    "Min": (0, 4), "Mish": (2, 4), "Mod": (0, 2), "NegativeLogLikelihoodLoss": (2, 2),
-    "PRelu": (1, 1), "Pow": (1, 2), "RMSNormalization": (1, 2), "Reciprocal": (1, 1),
+    "Min": (0, 4), "Mish": (2, 4), "Mod": (0, 3), "NegativeLogLikelihoodLoss": (2, 2),
+    "PRelu": (1, 1), "Pow": (1, 3), "RMSNormalization": (1, 2), "Reciprocal": (1, 2),
     "ReduceL1": (1, 1), "ReduceL2": (2, 2), "ReduceLogSumExp": (2, 1), "ReduceSumSquare": (1, 0),
-    "Relu": (1, 0), "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (1, 0),
-    "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5), "Softplus": (2, 1),
-    "Softsign": (1, 2), "SwiGLU": (2, 3), "Swish": (2, 2), "TensorScatter": (2, 2),
+    "Relu": (1, 0), "Resize": (12, 2), "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1),
+    "Sigmoid": (1, 0), "Sinh": (0, 2), "Slice": (0, 2), "Softmax": (1, 1),
+    "SoftmaxCrossEntropyLoss": (3, 5), "Softplus": (2, 1), "Softsign": (3, 2), "Sqrt": (0, 2),
+    "SwiGLU": (2, 3), "Swish": (2, 2), "TensorScatter": (3, 3),
 }  # fmt: skip
 _SCRATCH = (0, 1)  # of a gate that computes and is not listed
-_NO_SCRATCH = VIEWS | PASSING | {"Div", "Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}
+_NO_SCRATCH = VIEWS | PASSING | {"Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}
 
 #: Evaluations that take less are not worth the bookkeeping: they drop nothing before their end.
 SMALL_BYTES = 1 << 20
@@ -258,7 +261,7 @@ class _Timeline:
         """By node: bytes of the arrays that its gate makes on the way, forward (0) or back (1)."""
         graph = self.plan.graph
         counts = [
-            0 if row.operator in _NO_SCRATCH else SCRATCH.get(row.operator, _SCRATCH)[way]
+            SCRATCH.get(row.operator, (0, 0) if row.operator in _NO_SCRATCH else _SCRATCH)[way]
             for row in graph.rows
         ]
         widest = self._nbytes[graph.first_ids[:-1]]
