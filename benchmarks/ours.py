@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire_server.codec import decode_graph
-from gradwire_server.engine import evaluation
-from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Found, Job, Slab
+from gradwire_server.engine import evaluation, runs
+from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job
+from gradwire_server.engine.runs import Found, Slab
 from gradwire_server.limits import Limits
 
 Numbers = npt.NDArray[Any]
@@ -53,7 +54,7 @@ def prepared(
 def run(job: Job) -> Found:
     """Forward and backward."""
     with np.errstate(all="ignore"):  # as the service does
-        return evaluation.run(job, _never)
+        return runs.run(job, _never)
 
 
 def _stacked(slabs: Iterable[Slab]) -> Numbers:

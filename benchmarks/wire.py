@@ -37,6 +37,7 @@ from gradwire import requests
 from gradwire.v1 import service_pb2 as pb
 from gradwire_server import codec
 from gradwire_server.engine import evaluation as engine
+from gradwire_server.engine import runs
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
 
@@ -209,7 +210,7 @@ def evaluation_row(
     before = engine.prepare(decoded, wanted, limits)
 
     def compute() -> None:
-        engine.run(engine.prepare(decoded, wanted, limits, before), lambda: False)
+        runs.run(engine.prepare(decoded, wanted, limits, before), lambda: False)
 
     with ExitStack() as stack:
         ask, echo, size = unary_asks(stack, ours, bare, data)

@@ -12,6 +12,7 @@ from gradwire.v1 import graph_pb2, service_pb2
 from gradwire_server import codec
 from gradwire_server.cache import GraphCache
 from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine import runs
 from gradwire_server.errors import Refusal
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
@@ -75,7 +76,7 @@ def test_plan_for_other_shapes_is_not_reused() -> None:
         wanted = evaluate.Evaluation({"x": evaluate.Binding(x)}, forward_only=True)
         job = evaluate.prepare(entry.graph, wanted, LIMITS, entry.job)
         entry.keep(job)
-        ((_, out),) = evaluate.run(job, never)[0]
+        ((_, out),) = runs.run(job, never)[0]
         np.testing.assert_allclose(out, np.sin(np.sin(np.sin(x))))
 
 

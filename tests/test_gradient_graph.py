@@ -10,6 +10,7 @@ from gate_cases import Case, all_cases, spread
 
 from gradwire_server import codec
 from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine import runs
 from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.graph import Graph, Leaf, Output, Row
@@ -74,7 +75,7 @@ def run(graph: Graph, bindings: dict[str, Any], seeds: dict[str, Any] | None = N
     asked = Evaluation(bindings=bound, seeds=seeds or {}, forward_only=seeds is None)
     with np.errstate(all="ignore"):
         job = evaluate.prepare(graph, asked, LIMITS)
-        outputs, gradients, _, _ = evaluate.run(job, lambda: False)
+        outputs, gradients, _, _ = runs.run(job, lambda: False)
     return dict(outputs), dict(gradients)
 
 

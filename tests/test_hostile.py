@@ -18,6 +18,7 @@ from wire import chain, neuron, scalar, source
 from gradwire.v1 import service_pb2, service_pb2_grpc
 from gradwire_server import codec
 from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine import runs
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import REASONS, Refusal
@@ -94,7 +95,7 @@ def answer(data: bytes) -> str:
         graph = codec.decode_graph(codec.source_bytes(request.graph), LIMITS)
         asked = codec.decode_evaluation(request.evaluation)
         job = evaluate.prepare(graph, asked, LIMITS)
-        codec.encode_response(evaluate.run(job, lambda: False))
+        codec.encode_response(runs.run(job, lambda: False))
         codec.encode_graph(gradient_graph(graph, (), {}, LIMITS), "test")
     except Refusal as refusal:
         return refusal.reason

@@ -176,6 +176,15 @@ def serve(listen: str, log_level: str, workers: int, drain_seconds: float, **lim
 
 
 @main.command()
+def warmup() -> None:
+    """Compile the server's kernels ahead, so that its first minute is as fast as the rest."""
+    from gradwire.local import compile_kernels
+
+    click.echo("compiling, which takes a minute or two if it was not done before", err=True)
+    click.echo(f"kernels are in {compile_kernels()}")
+
+
+@main.command()
 @click.argument("address", default="127.0.0.1:50051")
 def health(address: str) -> None:
     """Ask whether the server at ADDRESS is serving; exit code 1 where it is not."""
@@ -201,7 +210,7 @@ def _connected(server: str | None) -> Connection:
         return Connection(server)
     from gradwire.local import local
 
-    return local()
+    return local(warm_up=False)
 
 
 def _evaluate_with_progress(connection: Connection, graph: Graph, inputs: dict[str, Any]) -> Result:

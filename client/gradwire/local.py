@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gradwire.connection import Connection
-from gradwire.errors import GradwireError, ServerError, UnavailableError
+from gradwire.errors import FileError, GradwireError, ServerError, UnavailableError
+from gradwire_server.engine import kernels
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.entry import serve as serve_forever
 from gradwire_server.limits import Limit, Limits
@@ -15,12 +17,14 @@ from gradwire_server.workers import AddressError, WorkerError
 LIMITS: tuple[Limit, ...] = tuple(Limits().describe())
 
 
-def local(*, timeout: float | None = None, **limits: int) -> Connection:
+def local(*, timeout: float | None = None, warm_up: bool = True, **limits: int) -> Connection:
     """A connection to a server inside this process, over a unix socket; nothing to start.
 
-    Limits are those of `gradwire serve`, such as max_nodes=10_000_000.
+    Limits are those of `gradwire serve`, such as max_nodes=10_000_000. Compiled kernels come in in
+    the background, on their first use from a process that compiles for a minute or two; without
+    warm_up they do not, for programs that end soon.
     """
-    server = EmbeddedServer(Limits(**limits))
+    server = EmbeddedServer(Limits(**limits), warms_up=warm_up)
     return Connection(server.address, timeout=timeout, on_close=server.close)
 
 
@@ -47,3 +51,12 @@ def serve(
     except WorkerError as failure:
         error = ServerError("INTERNAL", str(failure))
         raise error from None
+
+
+def compile_kernels() -> Path:
+    """Compiles the server's kernels, so that no server has to; the folder they are in."""
+    try:
+        return kernels.compile_all()
+    except OSError as failure:
+        message = f"{failure.filename}: {failure.strerror}; name a folder in GRADWIRE_CACHE"
+        raise FileError("FILE_INVALID", message) from None

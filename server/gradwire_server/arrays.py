@@ -78,7 +78,6 @@ from numpy import (
     tanh,
     tile,
     trunc,
-    where,
     zeros_like,
 )
 from numpy.linalg import det
@@ -132,11 +131,84 @@ def constant(tensor: Tensor) -> Array:
     return np.frombuffer(tensor.data, little_endian).reshape(tensor.shape)
 
 
+def where(condition: Array, x: Array, y: Array) -> Array:
+    """Elements of x where the condition holds, and of y elsewhere.
+
+    Floats are chosen by their bits: NumPy's own loop branches on every element, which takes
+    fifteen times as long where the condition is not predictable.
+    """
+    if np.size(condition) < _FEW or condition.dtype != bool:
+        return np.where(condition, x, y)
+    dtype = np.result_type(x, y)
+    if dtype not in _BITS:
+        return np.where(condition, x, y)
+    bits = _BITS[dtype]
+    of_x, of_y = (np.asarray(each, dtype).view(bits) for each in (x, y))
+    mask = condition.astype(bits)
+    np.negative(mask, out=mask)  # all bits, or none
+    if not of_y.ndim and not of_y:
+        return _into(np.bitwise_and, of_x, mask).view(dtype)
+    chosen = _into(np.bitwise_and, of_x ^ of_y, mask)
+    return _into(np.bitwise_xor, of_y, chosen).view(dtype)
+
+
+_FEW = 4096  # elements that NumPy's own loop is good enough for
+_BITS = {np.dtype(np.float32): np.dtype(np.int32), np.dtype(np.float64): np.dtype(np.int64)}
+
+
+def _into(function: Any, x: Array, buffer: Array) -> Array:
+    """function(x, buffer), in the buffer where it has room."""
+    fits = np.broadcast_shapes(x.shape, buffer.shape) == buffer.shape
+    return function(x, buffer, out=buffer if fits else None)
+
+
 def erf(x: Array) -> Array:
-    """The error function."""
+    """The error function; of float32 to 5e-7 of its size, five times as fast as SciPy's."""
+    if x.dtype == np.float32:
+        return _erf_of_float32(x)
     from scipy.special import erf as scipy_erf  # slow to import, and few graphs need it
 
     return scipy_erf(x)
+
+
+#: erf(x) / x for |x| <= 4 is the quotient of these polynomials in x * x, constant term first: the
+#: least largest relative error (2.5e-8), found by reweighted least squares.
+_ERF_NUMERATOR = (
+    1.1283791393152005, 0.19354423825348827, 0.05310165666214935, 0.0038833155990271317,
+    0.0002845662962295555, 1.986800447258195e-06,
+)  # fmt: skip
+_ERF_DENOMINATOR = (
+    1.0, 0.5048566708997038, 0.11534967739697957, 0.015207191703661853, 0.0011855663307754581,
+    3.742038802828186e-05,
+)  # fmt: skip
+_ERF_BLOCK = 1 << 15  # elements whose powers stay in the cache
+
+
+def _erf_of_float32(x: Array) -> Array:
+    flat = np.reshape(x, -1)
+    out = np.empty_like(flat)
+    for start in range(0, flat.size, _ERF_BLOCK):
+        part, given = out[start : start + _ERF_BLOCK], flat[start : start + _ERF_BLOCK]
+        np.clip(given, -4, 4, out=part)
+        square = part * part
+        part *= _polynomial(_ERF_NUMERATOR, square)
+        part /= _polynomial(_ERF_DENOMINATOR, square)
+        np.clip(part, -1, 1, out=part)
+        far = np.abs(given) > 3.92  # where it rounds to 1
+        if far.any():
+            part[far] = np.sign(given[far])
+    return out.reshape(x.shape)[()]
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    """Its value at x, by Horner's rule in one buffer."""
+    *rest, last = coefficients
+    total = x * np.float32(last)
+    for coefficient in reversed(rest[1:]):
+        total += np.float32(coefficient)
+        total *= x
+    total += np.float32(rest[0])
+    return total
 
 
 def truncated_divide(x: Array, y: Array) -> Array:

@@ -26,7 +26,7 @@ class Entry:
 
     def keep(self, job: Job) -> None:
         """Keeps a job's plan, but nothing that its caller sent."""
-        if self.job is None or job.plan is not self.job.plan:
+        if self.job is None or job.plan is not self.job.plan or not self.job.compiled.settled:
             self.job = replace(job, point=replace(job.point, arrays=()), seeds={})
 
 

@@ -19,7 +19,8 @@ from gradwire.payloads import PATHS, Buffer, Lifted, field, lifted
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.catalogue import GateDescription
-from gradwire_server.engine.evaluation import Binding, Evaluation, Found, Selection, Slab
+from gradwire_server.engine.evaluation import Binding, Evaluation, Selection
+from gradwire_server.engine.runs import Found, Slab
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported
 from gradwire_server.gates import OPERATOR_SETS
 from gradwire_server.gates.base import AttributeValue

@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from gradwire_server.engine import kernels
 from gradwire_server.limits import Limits
 from gradwire_server.service import SERVICE, GradientService, on_lane
 from gradwire_server.threads import Lane
@@ -70,9 +71,11 @@ class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
 class EmbeddedServer:
     """A server in this process, on a unix socket that only this user can reach."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, warms_up: bool = True) -> None:
         self._folder = tempfile.mkdtemp(prefix="gradwire-")
         self._server = Server(limits or Limits())
+        if warms_up:
+            kernels.warm_up()
         self.address = self._server.start(f"unix:{self._folder}/socket")
 
     def close(self) -> None:
@@ -104,6 +107,7 @@ def serve(
     _remove_dead_socket(address)
     server = Server(limits)
     listens(server.start(address))
+    kernels.warm_up()
     told.wait()
     server.stop(drain_seconds)
 
@@ -121,6 +125,7 @@ class _Work:
         server = Server(self.limits, shares_port=True)
         server.start(address)
         listens()
+        kernels.warm_up()
         told.wait()
         server.stop(self.drain_seconds)
 

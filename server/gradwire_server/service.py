@@ -28,6 +28,7 @@ from gradwire_server import codec
 from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
 from gradwire_server.engine import evaluation as engine
+from gradwire_server.engine.runs import Found, Run
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
 from gradwire_server.gates import GATES
@@ -145,7 +146,7 @@ class GradientService(grpc.GenericRpcHandler):
                 raise Stopped
             entry = self._graph(request.graph, payloads)
             job = self._job(entry, codec.decode_evaluation(request.evaluation, payloads))
-            return codec.encode_response(engine.run(job, stopped))
+            return codec.encode_response(Run(job).complete(stopped))
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
@@ -171,16 +172,15 @@ class GradientService(grpc.GenericRpcHandler):
         started = pb.Started(value_count=entry.graph.value_count)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
-        values = engine.leaf_values(job.plan, job.point)
-        for slabs in engine.run_forward(job.plan, job.choice, values):
+        run = Run(job)
+        for slabs in run.forward():
             yield [*codec.encode_events("node_values", _counted(slabs, sent, 0))]
         gradients: list[tuple[str, Any]] = []
         if not wanted.forward_only:
-            grads = engine.seeded(values, job.seeds)
-            for slabs in engine.run_backward(job.plan, job.choice, values, grads):
+            for slabs in run.backward(job.seeds):
                 yield [*codec.encode_events("node_gradients", _counted(slabs, sent, 1))]
-            gradients = list(engine.leaf_gradients(job.plan, job.choice, grads))
-        yield [codec.encode_finished(engine.outputs(job.plan, values), gradients, sent)]
+            gradients = list(run.leaf_gradients())
+        yield [codec.encode_finished(run.outputs(), gradients, sent)]
 
     def _session(
         self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
@@ -233,7 +233,7 @@ class GradientService(grpc.GenericRpcHandler):
     ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
 
-        def step(message: pb.Step) -> engine.Found:
+        def step(message: pb.Step) -> Found:
             bindings = codec.decode_bindings(message.bindings, payloads)
             return session.step(bindings, message.forward_only, stopped)
 
@@ -258,16 +258,14 @@ class GradientService(grpc.GenericRpcHandler):
                 request_id=request.request_id, error=error
             ).SerializeToString()
 
-    def _outcomes(
-        self, steps: Sequence[pb.Step], run: Callable[[pb.Step], engine.Found]
-    ) -> list[bytes]:
+    def _outcomes(self, steps: Sequence[pb.Step], run: Callable[[pb.Step], Found]) -> list[bytes]:
         """What became of each step; once the results are too large, the rest is refused."""
         if not steps:
             raise Invalid("REQUEST_INVALID", "steps holds no step")
         limit, held = self._limits.max_memory_bytes, 0
         outcomes = []
         for message in steps:
-            found: engine.Found | Refusal
+            found: Found | Refusal
             try:
                 if held > limit:
                     raise OverLimit.of("max-memory-bytes", limit, held, "bytes of results")

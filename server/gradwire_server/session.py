@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gradwire_server.engine import evaluation as evaluate
-from gradwire_server.engine.evaluation import Binding, Evaluation, Found, Job, Selection
+from gradwire_server.engine.evaluation import Binding, Evaluation, Job, Selection
+from gradwire_server.engine.runs import Found, Run
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
@@ -25,8 +26,7 @@ class Session:
         self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
         self._limits = limits
         self._before = before  # a job that may lend its plan
-        self._job: Job | None = None
-        self._values: list[Array] = []
+        self._run: Run | None = None
 
     def step(
         self, bindings: Mapping[str, Binding], forward_only: bool, stopped: Callable[[], bool]
@@ -38,22 +38,22 @@ class Session:
             asked = replace(
                 kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
             )
-        job = evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
-        values = evaluate.leaf_values(job.plan, job.point)
-        found = evaluate.run_over(job, values, stopped)
-        self._evaluation, self._job, self._values = kept, job, values
+        before = self._before if self._run is None else self._run.job
+        job = evaluate.prepare(self.graph, asked, self._limits, before)
+        run = Run(job)
+        found = run.complete(stopped)
+        self._evaluation, self._run = kept, run
         return found
 
     def backward(self, seeds: Mapping[str, Array], stopped: Callable[[], bool]) -> Found:
         """Backward again at the last good point, with other seeds."""
-        if self._job is None:
+        if self._run is None:
             raise Invalid("REQUEST_INVALID", "backward comes after a step, and there was none")
         if self._evaluation.forward_only:
             raise Invalid("REQUEST_INVALID", "the session was opened with forward_only")
-        plan = self._job.plan
-        choice = evaluate.choose(plan, self._evaluation)
+        job = self._run.job
+        choice = evaluate.choose(job.plan, self._evaluation)
         require_peak(choice.lifetimes, self._limits)
-        job = replace(self._job, choice=choice)
-        given = evaluate.seed(plan, seeds)
-        gradients, _, pulled = evaluate.pull(job, self._values, given, [], stopped)
+        self._run.job = replace(job, choice=choice, forward_only=False)
+        gradients, pulled = self._run.pull(evaluate.seed(job.plan, seeds), stopped)
         return [], gradients, [], pulled

@@ -6,11 +6,12 @@ done, or give up, within a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from time import monotonic
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates import Gate
@@ -26,8 +27,25 @@ BLOCK_SECONDS = 0.01
 _CHUNK = 1024  # nodes whose ids are Python's numbers at the same time
 
 
+class Stretch(Protocol):
+    """Consecutive nodes that something faster computes: a region (engine/regions.py)."""
+
+    @property
+    def nodes(self) -> range: ...
+
+    def forward(self, values: Sequence[Array]) -> list[Array]: ...
+
+    def backward(
+        self, values: Sequence[Array], grads: list[Array | None], own: set[int]
+    ) -> Iterable[tuple[int, Array]]: ...
+
+
 def forward(
-    xp: Namespace, plan: Plan, values: list[Array], releases: Releases | None = None
+    xp: Namespace,
+    plan: Plan,
+    values: list[Array],
+    releases: Releases | None = None,
+    stretches: Mapping[int, Stretch] = MappingProxyType({}),
 ) -> Iterator[int]:
     """Appends the values of all nodes to those of the leaves (with None for id 0).
 
@@ -38,16 +56,19 @@ def forward(
     uses = _uses(plan)
     drops = _drops(plan.graph.node_count, releases)
     block_ends = monotonic() + BLOCK_SECONDS
-    for node, row, _, ids in _nodes(plan.graph):
+    for node, row, first, ids in _nodes(plan.graph):
         use = uses[row]
-        try:
-            out = _run(xp, plan, use, ids, _given(plan, use, ids, values))
-        except Invalid as refusal:
-            raise refusal.at(plan.graph.place_of(node), node_index=node) from None
-        if use.several:
-            values.extend(out)
-        else:
-            values.append(out)
+        if node in stretches:
+            values.extend(stretches[node].forward(values))
+        if first == len(values):
+            try:
+                out = _run(xp, plan, use, ids, _given(plan, use, ids, values))
+            except Invalid as refusal:
+                raise refusal.at(plan.graph.place_of(node), node_index=node) from None
+            if use.several:
+                values.extend(out)
+            else:
+                values.append(out)
         for i in next(drops):
             values[i] = None
         if monotonic() > block_ends:
@@ -63,6 +84,7 @@ def backward(
     grads: list[Array | None],
     needed: Sequence[bool],
     kept: Kept | None = None,
+    stretches: Mapping[int, Stretch] = MappingProxyType({}),
 ) -> Iterator[int]:
     """Chains gradients from the seeds in `grads` (by id, None for zero) back to the leaves.
 
@@ -75,10 +97,17 @@ def backward(
     keeps_value, keeps_grad = (b"", b"") if kept is None else _flags(kept)
     block_ends = monotonic() + BLOCK_SECONDS
     # consumers first, so every gradient is complete when its node is reached
-    for _, row, first, ids in _nodes_reversed(plan.graph):
+    last_of = {each.nodes[-1]: each for each in stretches.values()}
+    done = plan.graph.node_count  # nodes from here on
+    for node, row, first, ids in _nodes_reversed(plan.graph):
         use = uses[row]
         outs = range(first, first + use.output_count)
-        if any(grads[i] is not None for i in outs) and any(needed[i] for i in ids):
+        if node in last_of:
+            for i, to_input in last_of[node].backward(values, grads, own):
+                if needed[i]:
+                    _add(grads, own, i, to_input, is_new=bool(to_input.shape))
+            done = last_of[node].nodes[0]
+        if node < done and any(grads[i] is not None for i in outs) and any(needed[i] for i in ids):
             given = _given(plan, use, ids, values)
             pulled = _pull(xp, plan, use, outs, ids, given, values, grads, needed)
             for i, to_input, is_new in pulled:

@@ -8,6 +8,7 @@ those of `engine/opcodes.py`: NumPy's.
 from __future__ import annotations
 
 import math
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-#: How every function here, and every kernel that calls it, is compiled.
+#: How kernels are compiled; and what they call, which must be inlined for loops to be vectors.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+INLINED: dict[str, Any] = {**OPTIONS, "forceinline": True}
 
 #: By data type: bits of the fraction, bias of the exponent, and how many terms of a series reach
 #: the last place.
@@ -31,7 +33,7 @@ _LN2 = {
 }
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(context: Any, address: Any, element: Any) -> Any:
     """An address, as a pointer to elements of a type."""
     pointed = types.CPointer(element.dtype)
@@ -42,6 +44,7 @@ def _pointer(context: Any, address: Any, element: Any) -> Any:
     return pointed(types.int64, element), build
 
 
+@cache
 def elementary(dtype: str) -> SimpleNamespace:
     """The functions by name, with F, which makes a number of the data type."""
     f, float_type = _FLOATS[dtype]
@@ -58,14 +61,14 @@ def elementary(dtype: str) -> SimpleNamespace:
     tiny, lift = f(np.finfo(dtype).smallest_normal), f(2.0 ** (fraction_bits + 1))
     root_half = f(math.sqrt(0.5))
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def bits(context: Any, x: Any) -> Any:
         def build(codegen: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.bitcast(arguments[0], codegen.get_value_type(integer_type))
 
         return integer_type(float_type), build
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def from_bits(context: Any, x: Any) -> Any:
         def build(codegen: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.bitcast(arguments[0], codegen.get_value_type(float_type))
@@ -78,19 +81,19 @@ def elementary(dtype: str) -> SimpleNamespace:
         lines += [f"    y = y * x + F({each!r})" for each in coefficients[1:]]
         found: dict[str, Any] = {"F": f}
         exec("\n".join([*lines, "    return y"]), found)
-        return njit(**OPTIONS)(found["horner"])
+        return njit(**INLINED)(found["horner"])
 
     #: (exp(r) - 1 - r) / r ** 2
     exp_series = polynomial([1 / math.factorial(n) for n in range(exp_terms, 1, -1)])
     #: (atanh(s) / s - 1) / s ** 2, in s ** 2
     log_series = polynomial([1 / n for n in range(log_terms, 1, -2)])
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def power_of_two(rounded: Any) -> Any:
         """2 ** k, for k = rounded - magic inside the exponent's range."""
         return from_bits((bits(rounded) + offset) << shift)
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def reduced(x: Any) -> Any:
         """exp(r) - 1 and k + magic, where x = k * ln(2) + r."""
         rounded = x * per_ln2 + magic
@@ -98,7 +101,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         r = (x - k * ln2_high) - k * ln2_low
         return exp_series(r) * r * r + r, rounded
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def halves(rounded: Any) -> Any:
         """2 ** k as two factors, which reach the ends of the range, subnormals too."""
         k = rounded - magic
@@ -106,7 +109,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         second = (k - (first - magic)) + magic
         return power_of_two(first), power_of_two(second)
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def exp(x: Any) -> Any:
         inside = smallest if x < smallest else x
         inside = largest if inside > largest else inside
@@ -114,7 +117,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         first, second = halves(rounded)
         return (less_one + one) * first * second
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def expm1(x: Any) -> Any:
         inside = -saturated * two if x < -saturated * two else x
         inside = largest if inside > largest else inside
@@ -124,7 +127,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         far = (less_one + one) * first * second
         return far if x > saturated * two else near
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def tanh(x: Any) -> Any:
         inside = -saturated if x < -saturated else x
         inside = saturated if inside > saturated else inside
@@ -133,7 +136,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         less_one = less_one * scale + (scale - one)
         return less_one / (less_one + two)
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def log(x: Any) -> Any:
         normal = x * lift if x < tiny else x
         lifted = f(fraction_bits + 1) if x < tiny else zero
@@ -149,43 +152,45 @@ def elementary(dtype: str) -> SimpleNamespace:
         found = -infinity if x == zero else found
         return found if x >= zero else nan
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def log1p(x: Any) -> Any:
         y = one + x
-        lost = x - (y - one)
-        return log(y) + (lost / y if y > zero and y < infinity else zero)
+        lost = (x - (y - one)) / y
+        return log(y) + (lost if (y > zero) & (y < infinity) else zero)
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def where(condition: Any, x: Any, y: Any) -> Any:
         return x if condition else y
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def maximum(x: Any, y: Any) -> Any:
         return x if x > y or x != x else y
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def minimum(x: Any, y: Any) -> Any:
         return x if x < y or x != x else y
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def sign(x: Any) -> Any:
         return x if x != x else (one if x > zero else zero) - (one if x < zero else zero)
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def power(x: Any, y: Any) -> Any:
-        return f(x**y)
+        if y == two:
+            return x * x
+        return x if y == one else f(x**y)
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def remainder(x: Any, y: Any) -> Any:
         return f(np.remainder(x, y))
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def fmod(x: Any, y: Any) -> Any:
         return f(np.fmod(x, y))
 
     element = np.dtype(dtype).type
 
-    @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    @njit(**INLINED)
     def view(address: Any, count: Any) -> Any:
         """`count` elements at an address, as an array."""
         return carray(_pointer(address, element), (count,))
@@ -193,14 +198,14 @@ def elementary(dtype: str) -> SimpleNamespace:
     def library(name: str) -> Any:
         function = getattr(math, name)
 
-        @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+        @njit(**INLINED)
         def call(x: Any) -> Any:
             return f(function(x))
 
         return call
 
-    def rounding(function: Any) -> Any:
-        @njit(**OPTIONS)  # type: ignore[untyped-decorator]
+    def ufunc(function: Any) -> Any:
+        @njit(**INLINED)
         def call(x: Any) -> Any:
             return function(x)
 
@@ -225,12 +230,13 @@ def elementary(dtype: str) -> SimpleNamespace:
         F=f, inf=np.inf, nan=np.nan,
         **{each.__name__: each for each in own},
         **{name: library(name) for name in _LIBRARY},
-        **{each.__name__: rounding(each) for each in (np.floor, np.ceil, np.rint, np.trunc, np.sqrt)},
-        isinf=rounding(np.isinf), isnan=rounding(np.isnan),
+        **{each.__name__: ufunc(each) for each in _UFUNCS},
     )  # fmt: skip
 
 
 _LIBRARY = (
     "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "sin", "sinh", "tan",
 )  # fmt: skip
-__all__ = ["OPTIONS", "elementary"]
+_UFUNCS = (np.floor, np.ceil, np.rint, np.trunc, np.sqrt, np.isinf, np.isnan)
+
+__all__ = ["INLINED", "OPTIONS", "elementary"]

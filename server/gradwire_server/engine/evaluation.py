@@ -4,21 +4,20 @@ bind    leaves to arrays            -> Point
 plan    shapes at that point        -> Plan
 seed    gradients on the outputs    -> {id: array}
 choose  what is to be returned      -> Choice
-run     forward, backward           -> slabs of values and gradients, block by block
+prepare all of these                 -> Job, which engine/runs.py carries out
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server import arrays
-from gradwire_server.engine import array
-from gradwire_server.errors import Invalid, Stopped, nearest
+from gradwire_server.engine.compiled import NOTHING, Compiled, compile_plan
+from gradwire_server.errors import Invalid, nearest
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids, Leaf, Output, axes_text, fits
 from gradwire_server.limits import Limits
@@ -99,38 +98,6 @@ class Choice:
     values_as_summary: bool
     gradients_as_summary: bool
     lifetimes: Lifetimes
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Values (or gradients) of ascending ids that have one data type and shape."""
-
-    ids: Ids
-    dtype: str
-    shape: Shape
-    found: tuple[Array | None, ...]
-    as_summary: bool = False
-
-    def arrays(self) -> Iterator[Array]:
-        """One array for each id; zeros for a gradient that nothing reached."""
-        for each in self.found:
-            yield np.zeros(self.shape, self.dtype) if each is None else np.asarray(each)
-
-    def stacked(self, start: int, stop: int) -> Array:
-        """[ids, *shape], of some of the ids."""
-        found = self.found[start:stop]
-        if not self.shape:
-            return np.array([0 if each is None else each for each in found], self.dtype)
-        out = np.zeros((len(found), *self.shape), self.dtype)
-        for place, each in zip(out, found, strict=True):
-            if each is not None:
-                place[...] = each
-        return out
-
-    @cached_property
-    def summary(self) -> dict[str, list[float]] | None:
-        """Figures in place of elements, where those were asked for."""
-        return _summary(self.stacked(0, len(self.ids))) if self.as_summary else None
 
 
 def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Point:
@@ -220,6 +187,7 @@ class Job:
     seeds: Mapping[int, Array]
     choice: Choice
     forward_only: bool
+    compiled: Compiled = NOTHING
 
     def serves(self, point: Point) -> bool:
         """Whether the plan is right at another point too."""
@@ -242,135 +210,25 @@ def require_known(graph: Graph, evaluation: Evaluation) -> None:
 def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None) -> Job:
     """Everything that can be refused, is refused here. A job for the same specs lends its plan."""
     point = bind(graph, evaluation.bindings, evaluation.batch_size)
-    if before is not None and before.serves(point):
-        plan = before.plan
-    else:
+    if before is None or not before.serves(point):
+        before = None
         plan = make_plan(graph, point.specs, point.batched, point.batch_size)
+    else:
+        plan = before.plan
     choice = choose(plan, evaluation)
     require_peak(choice.lifetimes, limits)
     seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
-    return Job(plan, point, seeds, choice, evaluation.forward_only)
-
-
-#: Outputs, leaf gradients, chosen values, chosen gradients.
-Found = tuple[list[tuple[str, Array]], list[tuple[str, Array]], list[Slab], list[Slab]]
-
-
-def run(job: Job, stopped: Callable[[], bool]) -> Found:
-    """The whole evaluation at once (Stopped, within a block, where nobody waits any more)."""
-    return run_over(job, leaf_values(job.plan, job.point), stopped)
-
-
-def run_over(job: Job, values: list[Array], stopped: Callable[[], bool]) -> Found:
-    """The same, leaving the values of all nodes behind those of the leaves."""
-    slabs = _collect(run_forward(job.plan, job.choice, values), stopped)
-    named = list(outputs(job.plan, values))
-    if job.forward_only:
-        return named, [], slabs, []
-    return named, *pull(job, values, job.seeds, slabs, stopped)
-
-
-def pull(
-    job: Job,
-    values: list[Array],
-    seeds: Mapping[int, Array],
-    slabs: list[Slab],
-    stopped: Callable[[], bool],
-) -> tuple[list[tuple[str, Array]], list[Slab], list[Slab]]:
-    """The backward pass alone, over values that were computed before."""
-    grads = seeded(values, seeds)
-    pulled = _collect(run_backward(job.plan, job.choice, values, grads), stopped)
-    return list(leaf_gradients(job.plan, job.choice, grads)), slabs, pulled
+    job = Job(plan, point, seeds, choice, evaluation.forward_only)
+    if before is not None and before.compiled.settled:
+        return replace(job, compiled=before.compiled)
+    # the kernels may come after the first requests
+    return replace(job, compiled=compile_plan(plan, limits.max_memory_bytes))
 
 
 def everything(evaluation: Evaluation) -> Evaluation:
     """The same, with all values and all gradients chosen."""
     gradients = Selection() if evaluation.forward_only else ALL
     return replace(evaluation, values=ALL, gradients=gradients)
-
-
-def _collect(blocks: Iterator[Iterator[Slab]], stopped: Callable[[], bool]) -> list[Slab]:
-    found: list[Slab] = []
-    for slabs in blocks:
-        if stopped():
-            raise Stopped
-        found.extend(slabs)
-    return found
-
-
-def leaf_values(plan: Plan, point: Point) -> list[Array]:
-    """The values of all leaves, by id, as `forward` wants them."""
-    values: list[Array] = [None]
-    for leaf, given, batched in zip(plan.graph.leaves, point.arrays, point.batched, strict=True):
-        if not leaf.elements:
-            values.append(given)
-        elif batched:
-            values.extend(np.ascontiguousarray(given.reshape(point.batch_size, -1).T))
-        else:
-            values.extend(given.reshape(-1))
-    return values
-
-
-def run_forward(plan: Plan, choice: Choice, values: list[Array]) -> Iterator[Iterator[Slab]]:
-    """Computes all values into `values`; after each block yields those chosen, ids ascending."""
-    lifetimes = choice.lifetimes
-    releases = None if lifetimes.is_small else lifetimes.releases
-    start = 1
-    for stop in array.forward(arrays, plan, values, releases):
-        low, high = np.searchsorted(choice.value_ids, (start, stop))
-        yield _slabs(plan, choice.value_ids[low:high], values, choice.values_as_summary)
-        start = stop
-
-
-def run_backward(
-    plan: Plan, choice: Choice, values: list[Array], grads: list[Array | None]
-) -> Iterator[Iterator[Slab]]:
-    """Computes the gradients into `grads`; after each block yields those chosen, last ids first."""
-    lifetimes = choice.lifetimes
-    assert lifetimes.kept.needed is not None, "a job that is not forward_only"
-    needed: list[bool] = lifetimes.kept.needed.tolist()
-    kept = None if lifetimes.is_small else lifetimes.kept
-    stop = len(values)
-    for start in array.backward(arrays, plan, values, grads, needed, kept):
-        low, high = np.searchsorted(choice.gradient_ids, (start, stop))
-        ids = choice.gradient_ids[low:high]
-        yield reversed([*_slabs(plan, ids, grads, choice.gradients_as_summary)])
-        stop = start
-
-
-def seeded(values: list[Array], seeds: Mapping[int, Array]) -> list[Array | None]:
-    """The gradients before the backward pass, by id: the seeds."""
-    grads: list[Array | None] = [None] * len(values)
-    for value_id, given in seeds.items():
-        grads[value_id] = given
-    return grads
-
-
-def outputs(plan: Plan, values: list[Array]) -> Iterator[tuple[str, Array]]:
-    """Every output by name; with a batch, all have the leading axis."""
-    rows = (plan.batch_size,) if plan.batch_size else ()
-    for output in plan.graph.outputs:
-        ids = output.value_ids.tolist()
-        found = [np.broadcast_to(values[i], (*rows, *plan.spec(i).shape)) for i in ids]
-        yield output.name, found[0] if len(ids) == 1 else np.stack(found, axis=-1)
-
-
-def leaf_gradients(
-    plan: Plan, choice: Choice, grads: list[Array | None]
-) -> Iterator[tuple[str, Array]]:
-    """The gradients of the chosen leaves by name; zeros where no seeded output depends on one."""
-    for position in choice.leaves:
-        leaf = plan.graph.leaves[position]
-        first = plan.graph.leaf_first_ids[position]
-        shape = plan.shape(first) if leaf.id_count else ()
-        found = grads[first : first + leaf.id_count]
-        if not leaf.elements:
-            yield leaf.name, np.zeros(shape, leaf.dtype) if found[0] is None else found[0]
-            continue
-        whole = (*shape, *(axis for axis in leaf.axes if isinstance(axis, int)))
-        columns = [np.zeros(shape, leaf.dtype) if each is None else each for each in found]
-        stacked = np.stack(columns, axis=-1) if columns else np.zeros(whole, leaf.dtype)
-        yield leaf.name, stacked.reshape(whole)
 
 
 def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ...]:
@@ -571,40 +429,3 @@ def _kept_gradients(
     for position in leaves:
         kept[graph.leaf_first_ids[position] : graph.leaf_first_ids[position + 1]] = True
     return kept
-
-
-def _slabs(plan: Plan, ids: Ids, found: list[Array], as_summary: bool) -> Iterator[Slab]:
-    """Splits ascending ids where the spec changes."""
-    kinds = plan.spec_ids[ids]
-    if plan.batch_size:
-        kinds = kinds * 2 + plan.batched[ids]
-    for part in np.split(ids, np.flatnonzero(np.diff(kinds)) + 1):
-        if part.size:
-            first = int(part[0])
-            pieces = tuple(found[i] for i in part.tolist())
-            yield Slab(part, plan.spec(first).dtype, plan.shape(first), pieces, as_summary)
-
-
-def _summary(stacked: Array) -> dict[str, list[float]]:
-    flat = stacked.reshape(len(stacked), -1).astype(np.float64)
-    missing = np.isnan(flat)
-    count = flat.shape[1] - missing.sum(axis=1)
-    some = count > 0
-    with np.errstate(all="ignore"):
-        numbers = np.where(missing, 0.0, flat)
-        largest = np.abs(numbers).max(axis=1, initial=0.0)
-        scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-        norm = scale * np.sqrt(((numbers / scale[:, None]) ** 2).sum(axis=1))
-        figures = {
-            "minimum": np.where(
-                some, np.where(missing, np.inf, flat).min(1, initial=np.inf), np.nan
-            ),
-            "maximum": np.where(
-                some, np.where(missing, -np.inf, flat).max(1, initial=-np.inf), np.nan
-            ),
-            "mean": np.where(some, numbers.sum(axis=1) / count, np.nan),
-            "norm": norm,
-            "nan_count": missing.sum(axis=1),
-            "infinity_count": np.isinf(flat).sum(axis=1),
-        }
-    return {name: figure.tolist() for name, figure in figures.items()}

@@ -35,7 +35,7 @@ _HEADER = '''\
 import numpy as np
 from numba import njit
 
-from gradwire_server.engine.elementary import OPTIONS, elementary
+from gradwire_server.engine.elementary import INLINED, OPTIONS, elementary
 
 U = np.uint64
 U0, U1, U2, U3, U4 = U(0), U(1), U(2), U(3), U(4)
@@ -86,7 +86,7 @@ def _functions(number: int, opcode: Opcode) -> str:
 
 def _function(name: str, arguments: list[str], body: Body) -> str:
     lines = "\n".join(f"    {line}" for line in (*body.lines, f"return {body.result}"))
-    return f"@njit(**OPTIONS)\ndef {name}({', '.join(arguments)}):\n{lines}"
+    return f"@njit(**INLINED)\ndef {name}({', '.join(arguments)}):\n{lines}"
 
 
 def _names(letter: str, count: int) -> list[str]:
@@ -100,7 +100,7 @@ def _call(name: str, opcode: Opcode, inputs: list[str], *before: str) -> str:
 
 def _chain(opcodes: _Numbered, branch: Callable[[int, Opcode], str], depth: int) -> str:
     """One branch for each opcode, which the compiler makes a jump table."""
-    branches = []
+    branches: list[str] = []
     for number, opcode in opcodes:
         keyword = "elif" if branches else "if"
         branches.append(f"{keyword} op == {number}:\n{indent(branch(number, opcode), '    ')}")
@@ -289,31 +289,32 @@ def block_forward(
 
 def _block_backward(opcodes: _Numbered, tape: str) -> str:
     def branch(number: int, opcode: Opcode) -> str:
-        count = opcode.input_count
-        loads = [f"x{slot}[t]" for slot in range(count)]
-        lines = [f"cursor -= U{count}", *_row(opcode, "rows[k]"), *_views(opcode)]
+        loads = [f"x{slot}[t]" for slot in range(opcode.input_count)]
+        pulls = tuple(_pulls(number, opcode))
+        if not pulls:
+            return "pass"
+        lines = [*_row(opcode, "rows[k]"), *_views(opcode)]
         # a loop for each input, so that each is a plain one and an input used twice stays right
-        for slot, name in _pulls(number, opcode):
+        for slot, name in pulls:
             lines += [
                 f"i = inputs[cursor + U{slot}]",
                 "to_input = view(grad_addresses[i] + shift * grad_steps[i], n)",
-                f"if fresh[cursor + U{slot}]:",
-                "    for t in range(n):",
-                "        to_input[t] = F(0)",
                 "for t in range(n):",
                 f"    to_input[t] += {_call(name, opcode, loads, 'grad[t]', 'out[t]')}",
             ]
         return "\n".join(lines)
 
+    columns = "i8[::1], i8[::1]"  # addresses and steps
     return f'''\
-@kernel("void({tape}, u1[::1], i8[::1], i8[::1], i8[::1], i8[::1], i8, i8, i8, i8, i8, i8)")
+@kernel("void({tape}, u1[::1], u1[::1], {columns}, {columns}, i8, i8, i8, i8, i8, i8)")
 def block_backward(
-    ops, rows, inputs, constants, fresh,
+    ops, rows, inputs, constants, input_counts, fresh,
     addresses, steps, grad_addresses, grad_steps, slot, node, end, past_input, start, stop,
 ):
     """Nodes before `node` down to `end` over elements `start` to `stop`, a block at a time.
 
-    The first use of a slot that is met, marked fresh, begins its gradient at zero.
+    The first use of a slot that is met, marked fresh, begins its gradient at zero. `input_counts`
+    are by opcode.
     """
     for begin in range(U(start), U(stop), BLOCK):
         n = min(BLOCK, U(stop) - begin)
@@ -325,5 +326,11 @@ def block_backward(
             op = ops[k]
             out = view(addresses[U(slot) + k] + shift * steps[U(slot) + k], n)
             grad = view(grad_addresses[U(slot) + k] + shift * grad_steps[U(slot) + k], n)
-{_skip("cursor -= U{count}", 3)}
-{_chain(opcodes, branch, 3).replace("if op", "elif op", 1)}'''
+            cursor -= U(input_counts[op])
+            for used in range(cursor, cursor + U(input_counts[op])):
+                if fresh[used]:
+                    i = inputs[used]
+                    to_input = view(grad_addresses[i] + shift * grad_steps[i], n)
+                    for t in range(n):
+                        to_input[t] = F(0)
+{_chain(opcodes, branch, 3)}'''

@@ -2,12 +2,15 @@
 
 No request waits for a compiler. `loaded` gives what this process has; `load` brings in what the
 disk has, which takes under a second; `compile_all` fills the disk, which takes a minute or two and
-is run by `python -m gradwire_server.engine.kernels` and by `gradwire warmup`. The folder is named by
-a digest of everything that a compiled kernel depends on, so nothing in it is ever stale.
+is run by `python -m gradwire_server.engine.kernels` and by `gradwire warmup`. The folder is named
+by a digest of everything that a compiled kernel depends on, so nothing in it is ever stale.
 """
 
 from __future__ import annotations
 
+import ast
+import atexit
+import fcntl
 import logging
 import os
 import subprocess
@@ -49,17 +52,20 @@ def load(name: str) -> ModuleType | None:
 
 def load_all() -> bool:
     """Whether all modules are here now."""
-    return all([load(name) is not None for name in MODULES])
+    found = [load(name) for name in MODULES]
+    return None not in found
 
 
 def compile_all() -> Path:
     """Compiles what is missing, a process for each module (OSError where it cannot be written)."""
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    missing = [name for name in MODULES if not _is_compiled(name)]
-    if missing:
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            for _ in pool.map(_compile, missing):
-                pass
+    with (folder() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several servers may start at once
+        missing = [name for name in MODULES if not _is_compiled(name)]
+        if missing:
+            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+                for _ in pool.map(_compile, missing):
+                    pass
     return folder()
 
 
@@ -74,35 +80,32 @@ def _compile(name: str) -> None:
     (folder() / f"{name}.ready").touch()
 
 
-class Warmup:
-    """Brings the kernels in, on a thread; where they are not on disk, from a process beside."""
+@cache
+def warm_up() -> Thread:
+    """Brings the kernels in, on a thread; where they are not on disk, from a process beside.
 
-    def __init__(self, *, may_compile: bool = True) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._closed = False
-        self._may_compile = may_compile
-        self._thread = Thread(target=self._run, name="gradwire-warmup", daemon=True)
-        self._thread.start()
+    Once a process, however often it is asked. The thread ends when there is no more to come.
+    """
+    thread = Thread(target=_warm_up, name="gradwire-warmup", daemon=True)
+    thread.start()
+    return thread
 
-    def close(self) -> None:
-        """Ends the process beside, if it still compiles; what it finished is kept."""
-        self._closed = True
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
 
-    def _run(self) -> None:
-        try:
-            if load_all() or self._closed or not self._may_compile:
-                return
-            command = [sys.executable, "-m", __name__]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            if self._process.wait() == 0:
-                load_all()
-            elif not self._closed:
-                _log.warning("kernels were not compiled; the array engine answers")
-        except Exception:
-            _log.exception("kernels cannot be had; the array engine answers")
+def _warm_up() -> None:
+    try:
+        if load_all():
+            return
+        command = [sys.executable, "-m", __name__]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as beside:
+            end = atexit.register(beside.terminate)  # what it has finished, is kept
+            status = beside.wait()
+            atexit.unregister(end)
+        if status == 0:
+            load_all()
+        else:
+            _log.warning("kernels were not compiled: status %d; the array engine answers", status)
+    except Exception:
+        _log.exception("kernels cannot be had; the array engine answers")
 
 
 @cache
@@ -113,8 +116,8 @@ def folder() -> Path:
     import numba
     import numpy
 
-    parts = [_source(name) for name in MODULES]
-    parts.append((_HERE / "elementary.py").read_text())
+    sources = [*map(_source, MODULES), (_HERE / "elementary.py").read_text()]
+    parts = [ast.dump(ast.parse(source)) for source in sources]  # blind to comments and layout
     parts += [sys.version, numba.__version__, llvmlite.__version__, numpy.__version__]
     parts.append(llvmlite.binding.get_host_cpu_name())
     parts.append(llvmlite.binding.get_host_cpu_features().flatten())

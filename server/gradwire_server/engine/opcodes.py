@@ -282,9 +282,9 @@ class Scribe:
     less = _comparison("<")
     less_equal = _comparison("<=")
 
-    logical_and = _logical("{} and {}")
+    logical_and = _logical("{} & {}")
     logical_not = _logical("not {}")
-    logical_or = _logical("{} or {}")
+    logical_or = _logical("{} | {}")
     logical_xor = _logical("{} != {}")
 
     def __init__(self, dtype: str) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 from numba import njit
 
 
-def _kernel(signature: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _kernel(signature: str):
     return njit(signature, cache=True, nogil=True)
 
 
 @_kernel("i8(u4[::1], i8[::1], u4[::1], i8, i4[::1])")
-def find_levels(rows, input_counts, inputs, slot, levels):  # type: ignore[no-untyped-def]
+def find_levels(rows, input_counts, inputs, slot, levels):
     """Puts each node one level above its highest input; the leaves are at 0. Returns the top."""
     top, cursor = 0, 0
     for node in range(len(rows)):
@@ -28,7 +28,7 @@ def find_levels(rows, input_counts, inputs, slot, levels):  # type: ignore[no-un
 
 
 @_kernel("i8(u4[::1], i4[::1], i8, i8, i8[::1])")
-def count_runs(rows, levels, slot, row_count, ends):  # type: ignore[no-untyped-def]
+def count_runs(rows, levels, slot, row_count, ends):
     """Counts the nodes of each level and row into `ends`, end to end. Returns how many have any."""
     for node in range(len(rows)):
         ends[(levels[slot + node] - 1) * row_count + rows[node]] += 1
@@ -40,10 +40,8 @@ def count_runs(rows, levels, slot, row_count, ends):  # type: ignore[no-untyped-
     return runs
 
 
-@_kernel("void(u4[::1], i8[::1], u4[::1], i8, i8, i4[::1], i8[::1], u4[::1], u4[::1])")
-def place_nodes(  # type: ignore[no-untyped-def]
-    rows, input_counts, inputs, slot, row_count, levels, ends, slots, new_rows
-):
+@_kernel("void(u4[::1], i4[::1], i8, i8, i8[::1], u4[::1], u4[::1])")
+def place_nodes(rows, levels, slot, row_count, ends, slots, new_rows):
     """Gives every node a slot, levels ascending and equal rows side by side, in file order.
 
     `ends` is used up: what is left are the beginnings.
@@ -56,9 +54,7 @@ def place_nodes(  # type: ignore[no-untyped-def]
 
 
 @_kernel("void(u4[::1], i8[::1], u4[::1], i8, u4[::1], i8[::1], u4[::1])")
-def place_inputs(  # type: ignore[no-untyped-def]
-    rows, input_counts, inputs, slot, slots, starts, new_inputs
-):
+def place_inputs(rows, input_counts, inputs, slot, slots, starts, new_inputs):
     """The inputs' slots, node after node in their new order."""
     cursor = 0
     for node in range(len(rows)):
@@ -69,9 +65,7 @@ def place_inputs(  # type: ignore[no-untyped-def]
 
 
 @_kernel("i8(u1[::1], u1[::1], u1[::1], u4[::1], i8, u1[::1], u1[::1], u1[::1])")
-def trace_back(  # type: ignore[no-untyped-def]
-    ops, input_counts, pulls, inputs, slot, reached, live_ops, fresh
-):
+def trace_back(ops, input_counts, pulls, inputs, slot, reached, live_ops, fresh):
     """What the backward pass does from the slots marked in `reached`, which it extends.
 
     Nodes not reached get the opcode that computes nothing. `fresh` marks, of the uses of each slot,

@@ -1,4 +1,4 @@
-"""The tape engine: scalar circuits, and batches of them, as columns of opcodes run by compiled loops.
+"""The tape engine: scalar circuits, and batches of them, as columns that compiled loops run.
 
 A program is a plan's circuit as a tape. Where the circuit is wide its nodes are put in another
 order, so that equal ones lie side by side; `slots` says where each value id went. A run is one
@@ -9,10 +9,12 @@ can serve the next one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instructio
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids
 from gradwire_server.plan import Plan
-from gradwire_server.specs import FLOATS
+from gradwire_server.specs import FLOATS, ITEM_SIZES, Shape
 
 #: Nodes between two looks at whether anybody still waits: some milliseconds.
 CHUNK = 200_000
@@ -46,6 +48,11 @@ class Tape:
     starts: Ids | None = None  # first node of each run, and one more: their end; None for a switch
     cursors: Ids | None = None  # where each run's inputs begin
 
+    @property
+    def columns(self) -> tuple[Array, ...]:
+        """As the kernels take them."""
+        return self.ops, self.rows, self.inputs, self.constants
+
 
 @dataclass(frozen=True)
 class Backward:
@@ -53,7 +60,7 @@ class Backward:
 
     ops: npt.NDArray[np.uint8]
     fresh: npt.NDArray[np.uint8]
-    untouched: Ids  # slots that no gradient reaches
+    reached: npt.NDArray[np.uint8]  # by slot: whether a gradient reaches it
     has_dead: bool
 
 
@@ -74,7 +81,7 @@ class Program:
         """The backward pass from seeds at these slots; the last one is kept."""
         key = slots.tobytes()
         if key not in self._backward:
-            found = _trace_back(self, slots)
+            found = trace_back(self.tape, self.dtype, slots, self.scheduling)
             self._backward = {key: found}
         return self._backward[key]
 
@@ -83,9 +90,7 @@ class Program:
         try:
             return self._free.pop()
         except IndexError:
-            shape: tuple[int, ...] = (self.plan.graph.value_count + 1,)
-            if self.plan.batch_size:
-                shape = (*shape, _stride(self.plan.batch_size, self.dtype))
+            shape = _buffer_shape(self.plan, self.dtype)
             return np.empty(shape, self.dtype), np.empty(shape, self.dtype)
 
     def give(self, buffers: tuple[Array, Array]) -> None:
@@ -98,36 +103,47 @@ class Program:
         return ids if self.slots is None else self.slots[ids]
 
 
-def make_program(plan: Plan) -> Program | None:
-    """The plan as a tape; None where it is not one of scalars, or the kernels are not here yet."""
+def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
+    """The plan as a tape, where it is one of scalars and its buffers fit in memory.
+
+    False before it means: asked again, there may be one, because kernels are still to come.
+    """
     dtype = _scalar_dtype(plan)
-    if dtype is None:
-        return None
+    if dtype is None or 2 * prod(_buffer_shape(plan, dtype)) * ITEM_SIZES[dtype] > max_bytes:
+        return True, None
     compiled, scheduling = kernels.loaded(dtype), kernels.loaded("scheduling")
     if compiled is None or scheduling is None:
-        return None
+        return False, None
     tape = _straight_tape(plan.graph, dtype)
     if tape is None:
-        return None
+        return True, None
     slots = None
     if not plan.batch_size:
         tape, slots = _in_runs(plan.graph, tape, scheduling)
-    return Program(plan, dtype, tape, slots, compiled, scheduling)
+    return True, Program(plan, dtype, tape, slots, compiled, scheduling)
 
 
-class Run:
+class TapePasses:
     """One evaluation of a program: forward once, then backward any number of times."""
 
-    def __init__(self, program: Program, leaves: list[Array]) -> None:
+    def __init__(self, program: Program, leaves: Sequence[Array]) -> None:
         """`leaves` are the arrays of all leaves, by position."""
         self.program = program
         self._buffers = program.take()
-        self.values = Slots(program, self._buffers[0], summed=False, run=self)
-        self.gradients = Slots(program, self._buffers[1], summed=True, run=self)
         _fill_leaves(program.plan, leaves, self._buffers[0])
 
     def __del__(self) -> None:
         self.program.give(self._buffers)
+
+    @property
+    def values(self) -> Slots:
+        """By value id."""
+        return Slots(self, self._buffers[0], summed=False)
+
+    @property
+    def gradients(self) -> Slots:
+        """By value id, of the last backward pass."""
+        return Slots(self, self._buffers[1], summed=True)
 
     def forward(self) -> Iterator[int]:
         """Computes all values; yields the first id not computed yet, as the array engine does."""
@@ -145,7 +161,7 @@ class Run:
         values, grads = self._buffers
         batch = self.program.plan.batch_size
         if batch:
-            grads[trace.untouched] = 0
+            grads[np.flatnonzero(trace.reached == 0)] = 0
             grads[slots] = 0
         else:
             grads[...] = 0
@@ -165,15 +181,16 @@ class Run:
 
 
 class Slots:
-    """The values, or the gradients, of a run, by value id; copies."""
+    """Values, or gradients, by id; copies."""
 
-    def __init__(self, program: Program, buffer: Array, *, summed: bool, run: Run) -> None:
-        self._program = program
+    def __init__(self, passes: TapePasses, buffer: Array, *, summed: bool) -> None:
+        self._passes = passes  # which lives as long as its buffers are read
+        self._program = passes.program
         self._buffer = buffer
         self._summed = summed  # over the rows, where a value is one for all of them
-        self._run = run  # lives as long as its buffers are read
 
-    def __getitem__(self, value_id: int) -> Array:
+    def one(self, value_id: int) -> Array:
+        """A number, or one for each row of a batch."""
         plan = self._program.plan
         found = self._read(np.array([value_id]), plan.is_batched(value_id))[0]
         return np.asarray(found, plan.spec(value_id).dtype)
@@ -205,24 +222,27 @@ def _scalar_dtype(plan: Plan) -> str | None:
     return floating.pop()
 
 
-def _straight_tape(graph: Graph, dtype: str) -> Tape | None:
-    """The circuit in its own order; None where a gate has no opcode."""
-    ops, constants = [], np.zeros((len(graph.rows), MAX_CONSTANTS), dtype)
-    uses = np.bincount(graph.node_rows, minlength=len(graph.rows))
+def row_columns(graph: Graph, dtype: str) -> tuple[npt.NDArray[np.uint8], Array]:
+    """By row of the gates table: its opcode, 0 where it has none, and its constants."""
+    ops = np.zeros(len(graph.rows), np.uint8)
+    constants = np.zeros((len(graph.rows), MAX_CONSTANTS), dtype)
     for number, row in enumerate(graph.rows):
         attributes = row.gate.complete(row.attributes)
         op = instruction_set(dtype).number(row.gate, row.input_count, attributes)
-        if op is None and uses[number]:
-            return None
-        ops.append(op or 0)
-        reals = [attributes[each.name] for each in row.gate.attributes if each.kind == "float"]
-        constants[number, : len(reals)] = reals
-    inputs = graph.node_inputs.astype(np.uint32)
-    if not inputs.all():  # an input left out in the middle
+        if op is not None:
+            reals = [attributes[each.name] for each in row.gate.attributes if each.kind == "float"]
+            ops[number], constants[number, : len(reals)] = op, reals
+    return ops, constants.reshape(-1)
+
+
+def _straight_tape(graph: Graph, dtype: str) -> Tape | None:
+    """The circuit in its own order; None where a gate has no opcode."""
+    row_ops, constants = row_columns(graph, dtype)
+    ops, inputs = row_ops[graph.node_rows], graph.node_inputs.astype(np.uint32)
+    if not ops.all() or not inputs.all():  # an input may be left out in the middle
         return None
     rows = graph.node_rows.astype(np.uint32)
-    columns = np.array(ops, np.uint8)[graph.node_rows]
-    return Tape(columns, rows, inputs, constants.reshape(-1), graph.leaf_first_ids[-1])
+    return Tape(ops, rows, inputs, constants, graph.leaf_first_ids[-1])
 
 
 def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
@@ -243,9 +263,7 @@ def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
     starts = np.unique(starts)
     slots = np.arange(graph.value_count + 1, dtype=np.uint32)
     rows = np.empty_like(tape.rows)
-    scheduling.place_nodes(
-        tape.rows, counts, tape.inputs, tape.slot, row_count, levels, ends, slots, rows
-    )
+    scheduling.place_nodes(tape.rows, levels, tape.slot, row_count, ends, slots, rows)
     places = np.zeros(nodes + 1, np.int64)
     np.cumsum(counts[rows], out=places[1:])
     inputs = np.empty_like(tape.inputs)
@@ -258,20 +276,20 @@ def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
     return arranged, slots
 
 
-def _trace_back(program: Program, slots: Ids) -> Backward:
-    tape = program.tape
-    counts, pulls = _opcode_columns(program.dtype)
-    reached = np.zeros(program.plan.graph.value_count + 1, np.uint8)
-    reached[slots] = 1
+def trace_back(tape: Tape, dtype: str, seeded: Any, scheduling: Any) -> Backward:
+    """What the backward pass does from seeds at these slots."""
+    counts, pulls = opcode_columns(dtype)
+    reached = np.zeros(tape.slot + len(tape.ops), np.uint8)
+    reached[seeded] = 1
     ops, fresh = np.empty_like(tape.ops), np.zeros(len(tape.inputs), np.uint8)
-    dead = program.scheduling.trace_back(
+    dead = scheduling.trace_back(
         tape.ops, counts, pulls, tape.inputs, tape.slot, reached, ops, fresh
     )
-    return Backward(ops, fresh, np.flatnonzero(reached == 0), bool(dead))
+    return Backward(ops, fresh, reached, bool(dead))
 
 
 @cache
-def _opcode_columns(dtype: str) -> tuple[Array, Array]:
+def opcode_columns(dtype: str) -> tuple[Array, Array]:
     """By opcode: how many inputs it has, and which of them have a gradient, as bits."""
     opcodes = instruction_set(dtype).opcodes
     counts = [*range(MAX_INPUTS + 1), *(each.input_count for each in opcodes)]
@@ -280,20 +298,15 @@ def _opcode_columns(dtype: str) -> tuple[Array, Array]:
     return np.array(counts, np.uint8), np.array(pulls, np.uint8)
 
 
-def _fill_leaves(plan: Plan, leaves: list[Array], values: Array) -> None:
+def _fill_leaves(plan: Plan, leaves: Sequence[Array], values: Array) -> None:
     firsts = plan.graph.leaf_first_ids
-    for leaf, given, first, end in zip(plan.graph.leaves, leaves, firsts, firsts[1:], strict=False):
+    for given, first, end in zip(leaves, firsts, firsts[1:], strict=False):
         if not plan.batch_size:
             values[first:end] = given.reshape(-1)
         elif end > first and plan.is_batched(first):
             values[first:end, : plan.batch_size] = given.reshape(plan.batch_size, -1).T
         else:
             values[first:end, : plan.batch_size] = given.reshape(-1, 1)
-        del leaf
-
-
-def _columns(tape: Tape) -> tuple[Array, ...]:
-    return tape.ops, tape.rows, tape.inputs, tape.constants
 
 
 def _switch_forward(program: Program, values: Array) -> Iterator[int]:
@@ -301,7 +314,7 @@ def _switch_forward(program: Program, values: Array) -> Iterator[int]:
     for node in range(0, len(tape.ops), CHUNK):
         stop = min(node + CHUNK, len(tape.ops))
         cursor = program.compiled.switch_forward(
-            *_columns(tape), values, tape.slot, node, stop, cursor
+            *tape.columns, values, tape.slot, node, stop, cursor
         )
         yield tape.slot + stop
 
@@ -313,7 +326,7 @@ def _switch_backward(
     for node in range(len(tape.ops), 0, -CHUNK):
         start = max(node - CHUNK, 0)
         cursor = program.compiled.switch_backward(
-            trace.ops, *_columns(tape)[1:], values, grads, tape.slot, node, start, cursor
+            trace.ops, *tape.columns[1:], values, grads, tape.slot, node, start, cursor
         )
         # in another order than the ids' no id is complete before all are
         yield tape.slot + start if program.slots is None and start else 1
@@ -324,7 +337,7 @@ def _runs_forward(program: Program, values: Array) -> Iterator[int]:
     assert tape.starts is not None
     for run, stop in _groups(tape.starts):
         program.compiled.runs_forward(
-            *_columns(tape), values, tape.slot, tape.starts, tape.cursors, run, stop
+            *tape.columns, values, tape.slot, tape.starts, tape.cursors, run, stop
         )
         last = stop == len(tape.starts) - 1
         yield tape.slot + len(tape.ops) if last else tape.slot
@@ -336,7 +349,7 @@ def _runs_backward(program: Program, values: Array, grads: Array) -> Iterator[in
     past = program.plan.graph.value_count + 1
     for start, run in reversed(_groups(tape.starts)):
         program.compiled.runs_backward(
-            *_columns(tape), values, grads, tape.slot, tape.starts, tape.cursors, run, start
+            *tape.columns, values, grads, tape.slot, tape.starts, tape.cursors, run, start
         )
         yield past if start else 1
 
@@ -345,7 +358,7 @@ def _groups(starts: Ids) -> list[tuple[int, int]]:
     """Runs in groups of about CHUNK nodes."""
     edges = np.searchsorted(starts, np.arange(0, int(starts[-1]), CHUNK))
     bounds = [*np.unique(edges).tolist(), len(starts) - 1]
-    return [pair for pair in zip(bounds, bounds[1:], strict=False) if pair[0] < pair[1]]
+    return [pair for pair in pairwise(bounds) if pair[0] < pair[1]]
 
 
 def _blocks_forward(program: Program, values: Array) -> Iterator[int]:
@@ -354,12 +367,11 @@ def _blocks_forward(program: Program, values: Array) -> Iterator[int]:
     for node, end in _node_chunks(plan):
         first_input = int(plan.graph.input_starts[node])
 
-        def work(start: int, stop: int, node: int = node, end: int = end) -> None:
-            program.compiled.block_forward(
-                *_columns(tape), addresses, steps, tape.slot, node, end, first_input, start, stop
-            )
-
-        _over_elements(work, plan.batch_size, end - node)
+        block = partial(
+            program.compiled.block_forward,
+            *(*tape.columns, addresses, steps, tape.slot, node, end, first_input),
+        )
+        over_elements(block, plan.batch_size, end - node)
         yield tape.slot + end
 
 
@@ -372,13 +384,13 @@ def _blocks_backward(
     for end, node in reversed(_node_chunks(plan)):
         past_input = int(plan.graph.input_starts[node])
 
-        def work(start: int, stop: int, node: int = node, end: int = end) -> None:
-            program.compiled.block_backward(
-                trace.ops, *_columns(tape)[1:], trace.fresh, addresses, steps, grad_addresses,
-                steps, tape.slot, node, end, past_input, start, stop,
-            )  # fmt: skip
-
-        _over_elements(work, plan.batch_size, node - end)
+        block = partial(
+            program.compiled.block_backward,
+            *(trace.ops, *tape.columns[1:], opcode_columns(program.dtype)[0], trace.fresh),
+            *(addresses, steps, grad_addresses),
+            *(steps, tape.slot, node, end, past_input),
+        )
+        over_elements(block, plan.batch_size, node - end)
         yield tape.slot + end if end else 1
 
 
@@ -395,6 +407,11 @@ def _addresses(buffer: Array) -> tuple[Array, Array]:
     return addresses, np.full(rows, buffer.itemsize, np.int64)
 
 
+def _buffer_shape(plan: Plan, dtype: str) -> Shape:
+    slots = plan.graph.value_count + 1
+    return (slots, _stride(plan.batch_size, dtype)) if plan.batch_size else (slots,)
+
+
 def _stride(batch_size: int, dtype: str) -> int:
     """Elements from one slot's row to the next: an odd number of cache lines, so that rows spread
     over all sets of a cache."""
@@ -403,14 +420,16 @@ def _stride(batch_size: int, dtype: str) -> int:
     return (lines | 1) * line
 
 
-def _over_elements(work: Callable[[int, int], None], elements: int, nodes: int) -> None:
-    """Splits the elements between the processors, where there is enough to do."""
+def over_elements(work: Callable[[int, int], object], elements: int, nodes: int) -> None:
+    """Runs work(start, stop) over the elements of so many nodes.
+
+    Splits the elements between the processors, where there is enough to do."""
     threads = min(_processors(), -(-elements // BLOCK), 1 + elements * nodes // _THREADED)
     if threads < 2:
         work(0, elements)
         return
     edges = np.linspace(0, elements, threads + 1).astype(int).tolist()
-    rest = [_pool().submit(work, *part) for part in zip(edges[1:], edges[2:], strict=False)]
+    rest = [_pool().submit(work, *part) for part in pairwise(edges[1:])]
     work(0, edges[1])
     for each in rest:
         each.result()

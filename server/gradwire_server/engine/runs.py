@@ -1,0 +1,268 @@
+"""Carries out a job: forward, then backward as often as is wanted, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from gradwire_server import arrays
+from gradwire_server.engine import array
+from gradwire_server.engine.evaluation import Job
+from gradwire_server.engine.tape import TapePasses
+from gradwire_server.errors import Stopped
+from gradwire_server.gates.base import Array
+from gradwire_server.graph import Ids
+from gradwire_server.plan import Plan
+from gradwire_server.specs import Shape
+
+
+class Store(Protocol):
+    """Values, or gradients, by id; zeros for a gradient that nothing reached."""
+
+    def one(self, value_id: int) -> Array:
+        """A value, in its shape."""
+
+    def stacked(self, ids: Ids) -> Array:
+        """[ids, *shape], of ids that have one data type and shape."""
+
+
+class Passes(Protocol):
+    """An engine at work on one evaluation."""
+
+    @property
+    def values(self) -> Store: ...
+
+    @property
+    def gradients(self) -> Store: ...
+
+    def forward(self) -> Iterator[int]:
+        """Yields, after each block and at the end, the first id that is not computed yet."""
+
+    def backward(self, seeds: Mapping[int, Array]) -> Iterator[int]:
+        """Yields, after each block and at the end, the lowest id whose gradient is complete."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Values (or gradients) of ascending ids that have one data type and shape."""
+
+    ids: Ids
+    dtype: str
+    shape: Shape
+    store: Store
+    as_summary: bool = False
+
+    def arrays(self) -> Iterator[Array]:
+        """One array for each id."""
+        return map(self.store.one, self.ids.tolist())
+
+    def stacked(self, start: int, stop: int) -> Array:
+        """[ids, *shape], of some of the ids."""
+        return self.store.stacked(self.ids[start:stop])
+
+    @cached_property
+    def summary(self) -> dict[str, list[float]] | None:
+        """Figures in place of elements, where those were asked for."""
+        return _summary(self.stacked(0, len(self.ids))) if self.as_summary else None
+
+
+Named = list[tuple[str, Array]]
+#: Outputs, leaf gradients, chosen values, chosen gradients.
+Found = tuple[Named, Named, list[Slab], list[Slab]]
+
+
+class Run:
+    """One evaluation of a job. What it yields is to be read before the next backward pass."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        leaves, program = job.point.arrays, job.compiled.program
+        self._passes: Passes = ArrayPasses(job) if program is None else TapePasses(program, leaves)
+
+    def forward(self) -> Iterator[Iterator[Slab]]:
+        """Computes all values; after each block yields those chosen, ids ascending."""
+        choice, start = self.job.choice, 1
+        for stop in self._passes.forward():
+            low, high = np.searchsorted(choice.value_ids, (start, stop))
+            ids = choice.value_ids[low:high]
+            yield _slabs(self.job.plan, ids, self._passes.values, choice.values_as_summary)
+            start = stop
+
+    def backward(self, seeds: Mapping[int, Array]) -> Iterator[Iterator[Slab]]:
+        """Computes the gradients; after each block yields those chosen, last ids first."""
+        choice, stop = self.job.choice, self.job.plan.graph.value_count + 1
+        for start in self._passes.backward(seeds):
+            low, high = np.searchsorted(choice.gradient_ids, (start, stop))
+            ids = choice.gradient_ids[low:high]
+            store, as_summary = self._passes.gradients, choice.gradients_as_summary
+            yield reversed([*_slabs(self.job.plan, ids, store, as_summary)])
+            stop = start
+
+    def outputs(self) -> Iterator[tuple[str, Array]]:
+        """Every output by name; with a batch, all have the leading axis."""
+        plan, values = self.job.plan, self._passes.values
+        rows = (plan.batch_size,) if plan.batch_size else ()
+        for output in plan.graph.outputs:
+            ids = output.value_ids
+            if len(ids) > 1 and (not rows or plan.batched[ids].all()):
+                yield output.name, np.moveaxis(values.stacked(ids), 0, -1)
+                continue
+            whole = (*rows, *plan.spec(ids[0]).shape)
+            found = [np.broadcast_to(values.one(i), whole) for i in ids.tolist()]
+            yield output.name, found[0] if len(found) == 1 else np.stack(found, axis=-1)
+
+    def leaf_gradients(self) -> Iterator[tuple[str, Array]]:
+        """The gradients of the chosen leaves by name."""
+        plan, gradients = self.job.plan, self._passes.gradients
+        for position in self.job.choice.leaves:
+            leaf = plan.graph.leaves[position]
+            first = plan.graph.leaf_first_ids[position]
+            if not leaf.elements:
+                yield leaf.name, gradients.one(first)
+                continue
+            rows = plan.shape(first) if leaf.id_count else ()
+            whole = (*rows, *(axis for axis in leaf.axes if isinstance(axis, int)))
+            if leaf.id_count:
+                stacked = gradients.stacked(np.arange(first, first + leaf.id_count))
+                yield leaf.name, np.moveaxis(stacked, 0, -1).reshape(whole)
+            else:
+                yield leaf.name, np.zeros(whole, leaf.dtype)
+
+    def complete(self, stopped: Callable[[], bool]) -> Found:
+        """Everything at once (Stopped, within a block, where nobody waits any more)."""
+        slabs = _collect(self.forward(), stopped)
+        outputs = list(self.outputs())
+        if self.job.forward_only:
+            return outputs, [], slabs, []
+        gradients, pulled = self.pull(self.job.seeds, stopped)
+        return outputs, gradients, slabs, pulled
+
+    def pull(
+        self, seeds: Mapping[int, Array], stopped: Callable[[], bool]
+    ) -> tuple[Named, list[Slab]]:
+        """The backward pass alone, over the values that were computed before."""
+        pulled = _collect(self.backward(seeds), stopped)
+        return list(self.leaf_gradients()), pulled
+
+
+class ArrayPasses:
+    """The array engine at work: a list of arrays by id."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._values = _leaf_values(job)
+        self.values = _Listed(job.plan, self._values)
+        self.gradients = _Listed(job.plan, [])
+
+    def forward(self) -> Iterator[int]:
+        lifetimes = self._job.choice.lifetimes
+        releases = None if lifetimes.is_small else lifetimes.releases
+        return array.forward(
+            arrays, self._job.plan, self._values, releases, self._job.compiled.regions
+        )
+
+    def backward(self, seeds: Mapping[int, Array]) -> Iterator[int]:
+        lifetimes = self._job.choice.lifetimes
+        assert lifetimes.kept.needed is not None, "a job that is not forward_only"
+        needed: list[bool] = lifetimes.kept.needed.tolist()
+        kept = None if lifetimes.is_small else lifetimes.kept
+        grads: list[Array | None] = [None] * len(self._values)
+        for value_id, given in seeds.items():
+            grads[value_id] = given
+        self.gradients = _Listed(self._job.plan, grads)
+        return array.backward(
+            arrays, self._job.plan, self._values, grads, needed, kept, self._job.compiled.regions
+        )
+
+
+class _Listed:
+    def __init__(self, plan: Plan, found: list[Array | None]) -> None:
+        self._plan = plan
+        self._found = found
+
+    def one(self, value_id: int) -> Array:
+        found = self._found[value_id]
+        if found is None:
+            return np.zeros(self._plan.shape(value_id), self._plan.spec(value_id).dtype)
+        return np.asarray(found)
+
+    def stacked(self, ids: Ids) -> Array:
+        first = int(ids[0])
+        shape, dtype = self._plan.shape(first), self._plan.spec(first).dtype
+        found = [self._found[i] for i in ids.tolist()]
+        if not shape:
+            return np.array([0 if each is None else each for each in found], dtype)
+        out = np.zeros((len(found), *shape), dtype)
+        for place, each in zip(out, found, strict=True):
+            if each is not None:
+                place[...] = each
+        return out
+
+
+def run(job: Job, stopped: Callable[[], bool]) -> Found:
+    """The whole evaluation at once (Stopped, within a block, where nobody waits any more)."""
+    return Run(job).complete(stopped)
+
+
+def _collect(blocks: Iterator[Iterator[Slab]], stopped: Callable[[], bool]) -> list[Slab]:
+    found: list[Slab] = []
+    for slabs in blocks:
+        if stopped():
+            raise Stopped
+        found.extend(slabs)
+    return found
+
+
+def _leaf_values(job: Job) -> list[Any]:
+    """The values of all leaves, by id, as the array engine wants them."""
+    values: list[Any] = [None]
+    for leaf, given, batched in zip(
+        job.plan.graph.leaves, job.point.arrays, job.point.batched, strict=True
+    ):
+        if not leaf.elements:
+            values.append(given)
+        elif batched:
+            values.extend(np.ascontiguousarray(given.reshape(job.point.batch_size, -1).T))
+        else:
+            values.extend(given.reshape(-1))
+    return values
+
+
+def _slabs(plan: Plan, ids: Ids, store: Store, as_summary: bool) -> Iterator[Slab]:
+    """Splits ascending ids where the spec changes."""
+    kinds = plan.spec_ids[ids]
+    if plan.batch_size:
+        kinds = kinds * 2 + plan.batched[ids]
+    for part in np.split(ids, np.flatnonzero(np.diff(kinds)) + 1):
+        if part.size:
+            first = int(part[0])
+            yield Slab(part, plan.spec(first).dtype, plan.shape(first), store, as_summary)
+
+
+def _summary(stacked: Array) -> dict[str, list[float]]:
+    flat = stacked.reshape(len(stacked), -1).astype(np.float64)
+    missing = np.isnan(flat)
+    count = flat.shape[1] - missing.sum(axis=1)
+    some = count > 0
+    with np.errstate(all="ignore"):
+        numbers = np.where(missing, 0.0, flat)
+        largest = np.abs(numbers).max(axis=1, initial=0.0)
+        scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        norm = scale * np.sqrt(((numbers / scale[:, None]) ** 2).sum(axis=1))
+        figures = {
+            "minimum": np.where(
+                some, np.where(missing, np.inf, flat).min(1, initial=np.inf), np.nan
+            ),
+            "maximum": np.where(
+                some, np.where(missing, -np.inf, flat).max(1, initial=-np.inf), np.nan
+            ),
+            "mean": np.where(some, numbers.sum(axis=1) / count, np.nan),
+            "norm": norm,
+            "nan_count": missing.sum(axis=1),
+            "infinity_count": np.isinf(flat).sum(axis=1),
+        }
+    return {name: figure.tolist() for name, figure in figures.items()}

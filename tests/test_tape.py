@@ -1,0 +1,359 @@
+"""The tape engine computes what the array engine does: every gate, wide, deep, and in batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradwire_server.engine import kernels, runs
+from gradwire_server.engine.compiled import NOTHING
+from gradwire_server.engine.elementary import elementary
+from gradwire_server.engine.evaluation import Binding, Evaluation, Job, everything, prepare
+from gradwire_server.engine.opcodes import instruction_set
+from gradwire_server.gates import GATES
+from gradwire_server.gates.base import ElementwiseGate, Input
+from gradwire_server.graph import Graph, Leaf, Output, Row
+from gradwire_server.limits import Limits
+from gradwire_server.specs import BOOLS
+
+LIMITS = Limits()
+FLOATS = ("float64", "float32")
+TOLERANCES = {"float64": 1e-12, "float32": 2e-6}
+#: Elementwise gates of floats that the array engine alone has, with the reason.
+NOT_ON_TAPES = {"BitCast": "needs an attribute, and looks at bits"}
+
+
+def never() -> bool:
+    return False
+
+
+def circuit(
+    rows: list[Row],
+    nodes: list[tuple[int, tuple[int, ...]]],
+    leaves: list[Leaf],
+    outputs: list[int],
+) -> Graph:
+    """Nodes are (row, inputs); outputs are value ids, named o0, o1, ..."""
+    return Graph(
+        rows=tuple(rows),
+        leaves=tuple(leaves),
+        node_rows=np.array([row for row, _ in nodes], np.int64),
+        node_inputs=np.array([i for _, inputs in nodes for i in inputs], np.int64),
+        outputs=tuple(
+            Output(f"o{number}", np.array([i], np.int64)) for number, i in enumerate(outputs)
+        ),
+    )
+
+
+def prepared(
+    graph: Graph, given: Mapping[str, Any], batch: int = 0, seeds: Mapping[str, Any] | None = None
+) -> Job:
+    """A job with everything chosen; arrays of `batch` rows are batched."""
+    bindings = {
+        name: Binding(array, bool(batch) and array.shape[:1] == (batch,))
+        for name, array in given.items()
+    }
+    asked = Evaluation(bindings, batch, seeds or {}, forward_only=seeds is None)
+    job = prepare(graph, everything(asked), LIMITS)
+    assert job.compiled.program is not None, "a circuit of scalars is a tape"
+    return job
+
+
+def found(job: Job) -> dict[tuple[str, int], Any]:
+    """Every value and gradient, and the outputs and leaf gradients by position."""
+    run = runs.Run(job)
+    with np.errstate(all="ignore"):
+        outputs, gradients, values, pulled = run.complete(never)
+        slabs = {
+            (kind, value_id): array
+            for kind, slabs in (("value", values), ("gradient", pulled))
+            for slab in slabs
+            for value_id, array in zip(
+                slab.ids.tolist(), slab.stacked(0, len(slab.ids)), strict=True
+            )
+        }
+    named = {("output", n): array for n, (_, array) in enumerate(outputs)}
+    return slabs | named | {("leaf", n): array for n, (_, array) in enumerate(gradients)}
+
+
+def assert_engines_agree(job: Job, dtype: str) -> None:
+    on_tape, expected = found(job), found(replace(job, compiled=NOTHING))
+    assert on_tape.keys() == expected.keys()
+    for key, array in expected.items():
+        assert on_tape[key].dtype == array.dtype, key
+        assert on_tape[key].shape == array.shape, key
+        tolerance = TOLERANCES[dtype]
+        np.testing.assert_allclose(
+            on_tape[key], array, rtol=tolerance, atol=tolerance, err_msg=str(key)
+        )
+
+
+def numbers(declared: Input, slot: int, count: int, dtype: str) -> Any:
+    """Seeded numbers of an input's domain; of the first input, a few far out too."""
+    rng = np.random.default_rng(slot)
+    if declared.dtypes == BOOLS:
+        return rng.integers(0, 2, count).astype(bool)
+    drawn = rng.uniform(*declared.domain, count)
+    drawn[: len(EDGES)] = EDGES if slot == 0 else drawn[: len(EDGES)]
+    return drawn.astype(dtype)
+
+
+EDGES = (0.0, -0.0, 1.0, -1.0, 20.0, -20.0, np.inf, -np.inf, np.nan)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("key", sorted(instruction_set("float64").numbers, key=str), ids=str)
+def test_gate_on_a_tape_equals_the_array_engine(key: tuple[Any, ...], dtype: str) -> None:
+    operator, count, whole = key
+    attributes = dict(whole)
+    if "to" in attributes and dtype == "float32":
+        attributes["to"] = {11: 1}.get(attributes["to"], attributes["to"])
+    gate = GATES[operator]
+    declared = gate.declared_inputs(count)
+    example = dict(gate.examples[0].attributes)
+    reals = {each.name: example.get(each.name, each.default) for each in gate.attributes
+             if each.kind == "float"}  # fmt: skip
+    rows = [Row(operator, {**attributes, **reals}, count, 1)]
+    leaves = [
+        Leaf("input", f"x{slot}", "bool" if each.dtypes == BOOLS else dtype, ())
+        for slot, each in enumerate(declared)
+    ]
+    leaves.append(Leaf("input", "unused", dtype, ()))  # tells a tape of truths its data type
+    graph = circuit(rows, [(0, tuple(range(1, count + 1)))], leaves, [count + 2])
+    batch = 700
+    given = {f"x{slot}": numbers(each, slot, batch, dtype) for slot, each in enumerate(declared)}
+    given["unused"] = np.zeros((), dtype)
+    floats = job_is_differentiable(graph, given)
+    seed = np.linspace(-1, 2, batch).astype(dtype)
+    assert_engines_agree(prepared(graph, given, batch, {"o0": seed} if floats else None), dtype)
+    for row in range(20):
+        one = {name: np.asarray(array[row] if array.shape else array)
+               for name, array in given.items()}  # fmt: skip
+        seeds = {"o0": np.asarray(seed[row])} if floats else None
+        assert_engines_agree(prepared(graph, one, 0, seeds), dtype)
+
+
+def job_is_differentiable(graph: Graph, given: Mapping[str, Any]) -> bool:
+    """Whether the only output is a floating value."""
+    one = {name: np.asarray(array.reshape(-1)[0]) for name, array in given.items()}
+    plan = prepared(graph, one).plan
+    return bool(plan.floating[plan.graph.outputs[0].value_ids[0]])
+
+
+def test_every_elementwise_gate_of_floats_runs_on_tapes() -> None:
+    on_tapes = {operator for operator, _, _ in instruction_set("float64").numbers}
+    floating = {
+        gate.operator
+        for gate in GATES.values()
+        if isinstance(gate, ElementwiseGate)
+        and all("float64" in each.dtypes or each.dtypes == BOOLS for each in gate.inputs)
+    }
+    assert floating - on_tapes == NOT_ON_TAPES.keys()
+
+
+ROWS = [
+    Row("Add", {}, 2, 1), Row("Mul", {}, 2, 1), Row("Sub", {}, 2, 1), Row("Tanh", {}, 1, 1),
+    Row("Sigmoid", {}, 1, 1), Row("Max", {}, 2, 1), Row("LeakyRelu", {"alpha": 0.3}, 1, 1),
+    Row("LeakyRelu", {"alpha": 0.1}, 1, 1), Row("Mean", {}, 3, 1), Row("Sin", {}, 1, 1),
+    Row("Greater", {}, 2, 1), Row("Where", {}, 3, 1),
+]  # fmt: skip
+GREATER, WHERE = 10, 11
+
+
+def random_circuit(seed: int, nodes: int, *, wide: bool, dtype: str) -> Graph:
+    """Bounded values: every sum and product goes through a tanh."""
+    rng = np.random.default_rng(seed)
+    leaves = [Leaf("input", "x", dtype, (3, 4), elements=True), Leaf("input", "y", dtype, ()),
+              Leaf("input", "unused", dtype, ())]  # fmt: skip
+    made: list[tuple[int, tuple[int, ...]]] = []
+    floats, truths = list(range(1, 15)), []
+    while len(made) < nodes:
+        # deep circuits settle down, and then engines may order neighbours differently
+        row = int(rng.integers(len(ROWS) if wide else GREATER))
+        reach = len(floats) if wide else 6
+        picked = [floats[-1 - int(rng.integers(min(reach, len(floats))))] for _ in range(3)]
+        if row == WHERE:
+            if not truths:
+                continue
+            inputs = (truths[int(rng.integers(len(truths)))], *picked[:2])
+        else:
+            inputs = tuple(picked[: ROWS[row].input_count])
+        made.append((row, inputs))
+        last = 14 + len(made)
+        if row == GREATER:
+            truths.append(last)
+            continue
+        if row in (0, 1, 2):
+            made.append((3, (last,)))
+            last += 1
+        floats.append(last)
+    return circuit(ROWS, made, leaves, [floats[-1], floats[-3], floats[-7]])
+
+
+def point(rng: np.random.Generator, dtype: str, batch: int = 0) -> dict[str, Any]:
+    rows = (batch,) if batch else ()
+    return {
+        "x": rng.uniform(-1, 1, (*rows, 3, 4)).astype(dtype),
+        "y": np.asarray(rng.uniform(-1, 1)).astype(dtype),
+        "unused": np.asarray(0.5, dtype),
+    }
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("batch", [0, 1, 37, 1300])
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("nodes", [9, 60, 2500])
+def test_random_circuits_agree(nodes: int, wide: bool, batch: int, dtype: str) -> None:
+    rng = np.random.default_rng(nodes)
+    graph = random_circuit(nodes, nodes, wide=wide, dtype=dtype)
+    rows = (batch,) if batch else ()
+    seeds = {name: rng.uniform(-1, 1, rows).astype(dtype) for name in ("o0", "o2")}
+    job = prepared(graph, point(rng, dtype, batch), batch, seeds)
+    assert_engines_agree(job, dtype)
+
+
+def test_wide_circuits_run_as_runs_and_deep_ones_as_a_switch() -> None:
+    rng = np.random.default_rng(0)
+    for wide in (True, False):
+        graph = random_circuit(1, 2500, wide=wide, dtype="float64")
+        program = prepared(graph, point(rng, "float64")).compiled.program
+        assert program is not None
+        assert (program.tape.starts is not None) == wide
+
+
+def test_node_without_a_seeded_consumer_cannot_spoil_a_gradient() -> None:
+    """log(0) is -inf and its local gradient is infinite, but nothing that has a seed uses it."""
+    rows = [Row("Log", {}, 1, 1), Row("Mul", {}, 2, 1)]
+    leaves = [Leaf("input", "x", "float64", ())]
+    graph = circuit(rows, [(0, (1,)), (1, (1, 1)), (1, (2, 1))], leaves, [3, 4])
+    for batch in (0, 5):
+        rows_ = (batch,) if batch else ()
+        job = prepared(graph, {"x": np.zeros(rows_)}, batch, {"o0": np.ones(rows_)})
+        assert_engines_agree(job, "float64")
+        np.testing.assert_array_equal(found(job)["leaf", 0], np.zeros(rows_))
+
+
+def test_results_outlive_the_buffers_they_came_from() -> None:
+    rng = np.random.default_rng(0)
+    graph = random_circuit(5, 300, wide=True, dtype="float64")
+    job = prepared(graph, point(rng, "float64"), 0, {"o0": np.ones(())})
+    first = found(job)
+    kept = {key: array.copy() for key, array in first.items()}
+    other = prepare(graph, everything(Evaluation(
+        {name: Binding(array) for name, array in point(rng, "float64").items()},
+        seeds={"o0": np.ones(())},
+    )), LIMITS, job)  # fmt: skip
+    assert other.compiled is job.compiled
+    assert any(not np.array_equal(found(other)[key], kept[key]) for key in kept)
+    for key, array in first.items():
+        np.testing.assert_array_equal(array, kept[key])
+
+
+def test_backward_pass_can_be_repeated_with_other_seeds() -> None:
+    graph = random_circuit(5, 300, wide=False, dtype="float64")
+    given = point(np.random.default_rng(1), "float64")
+    jobs = [prepared(graph, given, 0, {name: np.ones(())}) for name in ("o0", "o1")]
+    run = runs.Run(jobs[0])
+    run.complete(never)
+    gradients, _ = run.pull(jobs[1].seeds, never)
+    expected = runs.Run(jobs[1]).complete(never)[1]
+    for (_, one), (_, other) in zip(gradients, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_array_engine_answers_where_a_tape_would_not_fit_in_memory() -> None:
+    graph = circuit([Row("Sin", {}, 1, 1)], [(0, (1 + n,)) for n in range(20)],
+                    [Leaf("input", "x", "float64", ())], [21])  # fmt: skip
+    small = Limits(max_memory_bytes=40_000)
+    asked = Evaluation({"x": Binding(np.zeros(400), True)}, 400, forward_only=True)
+    job = prepare(graph, asked, small)
+    assert job.compiled.program is None
+    np.testing.assert_array_equal(runs.run(job, never)[0][0][1], np.zeros(400))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "tanh"])
+def test_elementary_function_is_right_to_a_few_units_in_the_last_place(
+    name: str, dtype: str
+) -> None:
+    rng = np.random.default_rng(0)
+    most = np.log(float(np.finfo(dtype).max))
+    x = {
+        "exp": [
+            rng.uniform(-most, most, 2000),
+            [-most * 1.04, np.log(np.finfo(dtype).tiny) * 1.01],
+        ],
+        "expm1": [rng.uniform(-50, most, 2000)],
+        "log": [np.exp(rng.uniform(-most, most, 2000)), [float(np.finfo(dtype).tiny) / 4]],
+        "log1p": [np.exp(rng.uniform(-most, most, 2000)), rng.uniform(-0.99, 2, 500)],
+        "tanh": [rng.uniform(-30, 30, 2000)],
+    }[name]
+    near = [rng.uniform(-1, 1, 1000) * scale + (name == "log") for scale in (0.9, 1e-3, 1e-6)]
+    x = np.concatenate([*x, *near]).astype(dtype)
+    with np.errstate(all="ignore"):
+        exact = getattr(np, name)(x.astype(np.longdouble))
+    function = getattr(elementary(dtype), name)
+    got = np.array([function(each) for each in x], dtype)
+    error = np.abs(got - exact) / np.spacing(np.abs(exact).astype(dtype))
+    worst = int(np.argmax(error))
+    assert error[worst] < 4, f"{name}({x[worst]!r}) gave {got[worst]!r}, not {exact[worst]!r}"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_elementary_functions_keep_their_limits(dtype: str) -> None:
+    own = elementary(dtype)
+    inf, nan = np.inf, np.nan
+    limits: dict[str, list[tuple[float, float]]] = {
+        "exp": [(inf, inf), (-inf, 0), (nan, nan), (0, 1)],
+        "expm1": [(inf, inf), (-inf, -1), (nan, nan), (0, 0)],
+        "log": [(inf, inf), (0, -inf), (-1, nan), (nan, nan), (1, 0)],
+        "log1p": [(inf, inf), (-1, -inf), (-2, nan), (nan, nan), (0, 0)],
+        "tanh": [(inf, 1), (-inf, -1), (nan, nan), (0, 0)],
+    }
+    for name, pairs in limits.items():
+        for x, expected in pairs:
+            np.testing.assert_equal(float(getattr(own, name)(own.F(x))), expected, err_msg=name)
+
+
+def test_kernels_in_a_folder_that_others_can_write_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "folder", lambda: tmp_path)
+    (tmp_path / "float64.ready").touch()
+    tmp_path.chmod(0o700)
+    assert kernels._is_compiled("float64")
+    tmp_path.chmod(0o777)
+    assert not kernels._is_compiled("float64")
+
+
+def test_server_answers_while_its_kernels_are_still_compiled(tmp_path: Path) -> None:
+    program = (
+        "import gradwire as gw\n"
+        "from gradwire_server.engine import kernels\n"
+        "graph = gw.Graph()\n"
+        "graph.output('f', gw.sigmoid(graph.input('x', ())))\n"
+        "with gw.local() as server:\n"
+        "    print(server.evaluate(graph, {'x': 1.0})['x'].gradient)\n"
+        "    print(kernels.loaded('float64'))\n"
+    )
+    environment = {**os.environ, "GRADWIRE_CACHE": str(tmp_path)}
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    gradient, module = output.stdout.split()
+    assert float(gradient) == pytest.approx(0.19661193324148185, rel=1e-12)
+    assert module == "None"
+
+
+def test_warmup_says_where_the_kernels_are() -> None:
+    command = [sys.executable, "-m", "gradwire.cli", "warmup"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == f"kernels are in {kernels.folder()}"
