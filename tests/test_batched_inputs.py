@@ -10,6 +10,7 @@ from gate_cases import Case, all_cases
 from test_gradient_graph import label, one_node
 
 from gradwire_server.engine import evaluation as evaluate
+from gradwire_server.engine import runs
 from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
@@ -43,9 +44,7 @@ def evaluated(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     asked = Evaluation(bindings=bindings, batch_size=rows, seeds=seeds)
     with np.errstate(all="ignore"):
-        outputs, gradients, *_ = evaluate.run(
-            evaluate.prepare(graph, asked, Limits()), lambda: False
-        )
+        outputs, gradients, *_ = runs.run(evaluate.prepare(graph, asked, Limits()), lambda: False)
     return dict(outputs), dict(gradients)
 
 
