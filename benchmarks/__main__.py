@@ -11,12 +11,14 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.harness import CACHE, FOLDER, RESULTS
 
-#: In the order of the page. Those whose file is a script of its own write their own JSON.
-NAMES = ("engines", "batches", "chain", "networks", "plan", "servers", "wire", "memory")
+#: Those with `run(quick) -> Report`.
+REPORTS = ("engines", "batches", "chain", "networks", "servers", "memory")
+#: Scripts that write their own JSON; the page shows what they print. A quick run has none.
+SCRIPTS = ("plan", "wire")
 
 
 def main() -> None:
-    there = [name for name in NAMES if (FOLDER / f"{name}.py").exists()]
+    there = [name for name in (*REPORTS, *SCRIPTS) if (FOLDER / f"{name}.py").exists()]
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(there)}; all")
     parser.add_argument("--quick", action="store_true", help="small, few peers: a smoke test")
@@ -28,7 +30,8 @@ def main() -> None:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(there)}")
     results = asked.results or (CACHE / "quick" if asked.quick else RESULTS)
     if not asked.render:
-        run(asked.names or there, asked.quick, results)
+        chosen = [name for name in there if not asked.quick or name in REPORTS]
+        run(asked.names or chosen, asked.quick, results)
     if results == RESULTS:
         report.render()
 
@@ -42,8 +45,20 @@ def run(names: list[str], quick: bool, results: Path) -> None:
             subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=True)
         return
     (name,) = names
+    if name in SCRIPTS:
+        run_script(name, results)
+        return
     module = importlib.import_module(f"benchmarks.{name}")
     print(report.text(module.run(quick).write(results)))
+
+
+def run_script(name: str, results: Path) -> None:
+    """Its JSON and what it prints."""
+    results.mkdir(exist_ok=True)
+    script = [sys.executable, str(FOLDER / f"{name}.py"), "--json", str(results / f"{name}.json")]
+    printed = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout
+    (results / f"{name}.txt").write_text(printed)
+    print(printed)
 
 
 if __name__ == "__main__":

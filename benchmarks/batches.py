@@ -21,6 +21,7 @@ def run(quick: bool) -> Report:
         "NumPy": libraries.NumpyRows,
     }
     if not quick:
+        libraries.preload()
         makers |= {"CasADi": libraries.Casadi, "PyTorch": libraries.Torch}
     report = Report(
         "batches",

@@ -40,6 +40,7 @@ def run(quick: bool) -> Report:
         if dtype == "float64":
             makers[tape.NAME] = lambda circuit, rows: tape.RowsTape(circuit, rows, THREADS)
         if not quick:
+            libraries.preload()
             makers |= {"PyTorch": libraries.Torch, "JAX jit": libraries.Jax}
         ours = Ours(
             circuits.graph_bytes(circuit, (dtype, len(rows))),

@@ -113,6 +113,7 @@ def run(quick: bool) -> Report:
         "NumPy": libraries.NumpyLevels,
     }
     if not quick:
+        libraries.preload()
         makers |= {
             "CasADi": libraries.Casadi,
             "PyTorch": libraries.Torch,

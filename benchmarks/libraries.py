@@ -7,9 +7,11 @@ every gradient where the library can, and gives back what it kept so that it can
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +46,13 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as failure:
         raise UnableError(f"not installed: {failure}") from None
+
+
+def preload() -> None:
+    """So that no circuit's preparation is timed with an import."""
+    for name in ("casadi", "torch", "jax", "autograd.numpy", "micrograd.engine"):
+        with suppress(UnableError):
+            load(name)
 
 
 def play(leaves: Sequence[Any], functions: Sequence[Callable[..., Any]], circuit: Circuit) -> Any:
@@ -364,8 +373,6 @@ class Micrograd:
 
             out._backward = backward
             return out
-
-        import math
 
         self._functions = [
             lambda x, y: x + y,

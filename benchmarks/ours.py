@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server.codec import decode_graph
-from gradwire_server.engine import evaluation, runs
-from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job
+from gradwire_server.engine import evaluation, kernels, runs
+from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
 from gradwire_server.engine.runs import Found, Slab
 from gradwire_server.limits import Limits
 
@@ -20,9 +21,10 @@ LIMITS = Limits(max_memory_bytes=16 << 30)
 
 
 class Ours:
-    """A planned evaluation of a graph; every value and every gradient is kept."""
+    """A planned evaluation of a graph; every value and every gradient is kept, unless told less."""
 
     def __init__(self, data: bytes, bindings: Mapping[str, Numbers], **options: Any) -> None:
+        warm_up()
         self.job = prepared(data, bindings, **options)
 
     def run(self) -> Found:
@@ -34,19 +36,28 @@ class Ours:
         return _stacked(values), _stacked(gradients)
 
 
+@cache
+def warm_up() -> None:
+    """Compiled kernels, on disk and in this process: as in a server that has run for a minute."""
+    kernels.compile_all()
+    if not kernels.load_all():
+        raise RuntimeError("the kernels are compiled but do not load; run gradwire warmup")
+
+
 def prepared(
     data: bytes,
     bindings: Mapping[str, Numbers],
     rows: int = 0,
     seeds: Mapping[str, Numbers] | None = None,
+    kept: Selection = ALL,
 ) -> Job:
     """From the bytes of a graph to a plan that is ready to run; with rows, all are batched."""
     wanted = Evaluation(
         bindings={name: Binding(array, bool(rows)) for name, array in bindings.items()},
         batch_size=rows,
         seeds=seeds or {},
-        values=ALL,
-        gradients=ALL,
+        values=kept,
+        gradients=kept,
     )
     return evaluation.prepare(decode_graph(data, LIMITS), wanted, LIMITS)
 

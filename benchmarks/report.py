@@ -14,6 +14,8 @@ from benchmarks.harness import FOLDER, OURS, RESULTS, Case, Goal, Report, Spread
 PAGE = FOLDER.parent / "docs" / "performance.md"
 PLOTS = PAGE.parent / "performance"
 
+#: A table with more contenders than this has them as rows.
+_MOST_COLUMNS = 8
 _SCALES = {"ns": 1e9, "us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6}
 
 
@@ -46,7 +48,10 @@ def load(path: Path) -> tuple[Report, dict[str, Any]]:
 
 
 def text(path: Path) -> str:
-    """One benchmark as Markdown."""
+    """One benchmark as Markdown: its report, or what its own script printed."""
+    printed = path.with_suffix(".txt")
+    if printed.exists():
+        return f"```text\n{printed.read_text().rstrip()}\n```"
     if not path.exists():
         return f"*Not measured yet: `scripts/bench {path.stem}`.*"
     return "\n".join(_lines(*load(path)))
@@ -62,14 +67,27 @@ def _lines(report: Report, machine: dict[str, Any]) -> Iterator[str]:
     )
     peers = list(dict.fromkeys(n for case in report.cases for n in (*case.figures, *case.missing)))
     peers.sort(key=lambda name: name != OURS)
-    yield "| | " + " | ".join(peers) + " |"
-    yield "|---" * (len(peers) + 1) + "|"
     reasons: list[str] = []
-    for case in report.cases:
-        cells = [_cell(case, name, reasons) for name in peers]
-        yield f"| {case.name} | " + " | ".join(cells) + " |"
+    if len(peers) <= _MOST_COLUMNS:
+        yield "| " + " | ".join(["", *peers]) + " |"
+        yield "|---" * (len(peers) + 1) + "|"
+        for case in report.cases:
+            yield "| " + " | ".join([case.name, *(_cell(case, n, reasons) for n in peers)]) + " |"
+    else:  # contenders down, a table for each group
+        for group in dict.fromkeys(case.group for case in report.cases):
+            own = [case for case in report.cases if case.group == group]
+            there = [name for name in peers if any(_takes_part(name, case) for case in own)]
+            yield "| " + " | ".join(["", *(case.name for case in own)]) + " |"
+            yield "|---" * (len(own) + 1) + "|"
+            for name in there:
+                yield "| " + " | ".join([name, *(_cell(c, name, reasons) for c in own)]) + " |"
+            yield ""
     for number, reason in enumerate(reasons, 1):
         yield f"{'' if number > 1 else chr(10)}{number}. {reason}"
+
+
+def _takes_part(name: str, case: Case) -> bool:
+    return name in case.figures or name in case.missing
 
 
 def _cell(case: Case, name: str, reasons: list[str]) -> str:
@@ -98,20 +116,24 @@ def _footnote(reason: str, reasons: list[str]) -> str:
     return f" [{reasons.index(reason) + 1}]"
 
 
-def ratios(case: Case, name: str) -> list[float]:
-    """How many times as long as ours the peer takes, within each round."""
-    ours, peer = case.figures[OURS], case.figures[name]
-    if len(ours) == len(peer):
-        return [theirs / own for own, theirs in zip(ours, peer, strict=True)]
-    return [median(peer) / own for own in ours]
+def ratios(case: Case, name: str, who: str = OURS) -> list[float]:
+    """How many times as long as ours the peer takes, within each round.
+
+    A slow one rests after some rounds; one that was run once is compared with all of ours.
+    """
+    ours, peer = case.figures[who], case.figures[name]
+    if len(peer) == 1:
+        return [peer[0] / own for own in ours]
+    return [theirs / own for own, theirs in zip(ours, peer, strict=False)]
 
 
 def goals(results: Path) -> str:
     """Every goal of every benchmark, with its worst case."""
     lines = ["| goal | needed | measured, worst case | met |", "|---|---|---|---|"]
     for path in sorted(results.glob("*.json")):
-        report, _ = load(path)
-        lines += [_goal_line(goal, report) for goal in report.goals]
+        if not path.with_suffix(".txt").exists():
+            report, _ = load(path)
+            lines += [_goal_line(goal, report) for goal in report.goals]
     return "\n".join(lines)
 
 
@@ -124,7 +146,8 @@ def _goal_line(goal: Goal, report: Report) -> str:
         there = [name for name in goal.peers if name in case.figures]
         if there:
             fastest = min(there, key=lambda name: median(case.figures[name]))
-            found.append((Spread.of(ratios(case, fastest)), f"x, {case.name}"))
+            spread = Spread.of(ratios(case, fastest, goal.who))
+            found.append((spread, f"x, {case.name}"))
         elif not goal.peers:
             own = [each * _SCALES[goal.unit] for each in case.figures[OURS]]
             found.append((Spread.of(own), f"{goal.unit}, {case.name}"))

@@ -1,33 +1,34 @@
 """What the wire costs: Gradwire beside a bare gRPC server that moves the same bytes.
 
-    python benchmarks/wire.py --json wire.json
+    scripts/bench wire                             into docs/performance.md
+    python benchmarks/wire.py --json wire.json     into a file of its own
 
 The bare server is the fastest that grpcio has (synchronous handlers, bytes in, bytes out, no
-protobuf): it takes each request's bytes and answers with as many bytes as Gradwire does. Both are
-asked in turn, round after round, by one client that sends bytes and reads bytes. What the same
-evaluation takes inside a process is measured too: time over the bare server is that and overhead.
-
-A ratio is (time - computing) / (time of the bare server), of medians and of 99th percentiles.
+protobuf): it takes each request's bytes and answers with as many bytes as Gradwire does. A second
+one keeps freed memory, as `gradwire serve` does. All are asked in turn, round after round, by one
+client that sends bytes and reads bytes. What the same evaluation takes inside a process is measured
+too, each time after an exchange with a bare server: a server computes with cold caches, between two
+messages, where a loop that does nothing else takes half the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -36,10 +37,14 @@ import gradwire as gw
 from gradwire import requests
 from gradwire.v1 import service_pb2 as pb
 from gradwire_server import codec
+from gradwire_server.allocator import keep_freed_memory
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine import runs
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Case, Report
 
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -49,6 +54,9 @@ OPTIONS = [
 ]
 SERVICE = "/gradwire.v1.GradientService"
 CLIENTS = 8
+BARE, TUNED = "bare gRPC", "bare gRPC that keeps memory"
+ALONE = "Gradwire, one by one"
+MILLION = "gradient of a million float64"
 
 Ask = Callable[[], Any]
 
@@ -62,26 +70,28 @@ class Row:
     response_bytes: int
     ours: list[list[float]] = field(default_factory=list)
     bare: list[list[float]] = field(default_factory=list)
+    tuned: list[list[float]] = field(default_factory=list)
     computing: list[float] = field(default_factory=list)
 
-    def figures(self) -> dict[str, Any]:
-        """Milliseconds and ratios; the spread is that of the rounds' own ratios."""
+    def cases(self) -> list[Case]:
+        """Medians and 99th percentiles by round; ours without the computing."""
+        from benchmarks.harness import OURS, Case
+
         computing = statistics.median(self.computing)
-        by_round = [
-            (_quantile(ours, 0.5) - computing) / _quantile(bare, 0.5)
-            for ours, bare in zip(self.ours, self.bare, strict=True)
-        ]
-        ours, bare = [*chain(*self.ours)], [*chain(*self.bare)]
-        return {
-            "request_bytes": self.request_bytes,
-            "response_bytes": self.response_bytes,
-            "computing_ms": 1e3 * computing,
-            "bare_ms": {"p50": 1e3 * _quantile(bare, 0.5), "p99": 1e3 * _quantile(bare, 0.99)},
-            "ours_ms": {"p50": 1e3 * _quantile(ours, 0.5), "p99": 1e3 * _quantile(ours, 0.99)},
-            "ratio_p50": statistics.median(by_round),
-            "ratio_p50_spread": [min(by_round), max(by_round)],
-            "ratio_p99": (_quantile(ours, 0.99) - computing) / _quantile(bare, 0.99),
-        }
+        found = []
+        for kind, share in (("p50", 0.5), ("p99", 0.99)):
+            case = Case(f"{self.name}, {kind}", kind, self.request_bytes, unit="ms")
+            case.figures = {
+                OURS: [_quantile(times, share) - computing for times in self.ours],
+                BARE: [_quantile(times, share) for times in self.bare],
+                TUNED: [_quantile(times, share) for times in self.tuned],
+            }
+            case.notes = {
+                OURS: f"{self.name}: asks with {self.request_bytes:,} bytes, is answered with "
+                f"{self.response_bytes:,}; computing takes {1e3 * computing:.3g} ms more"
+            }
+            found.append(case)
+        return found
 
 
 def neuron() -> gw.Graph:
@@ -125,10 +135,11 @@ def long_chain(size: int, nodes: int) -> gw.Graph:
 
 
 @contextmanager
-def bare_server() -> Iterator[str]:
-    """Answers what it was told to, whatever it is asked."""
-    with _serving([sys.executable, __file__, "--bare"]) as address:
-        yield address
+def bare_servers() -> Iterator[tuple[str, str]]:
+    """Answer what they were told to, whatever they are asked: as usual, and keeping memory."""
+    command = [sys.executable, __file__, "--bare"]
+    with _serving([*command, "usual"]) as usual, _serving([*command, "tuned"]) as tuned:
+        yield usual, tuned
 
 
 @contextmanager
@@ -138,8 +149,10 @@ def our_server(*flags: str) -> Iterator[str]:
         yield address
 
 
-def serve_bare() -> None:
+def serve_bare(kind: str) -> None:
     """The bare server: runs until it is ended."""
+    if kind == "tuned":
+        keep_freed_memory()
     reply = b""
 
     def tell(data: bytes, _: Any) -> bytes:
@@ -162,43 +175,55 @@ def serve_bare() -> None:
     server.wait_for_termination()
 
 
-def unary_asks(stack: ExitStack, ours: str, bare: str, request: bytes) -> tuple[Ask, Ask, int]:
-    """Asks for both sides, and how long an answer is."""
-    evaluate = _channel(stack, ours).unary_unary(f"{SERVICE}/Evaluate")
-    beside = _channel(stack, bare)
+@dataclass(frozen=True)
+class Sides:
+    """What is compared, and how often."""
+
+    ours: str
+    bare: tuple[str, str]
+    plan: Plan
+
+
+def unary_asks(stack: ExitStack, sides: Sides, request: bytes) -> tuple[list[Ask], int]:
+    """Asks for ours and the bare ones, and how long an answer is."""
+    evaluate = _channel(stack, sides.ours).unary_unary(f"{SERVICE}/Evaluate")
     answer = evaluate(request)
-    beside.unary_unary("/Bare/Tell")(answer)
-    echo = beside.unary_unary("/Bare/Unary")
-    return lambda: evaluate(request), lambda: echo(request), len(answer)
+    asks: list[Ask] = [lambda: evaluate(request)]
+    for address in sides.bare:
+        beside = _channel(stack, address)
+        beside.unary_unary("/Bare/Tell")(answer)
+        asks.append(partial(beside.unary_unary("/Bare/Unary"), request))
+    return asks, len(answer)
 
 
 def stream_asks(
-    stack: ExitStack, ours: str, bare: str, opening: bytes, request: bytes
-) -> tuple[Ask, Ask, int]:
+    stack: ExitStack, sides: Sides, opening: bytes, request: bytes
+) -> tuple[list[Ask], int]:
     """The same over one stream each."""
-    ask = _talk(stack, _channel(stack, ours), f"{SERVICE}/Session")
-    beside = _channel(stack, bare)
+    ask = _talk(stack, _channel(stack, sides.ours), f"{SERVICE}/Session")
     ask(opening)
     answer = ask(request)
-    beside.unary_unary("/Bare/Tell")(answer)
-    echo = _talk(stack, beside, "/Bare/Stream")
-    return lambda: ask(request), lambda: echo(request), len(answer)
+    asks: list[Ask] = [lambda: ask(request)]
+    for address in sides.bare:
+        beside = _channel(stack, address)
+        beside.unary_unary("/Bare/Tell")(answer)
+        asks.append(partial(_talk(stack, beside, "/Bare/Stream"), request))
+    return asks, len(answer)
 
 
-def compare(row: Row, ours: Ask, bare: Ask, compute: Ask, rounds: int, calls: int) -> Row:
-    """Both sides in turn, several rounds; the first answers of all are not counted."""
-    for ask in (ours, bare, compute):
+def compare(row: Row, asks: list[Ask], compute: Ask, plan: Plan) -> Row:
+    """All sides in turn, several rounds; the first answers of all are not counted."""
+    calls = plan.calls_for(row.request_bytes + row.response_bytes)
+    for ask in (*asks, compute):
         _times(ask, max(3, calls // 10))
-    for _ in range(rounds):
-        row.bare.append(_times(bare, calls))
-        row.ours.append(_times(ours, calls))
-        row.computing += _times(compute, max(3, calls // 4))
+    for _ in range(plan.rounds):
+        for ask, times in zip(asks, (row.ours, row.bare, row.tuned), strict=True):
+            times.append(_times(ask, calls))
+        row.computing += _times(compute, max(3, calls // 4), before=asks[1])
     return row
 
 
-def evaluation_row(
-    name: str, graph: gw.Graph, inputs: dict[str, Any], ours: str, bare: str, plan: Plan
-) -> Row:
+def evaluation_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides) -> Row:
     """One unary call."""
     request = pb.EvaluateRequest(
         graph=requests.source(graph), evaluation=requests.evaluation(graph, inputs)
@@ -207,20 +232,13 @@ def evaluation_row(
     limits = Limits()
     decoded = codec.decode_graph(graph.to_bytes(), limits)
     wanted = codec.decode_evaluation(request.evaluation)
-    before = engine.prepare(decoded, wanted, limits)
-
-    def compute() -> None:
-        runs.run(engine.prepare(decoded, wanted, limits, before), lambda: False)
-
+    compute = partial(runs.run, engine.prepare(decoded, wanted, limits), lambda: False)
     with ExitStack() as stack:
-        ask, echo, size = unary_asks(stack, ours, bare, data)
-        row = Row(name, len(data), size)
-        return compare(row, ask, echo, compute, plan.rounds, plan.calls_for(len(data) + size))
+        asks, size = unary_asks(stack, sides, data)
+        return compare(Row(name, len(data), size), asks, compute, sides.plan)
 
 
-def session_row(
-    name: str, graph: gw.Graph, inputs: dict[str, Any], ours: str, bare: str, plan: Plan
-) -> Row:
+def session_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides) -> Row:
     """One step of an open session, all of its inputs given again."""
     evaluation = requests.evaluation(graph, inputs)
     opening = pb.SessionRequest(open=pb.Open(graph=requests.source(graph), evaluation=evaluation))
@@ -232,42 +250,42 @@ def session_row(
     )
     given = codec.decode_bindings(bindings)
     with ExitStack() as stack:
-        ask, echo, size = stream_asks(stack, ours, bare, opening.SerializeToString(), data)
-        row = Row(name, len(data), size)
-        compute = lambda: session.step(given, False, lambda: False)  # noqa: E731
-        return compare(row, ask, echo, compute, plan.rounds, plan.calls_for(len(data) + size))
+        asks, size = stream_asks(stack, sides, opening.SerializeToString(), data)
+        compute = partial(session.step, given, False, lambda: False)
+        return compare(Row(name, len(data), size), asks, compute, sides.plan)
 
 
-def throughput(ours: str, bare: str, plan: Plan) -> dict[str, Any]:
-    """Calls a second of several client processes at once, the neuron each."""
+def throughput(sides: Sides) -> Case:
+    """Seconds a call of several client processes at once, the neuron each, computing included."""
+    from benchmarks.harness import OURS, Case
+
     graph = neuron()
     request = pb.EvaluateRequest(
         graph=requests.source(graph),
         evaluation=requests.evaluation(graph, {"x0": -1.0, "x1": -2.0}),
     ).SerializeToString()
     with ExitStack() as stack:
-        unary_asks(stack, ours, bare, request)  # the bare server learns the answer
-    found: dict[str, list[float]] = {"ours": [], "bare": []}
-    sides = {"bare": (bare, "/Bare/Unary"), "ours": (ours, f"{SERVICE}/Evaluate")}
+        unary_asks(stack, sides, request)  # the bare servers learn the answer
+    found: dict[str, list[float]] = {OURS: [], BARE: []}
+    asked = {BARE: (sides.bare[0], "/Bare/Unary"), OURS: (sides.ours, f"{SERVICE}/Evaluate")}
+    plan = sides.plan
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(CLIENTS) as pool:
         for _ in range(plan.rounds + 1):
-            for side, (address, method) in sides.items():
+            for side, (address, method) in asked.items():
                 jobs = [(address, method, request, plan.calls)] * CLIENTS
                 spans = pool.starmap(_many_calls, jobs, chunksize=1)
                 began, ended = min(s[0] for s in spans), max(s[1] for s in spans)
-                found[side].append(CLIENTS * plan.calls / (ended - began))
-    ratios = [a / b for a, b in zip(found["ours"][1:], found["bare"][1:], strict=True)]
-    return {
-        "ours_calls_a_second": statistics.median(found["ours"][1:]),
-        "bare_calls_a_second": statistics.median(found["bare"][1:]),
-        "ratio": statistics.median(ratios),
-        "spread": [min(ratios), max(ratios)],
-    }
+                found[side].append((ended - began) / (CLIENTS * plan.calls))
+    case = Case(f"{CLIENTS} clients, a call", "clients", CLIENTS, unit="ms")
+    case.figures = {side: seconds[1:] for side, seconds in found.items()}
+    return case
 
 
-def streaming(ours: str, plan: Plan) -> dict[str, Any]:
-    """Scalars a second: all values and gradients of a chain of elementwise gates."""
+def streaming(sides: Sides) -> Case:
+    """Seconds a scalar: all values and gradients of a chain of elementwise gates."""
+    from benchmarks.harness import OURS, Case
+
     size, nodes = 1_000_000, 20
     graph = long_chain(size, nodes)
     request = pb.EvaluateStreamRequest(
@@ -276,18 +294,16 @@ def streaming(ours: str, plan: Plan) -> dict[str, Any]:
     request.evaluation.ClearField("values")
     request.evaluation.ClearField("gradients")
     data = request.SerializeToString()
-    speeds = []
+    found = []
     with ExitStack() as stack:
-        stream = _channel(stack, ours).unary_stream(f"{SERVICE}/EvaluateStream")
-        for _ in range(plan.rounds + 1):
+        stream = _channel(stack, sides.ours).unary_stream(f"{SERVICE}/EvaluateStream")
+        for _ in range(sides.plan.rounds + 1):
             began = time.perf_counter()
             received = sum(map(len, stream(data)))
-            speeds.append(received / 8 / (time.perf_counter() - began))
-    return {
-        "scalars": 2 * size * (nodes + 1) + 2,
-        "scalars_a_second": statistics.median(speeds[1:]),
-        "spread": [min(speeds[1:]), max(speeds[1:])],
-    }
+            found.append((time.perf_counter() - began) / (received / 8))
+    case = Case("streamed values and gradients, a scalar", "stream", size)
+    case.figures = {OURS: found[1:]}
+    return case
 
 
 @dataclass(frozen=True)
@@ -302,47 +318,72 @@ class Plan:
         return max(10, min(self.calls, int(self.calls * 50_000 / nbytes)))
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """Everything, as JSON holds it."""
+def run(quick: bool) -> Report:
+    """The report of the suite; our time is what is left when the computing is taken off."""
+    from benchmarks.harness import OURS, Goal, Report, versions
+
+    most = 1.25
+    goals = [
+        Goal(f"{kind} of a call: at most {most} x a bare gRPC call of the same bytes, plus "
+             "computing", (BARE, TUNED), most, kind)
+        for kind in ("p50", "p99")
+    ]  # fmt: skip
+    goals += [
+        Goal(f"{CLIENTS} clients: at least 0.8 x the calls of bare gRPC, computing included",
+             (BARE,), 1 / 0.8, "clients"),
+        Goal("streamed values: at least 40 million scalars a second", (), 1 / 40e6, "stream",
+             unit="ns"),
+    ]  # fmt: skip
+    report = Report(
+        "wire",
+        "What the wire costs",
+        remarks=[
+            f"p50 and p99 of calls over loopback. *{OURS}*: without the time of computing, which "
+            f"is measured in another process between two messages. *{BARE}*: a synchronous grpcio "
+            f"server that takes and sends as many bytes; *{TUNED}*: one that keeps freed memory, "
+            "as ours does."
+        ],
+        goals=goals,
+        versions=versions("grpcio", "protobuf", "numpy"),
+    )
+    report.cases = measure(Plan(1, 20) if quick else Plan(7, 600))
+    return report
+
+
+def measure(plan: Plan) -> list[Case]:
+    """Everything."""
     x = {"x0": -1.0, "x1": -2.0}
     picture = {"x": np.random.default_rng(1).random(784)}
     million = {"x": np.random.default_rng(2).random(1_000_000)}
     rows: list[Row] = []
-    with bare_server() as bare, our_server() as ours:
-        sides = ours, bare, plan
-        rows.append(evaluation_row("Evaluate, neuron", neuron(), x, *sides))
-        rows.append(session_row("Session step, neuron", neuron(), x, *sides))
-        rows.append(evaluation_row("Evaluate, 100k-parameter MLP", perceptron(), picture, *sides))
-        rows.append(session_row("Session step, 100k-parameter MLP", perceptron(), picture, *sides))
-        rows.append(
-            evaluation_row("gradient of a million float64", squares(1_000_000), million, *sides)
-        )
-        return {
-            "machine": _machine(),
-            "plan": asdict(plan),
-            "calls": {row.name: row.figures() for row in rows},
-            "clients": throughput(ours, bare, plan),
-            "streaming": streaming(ours, plan),
-        }
+    with bare_servers() as bare, our_server() as ours:
+        sides = Sides(ours, bare, plan)
+        rows.append(evaluation_row("Evaluate, neuron", neuron(), x, sides))
+        rows.append(session_row("Session step, neuron", neuron(), x, sides))
+        rows.append(evaluation_row("Evaluate, 100k-parameter MLP", perceptron(), picture, sides))
+        rows.append(session_row("Session step, 100k-parameter MLP", perceptron(), picture, sides))
+        rows.append(evaluation_row(MILLION, squares(1_000_000), million, sides))
+        return [
+            *chain(*(row.cases() for row in rows)),
+            many_steps(sides),
+            throughput(sides),
+            streaming(sides),
+        ]
 
 
-def print_table(found: dict[str, Any]) -> None:
-    print(f"{'':36}{'bare p50':>10}{'p99':>8}{'ours p50':>10}{'p99':>8}{'computing':>11}"
-          f"{'ratio p50':>11}{'p99':>6}  spread of p50")  # fmt: skip
-    for name, row in found["calls"].items():
-        low, high = row["ratio_p50_spread"]
-        print(
-            f"{name:36}{row['bare_ms']['p50']:10.3f}{row['bare_ms']['p99']:8.3f}"
-            f"{row['ours_ms']['p50']:10.3f}{row['ours_ms']['p99']:8.3f}{row['computing_ms']:11.3f}"
-            f"{row['ratio_p50']:11.2f}{row['ratio_p99']:6.2f}  {low:.2f} to {high:.2f}"
-        )
-    clients, streaming = found["clients"], found["streaming"]
-    print(
-        f"{CLIENTS} clients: {clients['ours_calls_a_second']:.0f} calls a second, bare "
-        f"{clients['bare_calls_a_second']:.0f}, ratio {clients['ratio']:.2f} "
-        f"({clients['spread'][0]:.2f} to {clients['spread'][1]:.2f})"
-    )
-    print(f"streaming: {streaming['scalars_a_second'] / 1e6:.1f} million scalars a second")
+def many_steps(sides: Sides) -> Case:
+    """Seconds a step through the Python client: 256 in one message, and one by one."""
+    from benchmarks.harness import OURS, Case
+
+    points = np.random.default_rng(3).random((256, 5))
+    case = Case("256 steps from Python, a step", "steps", 256, per=len(points), unit="ms")
+    together, alone = case.figures.setdefault(OURS, []), case.figures.setdefault(ALONE, [])
+    with gw.connect(sides.ours) as server, server.session(neuron(), {"x0": 0, "x1": 0}) as session:
+        for _ in range(sides.plan.rounds + 1):
+            together += _times(partial(session.values_and_gradients, points), 1)
+            alone += _times(lambda: [*map(session.value_and_gradient, points)], 1)
+    del together[0], alone[0]
+    return case
 
 
 @contextmanager
@@ -385,9 +426,10 @@ def _many_calls(address: str, method: str, request: bytes, calls: int) -> tuple[
         return began, time.monotonic()
 
 
-def _times(ask: Ask, calls: int) -> list[float]:
+def _times(ask: Ask, calls: int, before: Ask = lambda: None) -> list[float]:
     found = []
     for _ in range(calls):
+        before()
         began = time.perf_counter()
         ask()
         found.append(time.perf_counter() - began)
@@ -399,39 +441,22 @@ def _quantile(seconds: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": multiprocessing.cpu_count(),
-        "python": platform.python_version(),
-        "grpcio": grpc.__version__,
-        "numpy": np.__version__,
-        "system": platform.platform(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if "model name" in line), "")
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--calls", type=int, default=1000, help="of each side in a round")
-    arguments.add_argument("--bare", action="store_true", help="be the bare server")
+    arguments.add_argument("--bare", choices=["usual", "tuned"], help="be a bare server")
     chosen = arguments.parse_args()
     if chosen.bare:
-        serve_bare()
+        serve_bare(chosen.bare)
         return
-    found = measure(Plan(chosen.rounds, chosen.calls))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
-    print_table(found)
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks.report import text
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = run(quick=False).write(Path(folder))
+        if chosen.json:
+            chosen.json.write_bytes(written.read_bytes())
+        print(text(written))
 
 
 if __name__ == "__main__":

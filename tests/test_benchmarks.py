@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SUITE = ["engines", "batches", "chain", "memory"]
+SUITE = ["engines", "batches", "chain", "servers", "memory"]
 
 
 @pytest.mark.slow

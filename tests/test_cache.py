@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from wire import chain, neuron, scalar
+from wire import F64, chain, leaf, neuron, scalar
 
-from gradwire.v1 import graph_pb2, service_pb2
+import gradwire as gw
+from gradwire import requests
+from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server import codec
 from gradwire_server.cache import GraphCache
 from gradwire_server.engine import evaluation as evaluate
@@ -75,17 +78,61 @@ def test_plan_for_other_shapes_is_not_reused() -> None:
         x = np.linspace(0, 1, size)
         wanted = evaluate.Evaluation({"x": evaluate.Binding(x)}, forward_only=True)
         job = evaluate.prepare(entry.graph, wanted, LIMITS, entry.job)
-        entry.keep(job)
+        entry.keep(job, wanted)
         ((_, out),) = runs.run(job, never)[0]
         np.testing.assert_allclose(out, np.sin(np.sin(np.sin(x))))
 
 
 def test_cache_keeps_nothing_that_a_caller_sent() -> None:
     entry = GraphCache(1 << 20, Counting()).find(serialized(neuron()))
-    entry.keep(evaluate.prepare(entry.graph, evaluate.Evaluation(), LIMITS))
+    x0, seed = np.array(0.5), np.array(2.0)
+    wanted = evaluate.Evaluation({"x0": evaluate.Binding(x0)}, seeds={"f": seed})
+    entry.keep(evaluate.prepare(entry.graph, wanted, LIMITS), wanted)
     assert entry.job is not None
-    assert entry.job.point.arrays == ()
-    assert not entry.job.seeds
+    assert not any(array is x0 for array in entry.job.point.arrays)
+    assert entry.again(wanted) is None  # its seed is gone
+
+
+def test_job_is_used_again_only_where_numbers_alone_differ() -> None:
+    entry = GraphCache(1 << 20, Counting()).find(serialized(neuron()))
+
+    def asked(**bindings: object) -> evaluate.Evaluation:
+        bound = {name: evaluate.Binding(np.asarray(each)) for name, each in bindings.items()}
+        return evaluate.Evaluation(bound)
+
+    first = asked(x0=0.5)
+    entry.keep(evaluate.prepare(entry.graph, first, LIMITS), first)
+    again = entry.again(asked(x0=0.7))
+    assert again is not None
+    fresh = evaluate.prepare(entry.graph, asked(x0=0.7), LIMITS)
+    assert runs.run(again, never)[:2] == runs.run(fresh, never)[:2]
+    others = [
+        asked(),
+        asked(x1=0.5),
+        asked(x0=0.5, x1=0.5),
+        asked(x0=[0.5]),
+        asked(x0=np.float32(0.5)),
+        replace(first, forward_only=True),
+        replace(first, with_respect_to=("x0",)),
+        replace(first, values=evaluate.Selection(value_ids=(14,))),
+        replace(first, batch_size=2),
+        replace(first, seeds={"f": np.array(2.0)}),
+        replace(first, bindings={"x0": evaluate.Binding(np.array([0.5]), batched=True)}),
+    ]
+    assert [entry.again(other) for other in others] == [None] * len(others)
+
+
+def test_elements_that_shapes_depend_on_are_planned_each_time() -> None:
+    graph = gw.Graph()
+    x = graph.input("x", shape=(6,))
+    graph.output("f", gw.reshape(x, graph.input("shape", dtype="int64", shape=(2,))))
+    service = GradientService(LIMITS)
+    for shape in ((2, 3), (3, 2), (6, 1)):
+        asked = requests.evaluation(graph, {"x": np.arange(6.0), "shape": shape}, forward_only=True)
+        request = service_pb2.EvaluateRequest(graph=requests.source(graph), evaluation=asked)
+        data = service.evaluate(request.SerializeToString(), never)
+        (output,) = service_pb2.EvaluateResponse.FromString(data).result.outputs
+        assert tuple(output.tensor.shape) == shape
 
 
 def test_graph_used_longest_ago_makes_room() -> None:
@@ -109,6 +156,27 @@ def test_graph_larger_than_the_cache_is_answered_and_not_kept() -> None:
     cache = GraphCache(1000, Counting())
     assert cache.find(serialized(chain(1000))).graph.node_count == 1000
     assert len(cache) == 0
+
+
+def test_large_graphs_that_end_alike_are_told_apart() -> None:
+    graphs = []
+    for scale in (1.0, 2.0, 3.0):
+        graph = chain(1)
+        values = np.full(20_000, scale)
+        values[[0, -1]] = 0
+        graph.circuit.inputs[0].CopyFrom(leaf("x", None, len(values)))
+        graph.circuit.inputs[0].value.CopyFrom(
+            tensor_pb2.Tensor(data_type=F64, shape=values.shape, data=values.tobytes())
+        )
+        graphs.append(serialized(graph))
+    decode = Counting()
+    cache = GraphCache(1 << 30, decode)
+    for _ in range(2):
+        for scale, data in enumerate(graphs, 1):
+            stored = cache.find(data).graph.leaves[0].value
+            assert stored is not None
+            assert np.frombuffer(stored.data)[7] == scale
+    assert decode.count == 3
 
 
 def test_refused_graph_is_not_kept() -> None:

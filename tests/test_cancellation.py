@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wire import chain, neuron, source
 
 from gradwire.v1 import service_pb2, service_pb2_grpc
+from gradwire_server.entry import EmbeddedServer
+from gradwire_server.limits import Limits
 
 SERVE = """
 import sys
@@ -133,6 +135,35 @@ def test_health_answers_while_a_million_gates_evaluate(
     assert call.result().result.outputs
 
 
+def test_calls_whose_message_never_comes_starve_nobody() -> None:
+    limits = Limits(max_evaluations=1, max_waiting=3)
+    hold = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        hold.wait()
+        yield b""
+
+    server = EmbeddedServer(limits)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        request = service_pb2.EvaluateRequest(graph=source(neuron()))
+        silent = channel.stream_unary("/gradwire.v1.GradientService/Evaluate")
+        calls = [silent.future(nothing()) for _ in range(3)]
+        assert stub.Evaluate(request, timeout=10).result.outputs  # nobody computes
+        calls.append(silent.future(nothing()))
+        failure = None
+        while failure is None:  # until the last silent call has arrived
+            failure = stub.Evaluate.future(request, timeout=10).exception()
+        assert "max-waiting" in failure.details()
+        health = health_pb2_grpc.HealthStub(channel)
+        found = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert found.status == health_pb2.HealthCheckResponse.SERVING
+        for call in calls:
+            call.cancel()
+        hold.set()
+    server.close()
+
+
 def test_sigterm_lets_running_calls_end(
     server: Running, stub: service_pb2_grpc.GradientServiceStub
 ) -> None:
@@ -141,6 +172,23 @@ def test_sigterm_lets_running_calls_end(
     server.process.send_signal(signal.SIGTERM)
     assert [event.WhichOneof("event") for event in stream][-1] == "finished"
     assert server.process.wait(timeout=20) == 0
+
+
+def test_sigterm_that_another_thread_gets_ends_the_server(tmp_path: Path) -> None:
+    other_thread_only = (
+        "import signal, threading\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", other_thread_only + SERVE, f"unix:{tmp_path}/socket"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()
 
 
 def test_sessions_over_the_limit_are_refused(

@@ -325,6 +325,54 @@ def test_session_survives_a_bad_step_and_minimizes(server: gw.Connection) -> Non
     np.testing.assert_allclose(found.x, [1, 2, 2], atol=1e-5)
 
 
+def test_session_agrees_with_evaluations_one_by_one(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x, w = graph.input("x", shape=("n",)), graph.parameter("w", 2.0)
+    graph.output("f", gw.reduce_sum(gw.sin(x * w), keepdims=0))
+    numbers = np.random.default_rng(4)
+    steps: list[tuple[dict[str, Any], bool]] = [
+        ({"x": numbers.normal(size=3)}, False),
+        ({"x": numbers.normal(size=3)}, False),
+        ({"w": 3.0}, True),
+        ({}, False),
+        ({"x": numbers.normal(size=5)}, True),
+        ({"x": numbers.normal(size=5), "w": -1.0}, False),
+        ({"w": 0.5}, False),
+    ]
+    now: dict[str, Any] = {}
+    with server.session(graph) as session:
+        for changes, forward_only in steps:
+            now |= changes
+            found = session.step(changes, forward_only=forward_only)
+            expected = server.evaluate(graph, now, forward_only=forward_only)
+            np.testing.assert_equal(found.outputs, expected.outputs)
+            np.testing.assert_equal(found.gradients, expected.gradients)
+
+
+def test_large_arrays_arrive_as_small_ones_do(server: gw.Connection) -> None:
+    numbers = np.random.default_rng(6)
+    graph = gw.Graph()
+    large, rows = graph.input("large", shape=(3, "n")), graph.input("rows", shape=("n",))
+    small = graph.parameter("small", numbers.normal(size=(70_000,)))
+    graph.output("f", gw.reduce_sum(large * rows, keepdims=0) + gw.reduce_sum(small, keepdims=0))
+    inputs = {
+        "small": np.asfortranarray(numbers.normal(size=(70_000,))[::-1]),
+        "large": numbers.normal(size=(70_000, 3)).T,  # not contiguous
+        "rows": numbers.normal(size=(2, 70_000)),
+    }
+    found = server.evaluate(graph, inputs, batched=["rows"], values=True)
+    np.testing.assert_allclose(
+        found.outputs["f"],
+        (inputs["large"] * inputs["rows"][:, None]).sum((1, 2)) + inputs["small"].sum(),
+    )
+    np.testing.assert_allclose(
+        found.gradients["rows"], np.tile(inputs["large"].sum(axis=0), (2, 1)), rtol=1e-12
+    )
+    for name in inputs:
+        np.testing.assert_array_equal(found[name].value, inputs[name])
+        assert found[name].gradient.flags.aligned
+
+
 def quadratic() -> gw.Graph:
     graph = gw.Graph()
     x = graph.parameter("x", np.zeros(3))

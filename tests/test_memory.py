@@ -13,7 +13,7 @@ import scipy.special  # noqa: F401 -- imported here, so that its memory is not a
 import gradwire as gw
 from gradwire_server import arrays
 from gradwire_server.codec import decode_graph
-from gradwire_server.engine import array
+from gradwire_server.engine import array, runs
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
 from gradwire_server.errors import OverLimit
@@ -111,7 +111,7 @@ def job(made: Made, batch_size: int = 0, limits: Limits | None = None, **asked: 
 
 def run(prepared: Job) -> evaluate.Found:
     with np.errstate(all="ignore"):
-        return evaluate.run(prepared, lambda: False)
+        return runs.run(prepared, lambda: False)
 
 
 def measured(prepared: Job) -> int:
@@ -371,7 +371,7 @@ def test_a_node_that_would_hold_too_much_is_refused_before_it_runs() -> None:
 
 def test_a_dropped_value_is_gone() -> None:
     prepared = job(elementwise(), forward_only=True)
-    values = evaluate.leaf_values(prepared.plan, prepared.point)
+    values = runs._leaf_values(prepared)
     releases = prepared.choice.lifetimes.releases
     assert releases is not None
     assert list(array.forward(arrays, prepared.plan, values, releases))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
 
 from gradwire_server import threads
 from gradwire_server.errors import OverLimit
-from gradwire_server.threads import Lane, Turns
+from gradwire_server.threads import Lane, Turns, ahead
 
 
 def test_lane_is_full_until_work_is_done() -> None:
@@ -82,3 +83,53 @@ def test_turns_are_taken_and_given_back() -> None:
     assert [order.get(timeout=1) for _ in range(2)] == ["first", "second"]
     with turns:
         assert turns.waiting == 0
+
+
+def test_items_are_made_ahead_and_no_further() -> None:
+    lane = Lane("test", 1)
+    made: SimpleQueue[int] = SimpleQueue()
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            made.put(number)
+            yield number
+
+    found = ahead(items(), lane, 2)
+    assert next(found) == 0
+    assert [made.get(timeout=10) for _ in range(3)] == [0, 1, 2]
+    assert [*found] == [*range(1, 100)]
+    lane.shutdown()
+
+
+def test_failure_of_the_maker_comes_after_what_it_made() -> None:
+    lane = Lane("test", 1)
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise OverLimit.of("max-nodes", 1, 2, "nodes")
+
+    found = ahead(items(), lane, 1)
+    assert next(found) == 1
+    with pytest.raises(OverLimit):
+        next(found)
+    lane.shutdown()
+
+
+def test_maker_stops_when_nobody_takes() -> None:
+    lane = Lane("test", 1)
+    ended: SimpleQueue[int] = SimpleQueue()
+
+    def items() -> Iterator[int]:
+        number = 0
+        try:
+            while True:
+                yield (number := number + 1)
+        finally:
+            ended.put(number)
+
+    found = ahead(items(), lane, 1)
+    next(found)
+    found.close()
+    del found
+    assert ended.get(timeout=10) <= 4
+    lane.shutdown()

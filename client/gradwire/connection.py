@@ -20,10 +20,11 @@ import numpy as np
 from gradwire import requests
 from gradwire.builder import Graph
 from gradwire.errors import CancelledError, InvalidRequestError, ServerError
-from gradwire.results import Columns, Event, Result, decode_result, scalar
+from gradwire.results import Columns, Event, Result, decode_response, decode_result, scalar
 from gradwire.tensors import FLOATS, Array
 from gradwire.v1 import service_pb2, service_pb2_grpc
 
+_EVALUATE = "/gradwire.v1.GradientService/Evaluate"
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -45,7 +46,9 @@ class Connection:
         self._timeout = timeout
         self._on_close = on_close
         self._channel = grpc.insecure_channel(target, _OPTIONS)
-        self._calls = service_pb2_grpc.GradientServiceStub(self._channel)
+        calls: Any = service_pb2_grpc.GradientServiceStub(self._channel)
+        calls.Evaluate = self._channel.unary_unary(_EVALUATE)  # bytes to bytes
+        self._calls: service_pb2_grpc.GradientServiceStub = calls
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -76,13 +79,11 @@ class Connection:
         to return besides (True, or names, ids, handles), as `summary` or in full; `batched` names
         of inputs with a leading axis of rows; `forward_only`.
         """
-        request = service_pb2.EvaluateRequest(
-            graph=requests.source(graph),
-            evaluation=requests.evaluation(graph, inputs, **options),
-        )
+        request = requests.evaluate_request(graph, inputs, options)
         with self._explained(graph):
-            response = self._stub.Evaluate(request, timeout=timeout or self._timeout)
-        return decode_result(response.result, graph)
+            call: Any = self._stub.Evaluate
+            response = call(request, timeout=timeout or self._timeout)
+        return decode_response(response, graph)
 
     def stream(
         self,
@@ -322,6 +323,7 @@ class AsyncConnection:
         self._timeout = timeout
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         self._stub: Any = service_pb2_grpc.GradientServiceStub(self._channel)
+        self._stub.Evaluate = self._channel.unary_unary(_EVALUATE)
 
     async def __aenter__(self) -> Self:
         return self
@@ -342,15 +344,12 @@ class AsyncConnection:
         **options: Any,
     ) -> Result:
         """As Connection.evaluate."""
-        request = service_pb2.EvaluateRequest(
-            graph=requests.source(graph),
-            evaluation=requests.evaluation(graph, inputs, **options),
-        )
+        request = requests.evaluate_request(graph, inputs, options)
         try:
             response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
         except grpc.aio.AioRpcError as failure:
             raise requests.error_from(failure, graph, self.target) from None
-        return decode_result(response.result, graph)
+        return decode_response(response, graph)
 
     async def stream(
         self,

@@ -55,6 +55,10 @@ class Lifted(NamedTuple):
         return data
 
 
+#: Of a message that was parsed whole.
+WHOLE = Lifted(b"")
+
+
 def lifted(message: bytes, paths: Paths) -> Lifted:
     """Takes the large payloads out of a serialized message; whole where it is small or odd.
 

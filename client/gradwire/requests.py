@@ -11,6 +11,7 @@ import numpy as np
 from gradwire import tensors
 from gradwire.builder import Graph, Handle
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
+from gradwire.payloads import LIFTED_BYTES, Buffer, field
 from gradwire.results import Result, decode_result
 from gradwire.v1 import service_pb2, tensor_pb2
 
@@ -27,6 +28,33 @@ def source(graph: Graph) -> service_pb2.GraphSource:
     return service_pb2.GraphSource(graph=graph.to_bytes())
 
 
+def evaluate_request(
+    graph: Graph, inputs: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> bytes:
+    """A serialized EvaluateRequest: large arrays, and the graph, are copied once, into it."""
+    large: list[tensors.Array] = []
+    message = service_pb2.EvaluateRequest(
+        evaluation=evaluation(graph, inputs, apart=large, **options)
+    )
+    found = message.evaluation.bindings
+    pieces: list[Buffer] = [*_inside((1, 1), b"", graph.to_bytes())]
+    for binding in [each for each in found if not each.tensor.HasField("data")]:
+        data = tensors.elements(large.pop(0))
+        tensor = binding.tensor.SerializeToString() + field(3, len(data))
+        binding.ClearField("tensor")
+        head = binding.SerializeToString() + field(2, len(tensor) + len(data)) + tensor
+        pieces += _inside((2, 1), head, data)
+        found.remove(binding)
+    # fields that follow are merged into those before: a rule of protobuf's encoding
+    return b"".join((message.SerializeToString(), *pieces))
+
+
+def _inside(numbers: tuple[int, int], head: bytes, data: Buffer) -> tuple[Buffer, ...]:
+    """A message that begins with a head and ends with data, in a field of a field."""
+    inner = field(numbers[1], len(head) + len(data))
+    return field(numbers[0], len(inner) + len(head) + len(data)), inner, head, data
+
+
 def evaluation(
     graph: Graph,
     inputs: Mapping[str, Any] | None = None,
@@ -39,10 +67,12 @@ def evaluation(
     batched: Sequence[str] = (),
     forward_only: bool = False,
     complete: bool = True,
+    apart: list[tensors.Array] | None = None,
 ) -> service_pb2.Evaluation:
     """An Evaluation message (LEAF_UNKNOWN, OUTPUT_UNKNOWN, DATA_TYPE_MISMATCH, ...).
 
-    It is complete unless a session opens with it: then inputs may come later.
+    It is complete unless a session opens with it: then inputs may come later. Large arrays are put
+    `apart`, if there is such a list, and their bindings lack data.
     """
     with_respect_to, batched = _names(with_respect_to), _names(batched)
     _require_leaves(graph, (*(inputs or {}), *batched), with_respect_to)
@@ -54,7 +84,7 @@ def evaluation(
     if complete:
         _require_inputs(graph, inputs or {})
     message = service_pb2.Evaluation(
-        bindings=bindings(graph, inputs or {}, batched),
+        bindings=bindings(graph, inputs or {}, batched, apart),
         forward_only=forward_only,
         with_respect_to=with_respect_to,
         seeds=seed_messages(graph, seeds or {}),
@@ -97,7 +127,10 @@ def _require_inputs(graph: Graph, inputs: Mapping[str, Any]) -> None:
 
 
 def bindings(
-    graph: Graph, inputs: Mapping[str, Any], batched: Sequence[str] = ()
+    graph: Graph,
+    inputs: Mapping[str, Any],
+    batched: Sequence[str] = (),
+    apart: list[tensors.Array] | None = None,
 ) -> list[service_pb2.Binding]:
     """Arrays, numbers or lists for leaves, in their declared data types."""
     leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
@@ -120,9 +153,12 @@ def bindings(
                 f"{leaf.kind} {name!r}: declared with shape ({axes}) but bound to shape {row}"
                 + (" a row" if name in batched else ""),
             )
-        found.append(
-            service_pb2.Binding(leaf=name, tensor=tensors.encode(array), batched=name in batched)
-        )
+        if apart is not None and array.nbytes >= LIFTED_BYTES:
+            apart.append(array)
+            tensor = tensors.encode_type(array)
+        else:
+            tensor = tensors.encode(array)
+        found.append(service_pb2.Binding(leaf=name, tensor=tensor, batched=name in batched))
     return found
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from gradwire import tensors
 from gradwire.builder import Graph, Handle
-from gradwire.errors import InvalidRequestError, nearest
+from gradwire.errors import InvalidRequestError, ServerError, nearest
+from gradwire.payloads import PATHS, WHOLE, Lifted, lifted
 from gradwire.tensors import Array
 from gradwire.v1 import service_pb2
 
@@ -77,7 +79,9 @@ class Columns:
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
 
-    def read(self, column: service_pb2.Column) -> Iterator[tuple[int, Array | Summary]]:
+    def read(
+        self, column: service_pb2.Column, payloads: Lifted = WHOLE
+    ) -> Iterator[tuple[int, Array | Summary]]:
         """Ids with what the column holds of them, when it is complete (TENSOR_INVALID)."""
         ids: Iterable[int] = column.value_ids
         if not column.value_ids:
@@ -99,7 +103,7 @@ class Columns:
             )
             return
         dtype, shape = tensors.dtype_of(column.data_type), tuple(column.shape)
-        data = column.data
+        data: bytes = bytes(payloads.found(column.data))
         whole = prod(shape) * column.count * np.dtype(dtype).itemsize
         if len(data) < whole:
             self._pieces.append(data)
@@ -111,14 +115,34 @@ class Columns:
         yield from zip(ids, stacked, strict=True)
 
 
-def decode_result(message: service_pb2.Result, graph: Graph) -> Result:
+def decode_response(data: bytes, graph: Graph) -> Result:
+    """The result of a serialized EvaluateResponse (ServerError where it is none)."""
+    payloads = lifted(data, PATHS["EvaluateResponse"])
+    try:
+        message = service_pb2.EvaluateResponse.FromString(payloads.message)
+    except DecodeError:
+        raise ServerError(
+            "INTERNAL", f"the answer of {len(data)} bytes is not an EvaluateResponse"
+        ) from None
+    return decode_result(message.result, graph, payloads)
+
+
+def decode_result(message: service_pb2.Result, graph: Graph, payloads: Lifted = WHOLE) -> Result:
     """A result of the service."""
     columns = Columns()
     return Result(
-        {each.name: tensors.decode(each.tensor) for each in message.outputs},
-        {each.name: tensors.decode(each.tensor) for each in message.gradients},
-        {key: each for column in message.node_values for key, each in columns.read(column)},
-        {key: each for column in message.node_gradients for key, each in columns.read(column)},
+        {each.name: tensors.decode(each.tensor, payloads) for each in message.outputs},
+        {each.name: tensors.decode(each.tensor, payloads) for each in message.gradients},
+        {
+            key: each
+            for column in message.node_values
+            for key, each in columns.read(column, payloads)
+        },
+        {
+            key: each
+            for column in message.node_gradients
+            for key, each in columns.read(column, payloads)
+        },
         graph,
     )
 

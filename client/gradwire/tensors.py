@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.errors import InvalidRequestError
+from gradwire.payloads import WHOLE, Lifted
 from gradwire.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
@@ -24,21 +26,27 @@ DTYPES = (
 FLOATS = ("float32", "float64")
 
 
+_NUMBERS = {name: tensor_pb2.DataType.Value(_PREFIX + name.upper()) for name in DTYPES}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+_NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
+_LITTLE_ENDIAN = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+
+
 def data_type(dtype: str) -> tensor_pb2.DataType.ValueType:
     """The contract's number of a data type (DATA_TYPE_UNSUPPORTED)."""
-    if dtype not in DTYPES:
+    if dtype not in _NUMBERS:
         raise InvalidRequestError(
             "DATA_TYPE_UNSUPPORTED", f"data type {dtype} is not one of " + ", ".join(DTYPES)
         )
-    return tensor_pb2.DataType.Value(_PREFIX + dtype.upper())
+    return _NUMBERS[dtype]
 
 
 def dtype_of(number: int) -> str:
     """The name of a data type by its number (DATA_TYPE_UNSUPPORTED)."""
-    names: dict[int, str] = {value: name for name, value in tensor_pb2.DataType.items()}
-    dtype = names.get(number, str(number)).removeprefix(_PREFIX).lower()
-    data_type(dtype)
-    return dtype
+    if number not in _NAMES:
+        names: dict[int, str] = {value: name for name, value in tensor_pb2.DataType.items()}
+        data_type(names.get(number, str(number)).removeprefix(_PREFIX).lower())
+    return _NAMES[number]  # type: ignore[index]
 
 
 def dtype_name(dtype: Any) -> str:
@@ -61,25 +69,45 @@ def from_value(what: str, given: Any, dtype: str) -> Array:
 
 def encode(array: Array) -> tensor_pb2.Tensor:
     """An array as a tensor: little-endian, row-major."""
-    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return tensor_pb2.Tensor(
-        data_type=data_type(str(array.dtype)), shape=array.shape, data=little_endian.tobytes()
-    )
+    tensor = encode_type(array)
+    tensor.data = _little_endian(array).tobytes()
+    return tensor
 
 
-def decode(tensor: tensor_pb2.Tensor) -> Array:
+def encode_type(array: Array) -> tensor_pb2.Tensor:
+    """The tensor of an array, without its elements (DATA_TYPE_UNSUPPORTED)."""
+    number = _NUMBERS_BY_DTYPE.get(array.dtype)
+    if number is None:
+        number = data_type(str(array.dtype))
+    return tensor_pb2.Tensor(data_type=number, shape=array.shape)
+
+
+def elements(array: Array) -> memoryview:
+    """The elements of a tensor that has some, where they are."""
+    contiguous: Any = np.ascontiguousarray(_little_endian(array))
+    return memoryview(contiguous).cast("B")
+
+
+def _little_endian(array: Array) -> Array:
+    if sys.byteorder == "little":
+        return array
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def decode(tensor: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Array:
     """A tensor as a read-only array (TENSOR_INVALID)."""
-    return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), tensor.data)
+    data = bytes(payloads.found(tensor.data))  # of its own, so that it is aligned
+    return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), data)
 
 
 def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
     """Elements as a read-only array (TENSOR_INVALID where the bytes do not fit the shape)."""
-    kind = np.dtype(dtype)
+    kind = _LITTLE_ENDIAN[dtype]
     needed = prod(shape) * kind.itemsize
     if len(data) != needed:
         raise InvalidRequestError(
             "TENSOR_INVALID",
             f"{dtype} of shape {shape} needs {needed} bytes but has {len(data)}",
         )
-    array: Array = np.frombuffer(data, kind.newbyteorder("<")).reshape(shape)
+    array: Array = np.frombuffer(data, kind).reshape(shape)
     return array

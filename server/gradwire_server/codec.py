@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 
-from gradwire.payloads import PATHS, Buffer, Lifted, field, lifted
+from gradwire.payloads import PATHS, WHOLE, Buffer, Lifted, field, lifted
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.catalogue import GateDescription
@@ -34,9 +34,6 @@ FEATURES: frozenset[str] = frozenset()
 #: Bytes of elements in one column: large enough to be cheap, small enough to flow.
 COLUMN_BYTES = 512 * 1024
 
-#: A message that is parsed whole.
-WHOLE = Lifted(b"")
-
 M = TypeVar("M", bound=Message)
 
 _MAX_RANK = 32
@@ -49,6 +46,9 @@ _DTYPES = {
     if name.removeprefix(_PREFIX).lower() in ITEM_SIZES
 }
 _NUMBERS = {name: number for number, name in _DTYPES.items()}
+_SCALARS = {
+    number: np.dtype(name).newbyteorder("<") for name, number in _NUMBERS.items() if name != "bool"
+}
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 
 
@@ -166,7 +166,7 @@ def decode_bindings(
     for message in messages:
         if message.leaf in bindings:
             raise Invalid("BINDING_INVALID", f"leaf {message.leaf!r} is bound twice")
-        array = _decode_array(f"binding of leaf {message.leaf!r}", message, payloads)
+        array = _decode_array("binding of leaf", message.leaf, message, payloads)
         bindings[message.leaf] = Binding(array, message.batched)
     return bindings
 
@@ -179,7 +179,7 @@ def decode_seeds(
     for message in messages:
         if message.name in seeds:
             raise Invalid("SEED_INVALID", f"output {message.name!r} has two seeds")
-        seeds[message.name] = _decode_array(f"seed of output {message.name!r}", message, payloads)
+        seeds[message.name] = _decode_array("seed of output", message.name, message, payloads)
     return seeds
 
 
@@ -441,10 +441,15 @@ def decode_tensor(place: str, message: tensor_pb2.Tensor, payloads: Lifted = WHO
     return Tensor(dtype, shape, data)
 
 
-def _decode_array(place: str, message: Any, payloads: Lifted) -> Any:
+def _decode_array(what: str, name: str, message: Any, payloads: Lifted) -> Any:
     if not message.HasField("tensor"):
-        raise Invalid("TENSOR_INVALID", f"{place}: has no tensor")
-    return constant(decode_tensor(place, message.tensor, payloads))
+        raise Invalid("TENSOR_INVALID", f"{what} {name!r}: has no tensor")
+    tensor = message.tensor
+    if not tensor.shape and tensor.data_type in _SCALARS:  # most messages hold little else
+        data, dtype = tensor.data, _SCALARS[tensor.data_type]
+        if len(data) == dtype.itemsize:
+            return np.frombuffer(data, dtype).reshape(())
+    return constant(decode_tensor(f"{what} {name!r}", tensor, payloads))
 
 
 def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:

@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from gradwire_server.allocator import keep_freed_memory
 from gradwire_server.engine import kernels
 from gradwire_server.limits import Limits
 from gradwire_server.service import SERVICE, GradientService, on_lane
@@ -103,6 +104,7 @@ def serve(
     if workers > 1:
         supervise(address, workers, _Work(limits, drain_seconds, log_level), listens)
         return
+    keep_freed_memory()
     told = Told()
     _remove_dead_socket(address)
     server = Server(limits)
@@ -122,6 +124,7 @@ class _Work:
 
     def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
         _log_as_json(self.log_level)
+        keep_freed_memory()
         server = Server(self.limits, shares_port=True)
         server.start(address)
         listens()

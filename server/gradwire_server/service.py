@@ -35,7 +35,7 @@ from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session as OpenSession
 from gradwire_server.silence import Silence, SilenceWatch
-from gradwire_server.threads import Lane, Turns
+from gradwire_server.threads import Lane, Turns, ahead
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GradientService"].full_name
 
@@ -46,6 +46,10 @@ _FACTS = 8
 
 #: Threads for what hardly computes: health checks, descriptions, refusals.
 _LIGHT_THREADS = 4
+
+#: A streamed evaluation that takes longer is worth a second thread.
+_LONG_SECONDS = 0.005
+_BATCHES_AHEAD = 1
 
 log = logging.getLogger("gradwire")
 
@@ -71,6 +75,7 @@ class GradientService(grpc.GenericRpcHandler):
         self._run = os.urandom(8).hex()
         self._calls = count(1)
         self.light = Lane("gradwire-light", _LIGHT_THREADS)
+        self._ahead = Lane("gradwire-ahead", limits.max_streams)
         self._methods = self._described_methods()
 
     def service(self, handler_call_details: Any) -> Any:
@@ -86,7 +91,7 @@ class GradientService(grpc.GenericRpcHandler):
     def close(self) -> None:
         """Lets the threads end; what runs, ends at its next block."""
         self._silence.close()
-        for lane in {self.light, *(method.lane for method in self._methods.values())}:
+        for lane in {self.light, self._ahead, *(method.lane for method in self._methods.values())}:
             lane.shutdown()
 
     def _described_methods(self) -> dict[str, _Method]:
@@ -150,9 +155,21 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
-            events = self._events(data)
-            while not stopped() and (batch := self._next(events)) is not None:
+            batches = self._batches(self._events(data), stopped)
+            began = monotonic()
+            for batch in batches:
                 yield from batch
+                if monotonic() - began > _LONG_SECONDS:
+                    break
+            # a longer one computes its next block while the last is sent
+            for batch in ahead(batches, self._ahead, _BATCHES_AHEAD):
+                yield from batch
+
+    def _batches(
+        self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
+    ) -> Iterator[list[bytes]]:
+        while not stopped() and (batch := self._next(events)) is not None:
+            yield batch
 
     def _next(self, events: Iterator[list[bytes]]) -> list[bytes] | None:
         """One block of computing; a slow reader keeps no turn."""
@@ -298,8 +315,10 @@ class GradientService(grpc.GenericRpcHandler):
         return self._cache.find(codec.source_bytes(source, payloads))
 
     def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
-        job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
-        entry.keep(job)
+        job = entry.again(wanted)
+        if job is None:
+            job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
+            entry.keep(job, wanted)
         return job
 
     @contextmanager

@@ -13,6 +13,7 @@ from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.memory import require_peak
+from gradwire_server.mould import movable, moved
 
 
 class Session:
@@ -26,6 +27,7 @@ class Session:
         self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
         self._limits = limits
         self._before = before  # a job that may lend its plan
+        self._movable = movable(graph)
         self._run: Run | None = None
 
     def step(
@@ -33,17 +35,31 @@ class Session:
     ) -> Found:
         """Forward, and backward unless told otherwise, with these leaves changed."""
         kept = replace(self._evaluation, bindings={**self._evaluation.bindings, **bindings})
+        job = self._moved(bindings, forward_only) or self._prepared(kept, forward_only)
+        run = Run(job)
+        found = run.complete(stopped)
+        self._evaluation, self._run = kept, run
+        return found
+
+    def _moved(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job | None:
+        """The last step's job at the new point, where only numbers have changed."""
+        job = self._job
+        if job is None or job.forward_only != (forward_only or self._evaluation.forward_only):
+            return None
+        return moved(job, self._movable, bindings)
+
+    def _prepared(self, kept: Evaluation, forward_only: bool) -> Job:
         asked = kept
         if forward_only and not kept.forward_only:
             asked = replace(
                 kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
             )
-        before = self._before if self._run is None else self._run.job
-        job = evaluate.prepare(self.graph, asked, self._limits, before)
-        run = Run(job)
-        found = run.complete(stopped)
-        self._evaluation, self._run = kept, run
-        return found
+        return evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
+
+    @property
+    def _job(self) -> Job | None:
+        """The last step's."""
+        return None if self._run is None else self._run.job
 
     def backward(self, seeds: Mapping[str, Array], stopped: Callable[[], bool]) -> Found:
         """Backward again at the last good point, with other seeds."""
@@ -51,9 +67,8 @@ class Session:
             raise Invalid("REQUEST_INVALID", "backward comes after a step, and there was none")
         if self._evaluation.forward_only:
             raise Invalid("REQUEST_INVALID", "the session was opened with forward_only")
-        job = self._run.job
-        choice = evaluate.choose(job.plan, self._evaluation)
+        plan = self._run.job.plan
+        choice = evaluate.choose(plan, self._evaluation)
         require_peak(choice.lifetimes, self._limits)
-        self._run.job = replace(job, choice=choice, forward_only=False)
-        gradients, pulled = self._run.pull(evaluate.seed(job.plan, seeds), stopped)
+        gradients, pulled = self._run.pull(evaluate.seed(plan, seeds), stopped, choice)
         return [], gradients, [], pulled

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock, Semaphore, Thread
-from typing import Any
+from threading import Condition, Lock, Semaphore, Thread
+from typing import Any, Generic, TypeVar
 
 from gradwire_server.errors import OverLimit
+
+T = TypeVar("T")
 
 log = logging.getLogger("gradwire")
 
@@ -143,6 +145,67 @@ class _Worker:
                 except Exception:  # grpc's own; a call answers for its faults itself
                     log.exception("fault")
                 task = self._lane.next_task(self)
+
+
+def ahead(items: Iterator[T], lane: Lane, most: int) -> Iterator[T]:
+    """The same items, made on another thread while those before them are used.
+
+    At most so many wait to be used. When the user stops, the maker does within one item.
+    """
+    supply = _Supply[T](most)
+    lane.submit(supply.fill, items)
+    try:
+        while (found := supply.take()) is not None:
+            yield from found
+    finally:
+        supply.close()
+
+
+class _Supply(Generic[T]):
+    """Between the thread that makes items and the one that uses them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._ready: deque[T] = deque()
+        self._changed = Condition()
+        self._ended = False  # nothing more is made
+        self._closed = False  # nothing more is wanted
+        self._failure: BaseException | None = None
+
+    def fill(self, items: Iterator[T]) -> None:
+        """Makes items as long as they are wanted."""
+        try:
+            while self._has_room() and (found := next(items, None)) is not None:
+                with self._changed:
+                    self._ready.append(found)
+                    self._changed.notify()
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify()
+
+    def take(self) -> list[T] | None:
+        """The items that are ready, at least one; None at the end. Raises what the maker raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._ended)
+            found = [*self._ready]
+            self._ready.clear()
+            self._changed.notify()
+        if not found and self._failure is not None:
+            raise self._failure
+        return found or None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._ready) < self._most)
+            return not self._closed
 
 
 class Turns:

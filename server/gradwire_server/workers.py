@@ -49,8 +49,11 @@ class Told:
 
     def __init__(self) -> None:
         self.descriptor, self._write = os.pipe()  # readable once told
+        os.set_blocking(self._write, False)
+        # a signal that another thread gets would not wake this one, a byte in the pipe does
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, lambda *_: self.tell())
+            signal.signal(each, lambda *_: None)
 
     def tell(self) -> None:
         """Ends whoever waits, now and later."""

@@ -70,7 +70,7 @@ class Region:
             before = grads[i]
             if before is None and trace.reached[slot + n]:
                 grads[i] = np.empty(self.shape, dtype)
-            elif before is not None and i not in own:
+            elif before is not None and not (i in own and before.flags.c_contiguous):
                 grads[i] = np.array(before, order="C")
             own.add(i)
         wholes = [

@@ -11,11 +11,12 @@ import numpy as np
 
 from gradwire_server import arrays
 from gradwire_server.engine import array
-from gradwire_server.engine.evaluation import Job
+from gradwire_server.engine.evaluation import Choice, Job
 from gradwire_server.engine.tape import TapePasses
 from gradwire_server.errors import Stopped
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Ids
+from gradwire_server.memory import Lifetimes
 from gradwire_server.plan import Plan
 from gradwire_server.specs import Shape
 
@@ -42,7 +43,7 @@ class Passes(Protocol):
     def forward(self) -> Iterator[int]:
         """Yields, after each block and at the end, the first id that is not computed yet."""
 
-    def backward(self, seeds: Mapping[int, Array]) -> Iterator[int]:
+    def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
         """Yields, after each block and at the end, the lowest id whose gradient is complete."""
 
 
@@ -92,10 +93,15 @@ class Run:
             yield _slabs(self.job.plan, ids, self._passes.values, choice.values_as_summary)
             start = stop
 
-    def backward(self, seeds: Mapping[int, Array]) -> Iterator[Iterator[Slab]]:
-        """Computes the gradients; after each block yields those chosen, last ids first."""
-        choice, stop = self.job.choice, self.job.plan.graph.value_count + 1
-        for start in self._passes.backward(seeds):
+    def backward(
+        self, seeds: Mapping[int, Array], choice: Choice | None = None
+    ) -> Iterator[Iterator[Slab]]:
+        """Computes the gradients; after each block yields those chosen, last ids first.
+
+        The choice is the job's if there is none.
+        """
+        choice, stop = choice or self.job.choice, self.job.plan.graph.value_count + 1
+        for start in self._passes.backward(seeds, choice.lifetimes):
             low, high = np.searchsorted(choice.gradient_ids, (start, stop))
             ids = choice.gradient_ids[low:high]
             store, as_summary = self._passes.gradients, choice.gradients_as_summary
@@ -115,10 +121,10 @@ class Run:
             found = [np.broadcast_to(values.one(i), whole) for i in ids.tolist()]
             yield output.name, found[0] if len(found) == 1 else np.stack(found, axis=-1)
 
-    def leaf_gradients(self) -> Iterator[tuple[str, Array]]:
+    def leaf_gradients(self, choice: Choice | None = None) -> Iterator[tuple[str, Array]]:
         """The gradients of the chosen leaves by name."""
         plan, gradients = self.job.plan, self._passes.gradients
-        for position in self.job.choice.leaves:
+        for position in (choice or self.job.choice).leaves:
             leaf = plan.graph.leaves[position]
             first = plan.graph.leaf_first_ids[position]
             if not leaf.elements:
@@ -142,11 +148,14 @@ class Run:
         return outputs, gradients, slabs, pulled
 
     def pull(
-        self, seeds: Mapping[int, Array], stopped: Callable[[], bool]
+        self,
+        seeds: Mapping[int, Array],
+        stopped: Callable[[], bool],
+        choice: Choice | None = None,
     ) -> tuple[Named, list[Slab]]:
         """The backward pass alone, over the values that were computed before."""
-        pulled = _collect(self.backward(seeds), stopped)
-        return list(self.leaf_gradients()), pulled
+        pulled = _collect(self.backward(seeds, choice), stopped)
+        return list(self.leaf_gradients(choice)), pulled
 
 
 class ArrayPasses:
@@ -165,9 +174,8 @@ class ArrayPasses:
             arrays, self._job.plan, self._values, releases, self._job.compiled.regions
         )
 
-    def backward(self, seeds: Mapping[int, Array]) -> Iterator[int]:
-        lifetimes = self._job.choice.lifetimes
-        assert lifetimes.kept.needed is not None, "a job that is not forward_only"
+    def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
+        assert lifetimes.kept.needed is not None, "a choice that is not forward_only"
         needed: list[bool] = lifetimes.kept.needed.tolist()
         kept = None if lifetimes.is_small else lifetimes.kept
         grads: list[Array | None] = [None] * len(self._values)

@@ -25,6 +25,7 @@ from gradwire_server.engine.kernel_source import BLOCK
 from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instruction_set
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids
+from gradwire_server.memory import Lifetimes
 from gradwire_server.plan import Plan
 from gradwire_server.specs import FLOATS, ITEM_SIZES, Shape
 
@@ -94,8 +95,8 @@ class Program:
             return np.empty(shape, self.dtype), np.empty(shape, self.dtype)
 
     def give(self, buffers: tuple[Array, Array]) -> None:
-        """Returns buffers that nobody reads any more."""
-        if not self._free:
+        """Returns buffers that nobody reads any more; a batch's are too large to be held."""
+        if not self._free and not self.plan.batch_size:
             self._free.append(buffers)
 
     def slots_of(self, ids: Any) -> Any:
@@ -154,8 +155,11 @@ class TapePasses:
         else:
             yield from _runs_forward(self.program, self._buffers[0])
 
-    def backward(self, seeds: Mapping[int, Array]) -> Iterator[int]:
-        """Computes all gradients from seeds by value id; yields the lowest id that is complete."""
+    def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
+        """Computes all gradients from seeds by value id; yields the lowest id that is complete.
+
+        The buffers hold everything, so lifetimes change nothing.
+        """
         slots = np.array([self.program.slots_of(i) for i in seeds], np.int64)
         trace = self.program.backward_from(slots)
         values, grads = self._buffers
