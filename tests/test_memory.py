@@ -268,6 +268,10 @@ def large_call(operator: str) -> tuple[list[Any], dict[str, Any]] | None:
         special[norm] = ([image, np.ones(4), np.ones(4)], groups)
     for pool in ("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"):
         special[pool] = ([image], {})
+    special["Det"] = special["Cofactor"] = ([np.eye(SIZE)], {})
+    half = SIZE // 2
+    special["Resize"] = ([image, None, (1.0, 1.0, 0.5, 2.0)], {})
+    special["GridSample"] = ([image, RANDOM.uniform(-1, 1, (1, half, half, 2))], {})
     special["LRN"] = ([image], {"size": 3})
     given, attributes = special.get(operator, ([], {}))
     complete = {each.name: each.default for each in gate.attributes} | attributes
@@ -377,7 +381,7 @@ def test_a_node_that_would_hold_too_much_is_refused_before_it_runs() -> None:
 
 def test_a_dropped_value_is_gone() -> None:
     prepared = job(elementwise(), forward_only=True)
-    values = evaluate.leaf_values(prepared.plan, prepared.point)
+    values = runs._leaf_values(prepared)
     releases = prepared.choice.lifetimes.releases
     assert releases is not None
     assert list(array.forward(arrays, prepared.plan, values, releases))

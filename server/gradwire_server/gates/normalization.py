@@ -134,10 +134,10 @@ class LayerNormalization(Gate):
         epsilon: float,
         stash_type: int,
     ) -> tuple[Array, ...]:
-        ranks = [len(each.shape) for each in (x, scale, b) if each is not None]
-        if max(ranks) > len(x.shape):
-            batched = scale if b is None or len(scale.shape) == max(ranks) else b
-            x = _with_batch_axis(xp, x, (batched.shape[0], *x.shape))
+        given = [each for each in (x, scale, b) if each is not None]
+        longest = max(given, key=lambda each: len(each.shape))
+        if len(longest.shape) > len(x.shape):
+            x = _with_batch_axis(xp, x, (longest.shape[0], *x.shape))
         standard, mean, inverse = _standardized(xp, x, _from(x, axis), epsilon)
         out = standard * scale
         return out if b is None else out + b, mean, inverse
