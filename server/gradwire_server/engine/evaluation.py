@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,16 @@ class Choice:
     values_as_summary: bool
     gradients_as_summary: bool
     lifetimes: Lifetimes
+
+    @cached_property
+    def value_edges(self) -> list[int]:
+        """Where in value_ids the data type or the shape changes; the end is the last edge."""
+        return _edges(self.lifetimes.plan, self.value_ids)
+
+    @cached_property
+    def gradient_edges(self) -> list[int]:
+        """The same of gradient_ids."""
+        return _edges(self.lifetimes.plan, self.gradient_ids)
 
 
 def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Point:
@@ -429,3 +440,10 @@ def _kept_gradients(
     for position in leaves:
         kept[graph.leaf_first_ids[position] : graph.leaf_first_ids[position + 1]] = True
     return kept
+
+
+def _edges(plan: Plan, ids: Ids) -> list[int]:
+    kinds = plan.spec_ids[ids]
+    if plan.batch_size:
+        kinds = kinds * 2 + plan.batched[ids]
+    return [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]

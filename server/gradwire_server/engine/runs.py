@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,12 +87,13 @@ class Run:
 
     def forward(self) -> Iterator[Iterator[Slab]]:
         """Computes all values; after each block yields those chosen, ids ascending."""
-        choice, start = self.job.choice, 1
+        choice, low = self.job.choice, 0
+        values = self._passes.values
         for stop in self._passes.forward():
-            low, high = np.searchsorted(choice.value_ids, (start, stop))
-            ids = choice.value_ids[low:high]
-            yield _slabs(self.job.plan, ids, self._passes.values, choice.values_as_summary)
-            start = stop
+            high = int(choice.value_ids.searchsorted(stop))
+            ids, edges = choice.value_ids, choice.value_edges
+            yield _slabs(self.job.plan, ids, edges, low, high, values, choice.values_as_summary)
+            low = high
 
     def backward(
         self, seeds: Mapping[int, Array], choice: Choice | None = None
@@ -100,13 +102,14 @@ class Run:
 
         The choice is the job's if there is none.
         """
-        choice, stop = choice or self.job.choice, self.job.plan.graph.value_count + 1
+        choice = choice or self.job.choice
+        ids, edges, high = choice.gradient_ids, choice.gradient_edges, len(choice.gradient_ids)
         for start in self._passes.backward(seeds, choice.lifetimes):
-            low, high = np.searchsorted(choice.gradient_ids, (start, stop))
-            ids = choice.gradient_ids[low:high]
+            low = int(ids.searchsorted(start))
             store, as_summary = self._passes.gradients, choice.gradients_as_summary
-            yield reversed([*_slabs(self.job.plan, ids, store, as_summary)])
-            stop = start
+            slabs = _slabs(self.job.plan, ids, edges, low, high, store, as_summary)
+            yield reversed([*slabs])
+            high = low
 
     def outputs(self) -> Iterator[tuple[str, Array]]:
         """Every output by name; with a batch, all have the leading axis."""
@@ -115,10 +118,10 @@ class Run:
         for output in plan.graph.outputs:
             ids = output.value_ids
             if len(ids) > 1 and (not rows or plan.batched[ids].all()):
-                yield output.name, np.moveaxis(values.stacked(ids), 0, -1)
+                yield output.name, values.stacked(ids).T
                 continue
             whole = (*rows, *plan.spec(ids[0]).shape)
-            found = [np.broadcast_to(values.one(i), whole) for i in ids.tolist()]
+            found = [_repeated(values.one(i), whole) for i in ids.tolist()]
             yield output.name, found[0] if len(found) == 1 else np.stack(found, axis=-1)
 
     def leaf_gradients(self, choice: Choice | None = None) -> Iterator[tuple[str, Array]]:
@@ -134,7 +137,7 @@ class Run:
             whole = (*rows, *(axis for axis in leaf.axes if isinstance(axis, int)))
             if leaf.id_count:
                 stacked = gradients.stacked(np.arange(first, first + leaf.id_count))
-                yield leaf.name, np.moveaxis(stacked, 0, -1).reshape(whole)
+                yield leaf.name, stacked.T.reshape(whole)  # of numbers, or rows of numbers
             else:
                 yield leaf.name, np.zeros(whole, leaf.dtype)
 
@@ -240,15 +243,25 @@ def _leaf_values(job: Job) -> list[Any]:
     return values
 
 
-def _slabs(plan: Plan, ids: Ids, store: Store, as_summary: bool) -> Iterator[Slab]:
-    """Splits ascending ids where the spec changes."""
-    kinds = plan.spec_ids[ids]
-    if plan.batch_size:
-        kinds = kinds * 2 + plan.batched[ids]
-    for part in np.split(ids, np.flatnonzero(np.diff(kinds)) + 1):
-        if part.size:
-            first = int(part[0])
-            yield Slab(part, plan.spec(first).dtype, plan.shape(first), store, as_summary)
+def _slabs(
+    plan: Plan,
+    ids: Ids,
+    edges: list[int],
+    low: int,
+    high: int,
+    store: Store,
+    as_summary: bool,
+) -> Iterator[Slab]:
+    """Ids from low to high, in parts of one data type and shape."""
+    while low < high:
+        end = min(edges[bisect_right(edges, low)], high)
+        first = int(ids[low])
+        yield Slab(ids[low:end], plan.spec(first).dtype, plan.shape(first), store, as_summary)
+        low = end
+
+
+def _repeated(array: Array, shape: Shape) -> Array:
+    return array if array.shape == shape else np.broadcast_to(array, shape)
 
 
 def _summary(stacked: Array) -> dict[str, list[float]]:

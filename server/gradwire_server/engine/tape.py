@@ -168,7 +168,7 @@ class TapePasses:
             grads[np.flatnonzero(trace.reached == 0)] = 0
             grads[slots] = 0
         else:
-            grads[...] = 0
+            grads.fill(0)
         for i, slot in zip(seeds, slots, strict=True):
             if not batch:
                 grads[slot] = seeds[i]
@@ -195,9 +195,7 @@ class Slots:
 
     def one(self, value_id: int) -> Array:
         """A number, or one for each row of a batch."""
-        plan = self._program.plan
-        found = self._read(np.array([value_id]), plan.is_batched(value_id))[0]
-        return np.asarray(found, plan.spec(value_id).dtype)
+        return self.stacked(np.array([value_id]))[0, ...]
 
     def stacked(self, ids: Ids) -> Array:
         """[ids, rows of a batch]: the numbers of ids that are of one kind."""
@@ -207,12 +205,16 @@ class Slots:
 
     def _read(self, ids: Ids, batched: bool) -> Array:
         slots = self._program.slots_of(ids)
+        if self._program.slots is None and int(ids[-1]) - int(ids[0]) + 1 == len(ids):
+            slots = slice(int(ids[0]), int(ids[-1]) + 1)
         batch = self._program.plan.batch_size
         if not batch:
-            return self._buffer[slots]
+            return self._buffer[slots].copy()
         if batched:
-            return self._buffer[slots, :batch]
-        return self._buffer[slots, :batch].sum(axis=1) if self._summed else self._buffer[slots, 0]
+            return self._buffer[slots, :batch].copy()
+        if self._summed:
+            return self._buffer[slots, :batch].sum(axis=1)
+        return self._buffer[slots, 0].copy()
 
 
 def _scalar_dtype(plan: Plan) -> str | None:
