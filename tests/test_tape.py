@@ -18,6 +18,7 @@ from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.elementary import elementary
 from gradwire_server.engine.evaluation import Binding, Evaluation, Job, everything, prepare
 from gradwire_server.engine.opcodes import instruction_set
+from gradwire_server.engine.tape import Buffers
 from gradwire_server.gates import GATES
 from gradwire_server.gates.base import ElementwiseGate, Input
 from gradwire_server.graph import Graph, Leaf, Output, Row
@@ -255,6 +256,19 @@ def test_results_outlive_the_buffers_they_came_from() -> None:
     assert any(not np.array_equal(found(other)[key], kept[key]) for key in kept)
     for key, array in first.items():
         np.testing.assert_array_equal(array, kept[key])
+
+
+def test_buffers_are_held_up_to_a_limit() -> None:
+    held = Buffers(most_bytes=100)
+    first, second = held.take((5,), "float64"), held.take((5,), "float64")
+    held.give(first)
+    assert held.take((5,), "float32") is not first
+    assert held.take((5,), "float64") is first
+    held.give(first)
+    held.give(second)
+    held.give(np.empty(5))  # no room for the oldest
+    assert held.take((5,), "float64") is not first
+    assert held.take((5,), "float64") is second
 
 
 def test_backward_pass_can_be_repeated_with_other_seeds() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import pairwise
 from math import prod
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,6 @@ class Program:
     compiled: Any
     scheduling: Any
     _backward: dict[bytes, Backward] = field(default_factory=dict)
-    _free: list[tuple[Array, Array]] = field(default_factory=list)
 
     def backward_from(self, slots: Ids) -> Backward:
         """The backward pass from seeds at these slots; the last one is kept."""
@@ -85,19 +85,6 @@ class Program:
             found = trace_back(self.tape, self.dtype, slots, self.scheduling)
             self._backward = {key: found}
         return self._backward[key]
-
-    def take(self) -> tuple[Array, Array]:
-        """Buffers for values and gradients, with whatever is in them."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            shape = _buffer_shape(self.plan, self.dtype)
-            return np.empty(shape, self.dtype), np.empty(shape, self.dtype)
-
-    def give(self, buffers: tuple[Array, Array]) -> None:
-        """Returns buffers that nobody reads any more; a batch's are too large to be held."""
-        if not self._free and not self.plan.batch_size:
-            self._free.append(buffers)
 
     def slots_of(self, ids: Any) -> Any:
         """Where values are."""
@@ -124,17 +111,46 @@ def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
     return True, Program(plan, dtype, tape, slots, compiled, scheduling)
 
 
+class Buffers:
+    """Buffers between evaluations: a page of fresh memory costs more than computing over it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._held: list[Array] = []  # the last to come is the first to go out again
+        self._lock = Lock()
+
+    def take(self, shape: Shape, dtype: str) -> Array:
+        """One of the shape and type, with whatever is in it."""
+        with self._lock:
+            for place in range(len(self._held) - 1, -1, -1):
+                if self._held[place].shape == shape and self._held[place].dtype == dtype:
+                    return self._held.pop(place)
+        return np.empty(shape, dtype)
+
+    def give(self, buffer: Array) -> None:
+        """Takes back one that nobody reads any more."""
+        with self._lock:
+            self._held.append(buffer)
+            while sum(each.nbytes for each in self._held) > self._most:
+                del self._held[0]
+
+
+_HELD = Buffers(256 << 20)
+
+
 class TapePasses:
     """One evaluation of a program: forward once, then backward any number of times."""
 
     def __init__(self, program: Program, leaves: Sequence[Array]) -> None:
         """`leaves` are the arrays of all leaves, by position."""
         self.program = program
-        self._buffers = program.take()
+        shape = _buffer_shape(program.plan, program.dtype)
+        self._buffers = _HELD.take(shape, program.dtype), _HELD.take(shape, program.dtype)
         _fill_leaves(program.plan, leaves, self._buffers[0])
 
     def __del__(self) -> None:
-        self.program.give(self._buffers)
+        for each in self._buffers:
+            _HELD.give(each)
 
     @property
     def values(self) -> Slots:
