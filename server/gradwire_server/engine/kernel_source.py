@@ -26,7 +26,7 @@ from gradwire_server.engine.opcodes import (
 
 #: Nodes of a run that are computed together on vector registers.
 STAGE = 256
-#: Elements of a block: a few rows of them stay in the first cache.
+#: Most elements of a block: a few rows of them stay in the first cache.
 BLOCK = 512
 
 _HEADER = '''\
@@ -39,7 +39,7 @@ from gradwire_server.engine.elementary import INLINED, OPTIONS, elementary
 
 U = np.uint64
 U0, U1, U2, U3, U4 = U(0), U(1), U(2), U(3), U(4)
-STAGE, BLOCK = U({stage}), U({block})
+STAGE = U({stage})
 names = elementary("{dtype}")
 globals().update(vars(names))
 
@@ -58,7 +58,7 @@ def kernel_source(dtype: str) -> str:
     float_type = {"float64": "f8", "float32": "f4"}[dtype]
     tape = _TAPE.format(f=float_type)
     parts = [
-        _HEADER.format(dtype=dtype, stage=STAGE, block=BLOCK),
+        _HEADER.format(dtype=dtype, stage=STAGE),
         *(_functions(number, opcode) for number, opcode in opcodes),
         _switch_forward(opcodes, tape, float_type),
         _switch_backward(opcodes, tape, float_type),
@@ -268,17 +268,17 @@ def _block_forward(opcodes: _Numbered, tape: str) -> str:
         )
 
     return f'''\
-@kernel("void({tape}, i8[::1], i8[::1], i8, i8, i8, i8, i8, i8)")
+@kernel("void({tape}, i8[::1], i8[::1], i8, i8, i8, i8, i8, i8, i8)")
 def block_forward(
-    ops, rows, inputs, constants, addresses, steps, slot, node, end, first_input, start, stop
+    ops, rows, inputs, constants, addresses, steps, slot, node, end, first_input, block, start, stop
 ):
-    """Nodes from `node` to `end` over elements `start` to `stop`, a block at a time.
+    """Nodes from `node` to `end` over elements `start` to `stop`, `block` at a time.
 
     Element t of a slot is at its address + t * its step, in bytes; a step of 0 means one block
     that serves all.
     """
-    for begin in range(U(start), U(stop), BLOCK):
-        n = min(BLOCK, U(stop) - begin)
+    for begin in range(U(start), U(stop), U(block)):
+        n = min(U(block), U(stop) - begin)
         shift = np.int64(begin)
         cursor = U(first_input)
         for k in range(U(node), U(end)):
@@ -306,18 +306,18 @@ def _block_backward(opcodes: _Numbered, tape: str) -> str:
 
     columns = "i8[::1], i8[::1]"  # addresses and steps
     return f'''\
-@kernel("void({tape}, u1[::1], u1[::1], {columns}, {columns}, i8, i8, i8, i8, i8, i8)")
+@kernel("void({tape}, u1[::1], u1[::1], {columns}, {columns}, i8, i8, i8, i8, i8, i8, i8)")
 def block_backward(
     ops, rows, inputs, constants, input_counts, fresh,
-    addresses, steps, grad_addresses, grad_steps, slot, node, end, past_input, start, stop,
+    addresses, steps, grad_addresses, grad_steps, slot, node, end, past_input, block, start, stop,
 ):
-    """Nodes before `node` down to `end` over elements `start` to `stop`, a block at a time.
+    """Nodes before `node` down to `end` over elements `start` to `stop`, `block` at a time.
 
     The first use of a slot that is met, marked fresh, begins its gradient at zero. `input_counts`
     are by opcode.
     """
-    for begin in range(U(start), U(stop), BLOCK):
-        n = min(BLOCK, U(stop) - begin)
+    for begin in range(U(start), U(stop), U(block)):
+        n = min(U(block), U(stop) - begin)
         shift = np.int64(begin)
         cursor = U(past_input)
         k = U(node)

@@ -13,14 +13,13 @@ import atexit
 import fcntl
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
-from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
@@ -33,6 +32,7 @@ MODULES = ("scheduling", "float64", "float32")
 _PREFIX = "gradwire_kernels_"
 _HERE = Path(__file__).parent
 _log = logging.getLogger("gradwire")
+_COMMAND = [sys.executable, "-m", "gradwire_server.engine.kernels"]
 #: Modules that are whole.
 _loaded: dict[str, ModuleType] = {}
 
@@ -62,10 +62,10 @@ def compile_all() -> Path:
     with (folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several servers may start at once
         missing = [name for name in MODULES if not _is_compiled(name)]
-        if missing:
-            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-                for _ in pool.map(_compile, missing):
-                    pass
+        beside = [subprocess.Popen([*_COMMAND, name]) for name in missing]
+        statuses = [process.wait() for process in beside]
+        if any(statuses):
+            raise RuntimeError(f"kernels were not compiled: {', '.join(missing)}")
     return folder()
 
 
@@ -95,9 +95,9 @@ def _warm_up() -> None:
     try:
         if load_all():
             return
-        command = [sys.executable, "-m", __name__]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as beside:
-            end = atexit.register(beside.terminate)  # what it has finished, is kept
+        with subprocess.Popen(_COMMAND, stdin=subprocess.DEVNULL, start_new_session=True) as beside:
+            # with the processes that it has started; what they have finished, is kept
+            end = atexit.register(os.killpg, beside.pid, signal.SIGTERM)
             status = beside.wait()
             atexit.unregister(end)
         if status == 0:
@@ -162,5 +162,8 @@ def _import(name: str) -> ModuleType:
 
 
 if __name__ == "__main__":
-    os.nice(10)
-    compile_all()
+    if sys.argv[1:]:
+        _compile(sys.argv[1])
+    else:
+        os.nice(10)
+        compile_all()

@@ -18,7 +18,13 @@ import numpy as np
 from gradwire_server.engine import kernels
 from gradwire_server.engine.kernel_source import BLOCK
 from gradwire_server.engine.opcodes import instruction_set
-from gradwire_server.engine.tape import Tape, opcode_columns, over_elements, row_columns, trace_back
+from gradwire_server.engine.tape import (
+    Tape,
+    opcode_columns,
+    over_elements,
+    row_columns,
+    trace_back,
+)
 from gradwire_server.gates.base import Array
 from gradwire_server.plan import Plan
 from gradwire_server.specs import BOOLS, FLOATS, Shape
@@ -47,9 +53,9 @@ class Region:
         block = partial(
             self.compiled.block_forward,
             *(*self.tape.columns, *_places([*given, *outs], self._steps)),
-            *(self.tape.slot, 0, len(self.nodes), 0),
+            *(self.tape.slot, 0, len(self.nodes), 0, BLOCK),
         )
-        over_elements(block, prod(self.shape), len(self.nodes))
+        over_elements(block, prod(self.shape), len(self.nodes), BLOCK)
         return outs
 
     def backward(
@@ -95,10 +101,10 @@ class Region:
             self.compiled.block_backward(
                 *(trace.ops, *self.tape.columns[1:], opcode_columns(dtype.name)[0], fresh),
                 *(addresses, steps, grad_addresses, steps),
-                *(slot, len(self.nodes), 0, len(self.tape.inputs), start, stop),
+                *(slot, len(self.nodes), 0, len(self.tape.inputs), BLOCK, start, stop),
             )
 
-        over_elements(block, prod(self.shape), len(self.nodes))
+        over_elements(block, prod(self.shape), len(self.nodes), BLOCK)
         for n, (i, whole) in enumerate(zip(self.inputs, wholes, strict=True)):
             if whole is not None:
                 yield i, whole

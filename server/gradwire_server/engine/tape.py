@@ -34,6 +34,9 @@ from gradwire_server.specs import FLOATS, ITEM_SIZES, Shape
 CHUNK = 200_000
 #: Nodes a run must have on average for runs to be faster than a switch.
 _RUN_LENGTH = 6
+#: What a block may take of a processor's second cache, and how few elements are worth a call.
+_CACHE_BYTES = 1 << 19
+_LEAST_BLOCK = 64
 #: Elements of all nodes together from which a second thread is worth waking.
 _THREADED = 200_000
 
@@ -181,17 +184,18 @@ class TapePasses:
         values, grads = self._buffers
         batch = self.program.plan.batch_size
         if batch:
-            grads[np.flatnonzero(trace.reached == 0)] = 0
-            grads[slots] = 0
+            grads[:, np.flatnonzero(trace.reached == 0)] = 0
+            grads[:, slots] = 0
         else:
             grads.fill(0)
         for i, slot in zip(seeds, slots, strict=True):
             if not batch:
                 grads[slot] = seeds[i]
             elif self.program.plan.is_batched(i):
-                grads[slot, :batch] = seeds[i]
+                for block, rows in _in_blocks(grads, batch):
+                    block[slot] = seeds[i][rows]
             else:
-                grads[slot, 0] = seeds[i]
+                grads[0, slot, 0] = seeds[i]
         if batch:
             yield from _blocks_backward(self.program, trace, values, grads)
         elif self.program.tape.starts is None or trace.has_dead:
@@ -226,11 +230,12 @@ class Slots:
         batch = self._program.plan.batch_size
         if not batch:
             return self._buffer[slots].copy()
-        if batched:
-            return self._buffer[slots, :batch].copy()
-        if self._summed:
-            return self._buffer[slots, :batch].sum(axis=1)
-        return self._buffer[slots, 0].copy()
+        if not batched and not self._summed:
+            return self._buffer[0, slots, 0].copy()
+        found = np.empty((len(ids), batch), self._buffer.dtype)
+        for block, rows in _in_blocks(self._buffer, batch):
+            found[:, rows] = block[slots]
+        return found if batched else found.sum(axis=1)
 
 
 def _scalar_dtype(plan: Plan) -> str | None:
@@ -326,9 +331,11 @@ def _fill_leaves(plan: Plan, leaves: Sequence[Array], values: Array) -> None:
         if not plan.batch_size:
             values[first:end] = given.reshape(-1)
         elif end > first and plan.is_batched(first):
-            values[first:end, : plan.batch_size] = given.reshape(plan.batch_size, -1).T
+            columns = given.reshape(plan.batch_size, -1).T
+            for block, rows in _in_blocks(values, plan.batch_size):
+                block[first:end] = columns[:, rows]
         else:
-            values[first:end, : plan.batch_size] = given.reshape(-1, 1)
+            values[:, first:end] = given.reshape(-1, 1)
 
 
 def _switch_forward(program: Program, values: Array) -> Iterator[int]:
@@ -384,35 +391,35 @@ def _groups(starts: Ids) -> list[tuple[int, int]]:
 
 
 def _blocks_forward(program: Program, values: Array) -> Iterator[int]:
-    plan, tape = program.plan, program.tape
+    plan, tape, size = program.plan, program.tape, values.shape[2]
     addresses, steps = _addresses(values)
     for node, end in _node_chunks(plan):
         first_input = int(plan.graph.input_starts[node])
-
         block = partial(
             program.compiled.block_forward,
             *(*tape.columns, addresses, steps, tape.slot, node, end, first_input),
+            size,
         )
-        over_elements(block, plan.batch_size, end - node)
+        over_elements(block, plan.batch_size, end - node, size)
         yield tape.slot + end
 
 
 def _blocks_backward(
     program: Program, trace: Backward, values: Array, grads: Array
 ) -> Iterator[int]:
-    plan, tape = program.plan, program.tape
+    plan, tape, size = program.plan, program.tape, values.shape[2]
     addresses, steps = _addresses(values)
     grad_addresses, _ = _addresses(grads)
     for end, node in reversed(_node_chunks(plan)):
         past_input = int(plan.graph.input_starts[node])
-
         block = partial(
             program.compiled.block_backward,
             *(trace.ops, *tape.columns[1:], opcode_columns(program.dtype)[0], trace.fresh),
             *(addresses, steps, grad_addresses),
             *(steps, tape.slot, node, end, past_input),
+            size,
         )
-        over_elements(block, plan.batch_size, node - end)
+        over_elements(block, plan.batch_size, node - end, size)
         yield tape.slot + end if end else 1
 
 
@@ -423,38 +430,59 @@ def _node_chunks(plan: Plan) -> list[tuple[int, int]]:
 
 
 def _addresses(buffer: Array) -> tuple[Array, Array]:
-    """Where each row of a buffer is, and the bytes from one element to the next."""
-    rows, width = buffer.shape
-    addresses = buffer.ctypes.data + np.arange(rows, dtype=np.int64) * width * buffer.itemsize
-    return addresses, np.full(rows, buffer.itemsize, np.int64)
+    """Where each slot of the first block is, and the bytes from there on for each row.
+
+    A block begins at a multiple of its size, so that many rows lead to where the block is.
+    """
+    _, slots, size = buffer.shape
+    addresses = buffer.ctypes.data + np.arange(slots, dtype=np.int64) * (size * buffer.itemsize)
+    return addresses, np.full(slots, slots * buffer.itemsize, np.int64)
 
 
 def _buffer_shape(plan: Plan, dtype: str) -> Shape:
+    """Slots; of a batch [blocks, slots, rows of a block], so that a block lies in one piece."""
     slots = plan.graph.value_count + 1
-    return (slots, _stride(plan.batch_size, dtype)) if plan.batch_size else (slots,)
+    if not plan.batch_size:
+        return (slots,)
+    size = min(
+        block_elements(2 * slots, dtype), _round_up(plan.batch_size, 64 // ITEM_SIZES[dtype])
+    )
+    return (-(-plan.batch_size // size), slots, size)
 
 
-def _stride(batch_size: int, dtype: str) -> int:
-    """Elements from one slot's row to the next: an odd number of cache lines, so that rows spread
-    over all sets of a cache."""
-    line = 64 // np.dtype(dtype).itemsize
-    lines = -(-batch_size // line)
-    return (lines | 1) * line
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
 
 
-def over_elements(work: Callable[[int, int], object], elements: int, nodes: int) -> None:
-    """Runs work(start, stop) over the elements of so many nodes.
+def _in_blocks(buffer: Array, rows: int) -> Iterator[tuple[Array, slice]]:
+    """Each block of a batch's buffer, without what fills up the last, and its rows."""
+    size = buffer.shape[2]
+    for number, block in enumerate(buffer):
+        stop = min((number + 1) * size, rows)
+        yield block[:, : stop - number * size], slice(number * size, stop)
 
-    Splits the elements between the processors, where there is enough to do."""
-    threads = min(_processors(), -(-elements // BLOCK), 1 + elements * nodes // _THREADED)
+
+def over_elements(work: Callable[[int, int], object], elements: int, nodes: int, size: int) -> None:
+    """Runs work(start, stop) over the elements of so many nodes, in blocks of a size.
+
+    Splits the blocks between the processors, where there is enough to do.
+    """
+    blocks = -(-elements // size)
+    threads = min(_processors(), blocks, 1 + elements * nodes // _THREADED)
     if threads < 2:
         work(0, elements)
         return
-    edges = np.linspace(0, elements, threads + 1).astype(int).tolist()
+    edges = [min(blocks * part // threads * size, elements) for part in range(threads + 1)]
     rest = [_pool().submit(work, *part) for part in pairwise(edges[1:])]
     work(0, edges[1])
     for each in rest:
         each.result()
+
+
+def block_elements(slots: int, dtype: str) -> int:
+    """Elements of a block, few enough for so many slots of them to stay in the second cache."""
+    fit = _CACHE_BYTES // (slots * ITEM_SIZES[dtype])
+    return max(_LEAST_BLOCK, min(fit // _LEAST_BLOCK * _LEAST_BLOCK, BLOCK))
 
 
 @cache
