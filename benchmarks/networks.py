@@ -1,25 +1,14 @@
 """Networks of tensors, forward and backward: the array engine beside PyTorch eager and JAX jit.
 
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=2 \\
-        python benchmarks/networks.py --json networks.json
-
 One definition of each network serves all three. Every value and every gradient is kept: PyTorch
 retains the gradient of each intermediate value; JAX returns them all, gradients by way of a zero
-added to each. The three take turns; a ratio is of times of one turn. On a busy machine compare them
-on one thread by the time of the CPU, which leaves out what other processes take:
-
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_NUM_THREADS=1 \\
-        taskset -c 0 python benchmarks/networks.py --threads 1 --clock cpu
+added to each.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from itertools import pairwise
-from statistics import median
-from time import perf_counter, process_time
 from typing import Any
 
 import jax
@@ -28,6 +17,9 @@ import numpy as np
 import torch
 
 import gradwire as gw
+from benchmarks.harness import OURS, Case, Goal, Report, race, versions
+from benchmarks.libraries import THREADS
+from benchmarks.ours import warm_up
 from gradwire_server.codec import decode_graph
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
@@ -65,6 +57,14 @@ class Ours:
     def cross_entropy(scores: Any, labels: Any) -> Any:
         return gw.softmax_cross_entropy_loss(scores, labels)[0]
 
+    @staticmethod
+    def convolve(x: Any, w: Any) -> Any:
+        return gw.conv(x, w, kernel_shape=(3, 3), pads=(1, 1, 1, 1))
+
+    @staticmethod
+    def pool(x: Any) -> Any:
+        return gw.max_pool(x, kernel_shape=(2, 2), strides=(2, 2))
+
 
 class Torch:
     """PyTorch's functions."""
@@ -87,6 +87,14 @@ class Torch:
     @staticmethod
     def reshape(x: Any, shape: list[int]) -> Any:
         return torch.reshape(x, shape)
+
+    @staticmethod
+    def convolve(x: Any, w: Any) -> Any:
+        return torch.nn.functional.conv2d(x, w, padding=1)
+
+    @staticmethod
+    def pool(x: Any) -> Any:
+        return torch.nn.functional.max_pool2d(x, 2)
 
 
 class Jax:
@@ -112,6 +120,15 @@ class Jax:
         picked = jnp.take_along_axis(jax.nn.log_softmax(scores), labels[:, None], axis=1)
         return -jnp.mean(picked)
 
+    @staticmethod
+    def convolve(x: Any, w: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME")
+
+    @staticmethod
+    def pool(x: Any) -> Any:
+        window = (1, 1, 2, 2)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+
 
 def perceptron(xp: Any, keep: Keep, leaf: Arrays) -> Any:
     """784-512-512-10 over 256 rows, with its loss."""
@@ -128,6 +145,29 @@ def perceptron_leaves(random: np.random.Generator) -> Arrays:
         found[f"w{layer}"] = random.normal(0, rows**-0.5, (rows, columns))
         found[f"b{layer}"] = np.zeros(columns)
     return found
+
+
+def convnet(xp: Any, keep: Keep, leaf: Arrays) -> Any:
+    """Two convolutions of 16 and 32 features over 32 images of 28 x 28, each pooled, and a loss."""
+    x = leaf["x"]
+    for layer in "12":
+        found = keep(keep(xp.convolve(x, leaf[f"k{layer}"])) + leaf[f"b{layer}"])
+        x = keep(xp.pool(keep(xp.relu(found))))
+    flat = keep(xp.reshape(x, [32, 32 * 7 * 7]))
+    return xp.cross_entropy(keep(keep(flat @ leaf["w"]) + leaf["b"]), leaf["labels"])
+
+
+def convnet_leaves(random: np.random.Generator) -> Arrays:
+    return {
+        "x": random.normal(0, 1, (32, 1, 28, 28)),
+        "labels": random.integers(0, 10, 32),
+        "k1": random.normal(0, 0.3, (16, 1, 3, 3)),
+        "b1": np.zeros((16, 1, 1)),
+        "k2": random.normal(0, 0.1, (32, 16, 3, 3)),
+        "b2": np.zeros((32, 1, 1)),
+        "w": random.normal(0, 0.03, (32 * 7 * 7, 10)),
+        "b": np.zeros(10),
+    }
 
 
 ROWS, LENGTH, WIDTH, HEADS = 8, 128, 256, 4
@@ -178,10 +218,11 @@ def transformer_leaves(random: np.random.Generator) -> Arrays:
 
 NETWORKS = {
     "perceptron": (perceptron, perceptron_leaves),
+    "convnet": (convnet, convnet_leaves),
     "transformer": (transformer, transformer_leaves),
 }
 
-CLOCKS = {"wall": perf_counter, "cpu": process_time}
+ROUNDS = 9
 
 #: The loss, and the gradient of every floating leaf.
 Result = tuple[float, Arrays]
@@ -257,40 +298,48 @@ def with_jax(network: Any, leaves: Arrays) -> Callable[[], Result]:
     return run
 
 
-def measure(name: str, dtype: str, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """Milliseconds of each library, and our ratios to the others."""
+def run(quick: bool) -> Report:
+    """All networks in both data types."""
+    report = Report(
+        "networks",
+        "Networks",
+        remarks=[
+            "perceptron: 784-512-512-10, 256 rows; convnet: 32 images; transformer: one block of "
+            "width 256, 4 heads, 128 places, 8 rows. Forward and backward, in-process; every value "
+            f"and gradient is kept; {THREADS} threads for all."
+        ],
+        goals=[Goal("networks: no slower than PyTorch and JAX", ("PyTorch", "JAX jit"), 1.0)],
+        versions=versions("numpy", "torch", "jax"),
+    )
+    warm_up()
+    torch.set_num_threads(THREADS)
+    for name in NETWORKS:
+        for dtype in ("float32", "float64"):
+            report.cases.append(measured(name, dtype, 2 if quick else ROUNDS))
+    return report
+
+
+def measured(name: str, dtype: str, rounds: int) -> Case:
+    """One network in one data type."""
     network, make = NETWORKS[name]
     leaves = {
-        name: each.astype(dtype) if each.dtype.kind == "f" else each
-        for name, each in make(np.random.default_rng(0)).items()
+        leaf: each.astype(dtype) if each.dtype.kind == "f" else each
+        for leaf, each in make(np.random.default_rng(0)).items()
     }
-    engines = {
-        "gradwire": ours(network, leaves),
-        "pytorch": pytorch(network, leaves),
-        "jax": with_jax(network, leaves),
+    contenders = {
+        OURS: ours(network, leaves),
+        "PyTorch": pytorch(network, leaves),
+        "JAX jit": with_jax(network, leaves),
     }
-    require_agreement(engines, {"float64": 1e-8, "float32": 1e-3}[dtype])
-    times: dict[str, list[float]] = {engine: [] for engine in engines}
-    for _ in range(rounds):
-        for engine, run in engines.items():
-            start = clock()
-            run()
-            times[engine].append((clock() - start) * 1e3)
-    ratios = {
-        peer: [a / b for a, b in zip(times["gradwire"], times[peer], strict=True)]
-        for peer in ("pytorch", "jax")
-    }
-    return {
-        "network": name,
-        "dtype": dtype,
-        "milliseconds": {engine: spread(each) for engine, each in times.items()},
-        "ratios": {peer: spread(each) for peer, each in ratios.items()},
-    }
+    require_agreement(contenders, {"float64": 1e-8, "float32": 1e-3}[dtype])
+    case = Case(f"{name}, {dtype}", dtype, len(leaves), unit="ms")
+    race(case, contenders, rounds)
+    return case
 
 
 def require_agreement(engines: dict[str, Callable[[], Result]], tolerance: float) -> None:
     """Warms up, and raises where losses or gradients differ."""
-    loss, gradients = engines["gradwire"]()
+    loss, gradients = engines[OURS]()
     for engine, run in engines.items():
         for _ in range(2):
             found, others = run()
@@ -300,35 +349,3 @@ def require_agreement(engines: dict[str, Callable[[], Result]], tolerance: float
             np.testing.assert_allclose(
                 gradients[name], other, rtol=0, atol=tolerance * scale, err_msg=f"{engine} {name}"
             )
-
-
-def spread(figures: list[float]) -> list[float]:
-    """Least, median and largest."""
-    return [min(figures), median(figures), max(figures)]
-
-
-def main() -> None:
-    """Measures both networks in both data types; prints a table."""
-    parser = argparse.ArgumentParser(description="Networks, forward and backward")
-    parser.add_argument("--json", help="file for the figures: least, median and largest")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"NumPy {np.__version__}, PyTorch {torch.__version__}, JAX {jax.__version__}")
-    found = []
-    for name in NETWORKS:
-        for dtype in ("float32", "float64"):
-            found.append(measure(name, dtype, arguments.rounds, CLOCKS[arguments.clock]))
-            times, ratios = found[-1]["milliseconds"], found[-1]["ratios"]
-            line = "  ".join(f"{engine} {each[1]:.1f} ms" for engine, each in times.items())
-            line += "".join(f"  /{peer} {each[1]:.2f}" for peer, each in ratios.items())
-            print(f"{name} {dtype}  {line}")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()
