@@ -286,8 +286,7 @@ def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
     runs = scheduling.count_runs(tape.rows, levels, tape.slot, row_count, ends)
     if runs * _RUN_LENGTH > nodes:
         return tape, None
-    starts = np.append(np.unique(np.concatenate([[0], ends[:-1]])), nodes)
-    starts = np.unique(starts)
+    starts = np.unique(np.append(ends, 0))
     slots = np.arange(graph.value_count + 1, dtype=np.uint32)
     rows = np.empty_like(tape.rows)
     scheduling.place_nodes(tape.rows, levels, tape.slot, row_count, ends, slots, rows)
