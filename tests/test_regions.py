@@ -34,8 +34,8 @@ def elementwise_graph(seed: int, dtype: str, side: int | str = SIDE) -> Graph:
         Leaf("input", "y", dtype, (side, side)),
         Leaf("input", "scale", dtype, ()),
         Leaf("input", "unused", dtype, (side, side)),
-        Leaf("constant", "half", dtype, (1,), value=Tensor(
-            dtype, (1,), np.array([0.5], dtype).tobytes())),
+        Leaf("constant", "half", dtype, (1, 1), value=Tensor(
+            dtype, (1, 1), np.array([0.5], dtype).tobytes())),
     ]  # fmt: skip
     nodes: list[tuple[int, tuple[int, ...]]] = [(1, (1, 3))]
     last = 6

@@ -88,12 +88,12 @@ class Region:
         fresh = trace.fresh & ~single[self.tape.inputs]
         outs = [values[i] for i in self.outs]
         addresses, steps = _places([*given, *outs], self._steps)
-        gathered: list[Array] = []
+        gathered: dict[int, Array] = {}
 
         def block(start: int, stop: int) -> None:
             """A processor's share of the elements, with its own gradients of single numbers."""
             sums = np.zeros((slot, BLOCK), dtype)
-            gathered.append(sums)
+            gathered[start] = sums
             places = [sums[n] if whole is None else whole for n, whole in enumerate(wholes)] + [
                 grads[i] if grads[i] is not None else sums[0] for i in self.outs
             ]
@@ -109,7 +109,8 @@ class Region:
             if whole is not None:
                 yield i, whole
             elif trace.reached[n]:
-                total = sum(sums[n].sum() for sums in gathered)
+                # in the elements' order, whichever processor came first
+                total = sum(gathered[start][n].sum() for start in sorted(gathered))
                 yield i, np.asarray(total, dtype).reshape(values[i].shape)
 
     @property
