@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from gate_cases import Case, all_cases
 
 import gradwire as gw
 from gradwire import tensors
-from gradwire.v1 import service_pb2, tensor_pb2
+from gradwire.v1 import service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.gates import GATES
 from gradwire_server.specs import Tensor
 
@@ -224,14 +227,31 @@ def test_closed_connection_and_session_say_so() -> None:
         connection.evaluate(product(), {"a": A, "b": B})
 
 
-def test_passed_timeout_says_so(server: gw.Connection) -> None:
-    graph = gw.Graph()
-    x = graph.input("x", value=0.5)
-    for _ in range(9_000):  # more than can be sent and computed in a millisecond
-        x = gw.sin(x)
-    graph.output("f", x)
-    with pytest.raises(gw.DeadlineError, match="give a longer one"):
-        server.evaluate(graph, timeout=1e-3)
+class NeverAnswers(service_pb2_grpc.GradientServiceServicer):
+    """Holds an `Evaluate` until its client has gone."""
+
+    def Evaluate(  # noqa: N802 (the generated method)
+        self, request: service_pb2.EvaluateRequest, context: grpc.ServicerContext
+    ) -> service_pb2.EvaluateResponse:
+        gone = threading.Event()
+        if context.add_callback(gone.set):
+            gone.wait()
+        return service_pb2.EvaluateResponse()
+
+
+def test_passed_timeout_says_so() -> None:
+    silent = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GradientServiceServicer_to_server(NeverAnswers(), silent)
+    port = silent.add_insecure_port("127.0.0.1:0")
+    silent.start()
+    try:
+        with (
+            gw.connect(f"127.0.0.1:{port}") as connection,
+            pytest.raises(gw.DeadlineError, match="give a longer one"),
+        ):
+            connection.evaluate(product(), {"a": A, "b": B}, timeout=0.2)
+    finally:
+        silent.stop(None).wait()
 
 
 def test_file_that_cannot_be_written_is_a_file_error(tmp_path: Path) -> None:
