@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +90,16 @@ class Point:
     batch_size: int
 
 
+class LeafPlace(NamedTuple):
+    """One leaf: its ids, and the shape of the whole of it, with its rows where it is batched."""
+
+    name: str
+    dtype: str
+    ids: Ids
+    elements: bool
+    shape: Shape
+
+
 @dataclass(frozen=True)
 class Choice:
     """What is returned, by id."""
@@ -99,6 +110,12 @@ class Choice:
     values_as_summary: bool
     gradients_as_summary: bool
     lifetimes: Lifetimes
+
+    @cached_property
+    def leaf_places(self) -> list[LeafPlace]:
+        """Where the gradients of the leaves are, and the shapes that they are returned in."""
+        plan = self.lifetimes.plan
+        return [_place(plan, position) for position in self.leaves]
 
     @cached_property
     def value_edges(self) -> list[int]:
@@ -440,6 +457,16 @@ def _kept_gradients(
     for position in leaves:
         kept[graph.leaf_first_ids[position] : graph.leaf_first_ids[position + 1]] = True
     return kept
+
+
+def _place(plan: Plan, position: int) -> LeafPlace:
+    leaf, first = plan.graph.leaves[position], plan.graph.leaf_first_ids[position]
+    ids = np.arange(first, first + leaf.id_count)
+    if not leaf.elements:
+        return LeafPlace(leaf.name, leaf.dtype, ids, False, plan.shape(first))
+    rows = plan.shape(first) if len(ids) else ()
+    sizes = tuple(axis for axis in leaf.axes if isinstance(axis, int))
+    return LeafPlace(leaf.name, leaf.dtype, ids, True, (*rows, *sizes))
 
 
 def _edges(plan: Plan, ids: Ids) -> list[int]:

@@ -126,20 +126,15 @@ class Run:
 
     def leaf_gradients(self, choice: Choice | None = None) -> Iterator[tuple[str, Array]]:
         """The gradients of the chosen leaves by name."""
-        plan, gradients = self.job.plan, self._passes.gradients
-        for position in (choice or self.job.choice).leaves:
-            leaf = plan.graph.leaves[position]
-            first = plan.graph.leaf_first_ids[position]
+        gradients = self._passes.gradients
+        for leaf in (choice or self.job.choice).leaf_places:
             if not leaf.elements:
-                yield leaf.name, gradients.one(first)
-                continue
-            rows = plan.shape(first) if leaf.id_count else ()
-            whole = (*rows, *(axis for axis in leaf.axes if isinstance(axis, int)))
-            if leaf.id_count:
-                stacked = gradients.stacked(np.arange(first, first + leaf.id_count))
-                yield leaf.name, stacked.T.reshape(whole)  # of numbers, or rows of numbers
+                yield leaf.name, gradients.one(int(leaf.ids[0]))
+            elif len(leaf.ids):
+                stacked = gradients.stacked(leaf.ids)
+                yield leaf.name, stacked.T.reshape(leaf.shape)  # of numbers, or rows of numbers
             else:
-                yield leaf.name, np.zeros(whole, leaf.dtype)
+                yield leaf.name, np.zeros(leaf.shape, leaf.dtype)
 
     def complete(self, stopped: Callable[[], bool]) -> Found:
         """Everything at once (Stopped, within a block, where nobody waits any more)."""

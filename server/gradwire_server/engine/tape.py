@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
 from threading import Lock
@@ -53,16 +53,25 @@ class Tape:
     starts: Ids | None = None  # first node of each run, and one more: their end; None for a switch
     cursors: Ids | None = None  # where each run's inputs begin
 
-    @property
+    @cached_property
     def columns(self) -> tuple[Array, ...]:
         """As the kernels take them."""
         return self.ops, self.rows, self.inputs, self.constants
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int]]:
+        """Runs in groups of about CHUNK nodes: the first run of each, and its end."""
+        assert self.starts is not None
+        edges = np.searchsorted(self.starts, np.arange(0, int(self.starts[-1]), CHUNK))
+        bounds = [*np.unique(edges).tolist(), len(self.starts) - 1]
+        return [pair for pair in pairwise(bounds) if pair[0] < pair[1]]
 
 
 @dataclass(frozen=True)
 class Backward:
     """What the backward pass from a set of slots does."""
 
+    seeded: Ids  # slots
     ops: npt.NDArray[np.uint8]
     fresh: npt.NDArray[np.uint8]
     reached: npt.NDArray[np.uint8]  # by slot: whether a gradient reaches it
@@ -79,15 +88,16 @@ class Program:
     slots: npt.NDArray[np.uint32] | None  # by value id; None where a slot is the id
     compiled: Any
     scheduling: Any
-    _backward: dict[bytes, Backward] = field(default_factory=dict)
+    _backward: dict[tuple[int, ...], Backward] = field(default_factory=dict)
 
-    def backward_from(self, slots: Ids) -> Backward:
-        """The backward pass from seeds at these slots; the last one is kept."""
-        key = slots.tobytes()
-        if key not in self._backward:
+    def backward_from(self, ids: tuple[int, ...]) -> Backward:
+        """The backward pass from seeds at these value ids; the last one is kept."""
+        found = self._backward.get(ids)
+        if found is None:
+            slots = np.asarray(self.slots_of(np.array(ids, np.int64)), np.int64)
             found = trace_back(self.tape, self.dtype, slots, self.scheduling)
-            self._backward = {key: found}
-        return self._backward[key]
+            self._backward = {ids: found}
+        return found
 
     def slots_of(self, ids: Any) -> Any:
         """Where values are."""
@@ -115,30 +125,43 @@ def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
 
 
 class Buffers:
-    """Buffers between evaluations: a page of fresh memory costs more than computing over it."""
+    """Buffers between evaluations: a page of fresh memory costs more than computing over it.
 
-    def __init__(self, most_bytes: int) -> None:
+    Those that are too small for pages to count are left to malloc.
+    """
+
+    def __init__(self, most_bytes: int, least_bytes: int = 0) -> None:
         self._most = most_bytes
-        self._held: list[Array] = []  # the last to come is the first to go out again
+        self._least = least_bytes
+        self._bytes = 0
+        self._held: dict[tuple[Shape, Any], list[Array]] = {}  # the kind that came last is last
         self._lock = Lock()
 
     def take(self, shape: Shape, dtype: str) -> Array:
         """One of the shape and type, with whatever is in it."""
         with self._lock:
-            for place in range(len(self._held) - 1, -1, -1):
-                if self._held[place].shape == shape and self._held[place].dtype == dtype:
-                    return self._held.pop(place)
+            held = self._held.get((shape, np.dtype(dtype)))
+            if held:
+                self._bytes -= held[-1].nbytes
+                return held.pop()
         return np.empty(shape, dtype)
 
     def give(self, buffer: Array) -> None:
         """Takes back one that nobody reads any more."""
+        if buffer.nbytes < self._least:
+            return
+        kind = buffer.shape, buffer.dtype
         with self._lock:
-            self._held.append(buffer)
-            while sum(each.nbytes for each in self._held) > self._most:
-                del self._held[0]
+            self._held[kind] = [*self._held.pop(kind, []), buffer]
+            self._bytes += buffer.nbytes
+            while self._bytes > self._most:
+                oldest = next(iter(self._held))
+                self._bytes -= self._held[oldest].pop(0).nbytes
+                if not self._held[oldest]:
+                    del self._held[oldest]
 
 
-_HELD = Buffers(256 << 20)
+_HELD = Buffers(most_bytes=256 << 20, least_bytes=1 << 16)
 
 
 class TapePasses:
@@ -179,16 +202,15 @@ class TapePasses:
 
         The buffers hold everything, so lifetimes change nothing.
         """
-        slots = np.array([self.program.slots_of(i) for i in seeds], np.int64)
-        trace = self.program.backward_from(slots)
+        trace = self.program.backward_from(tuple(seeds))
         values, grads = self._buffers
         batch = self.program.plan.batch_size
         if batch:
             grads[:, np.flatnonzero(trace.reached == 0)] = 0
-            grads[:, slots] = 0
+            grads[:, trace.seeded] = 0
         else:
             grads.fill(0)
-        for i, slot in zip(seeds, slots, strict=True):
+        for i, slot in zip(seeds, trace.seeded, strict=True):
             if not batch:
                 grads[slot] = seeds[i]
             elif self.program.plan.is_batched(i):
@@ -215,7 +237,10 @@ class Slots:
 
     def one(self, value_id: int) -> Array:
         """A number, or one for each row of a batch."""
-        return self.stacked(np.array([value_id]))[0, ...]
+        plan = self._program.plan
+        if plan.batch_size:
+            return self.stacked(np.array([value_id]))[0, ...]
+        return np.array(self._buffer[self._program.slots_of(value_id)], plan.spec(value_id).dtype)
 
     def stacked(self, ids: Ids) -> Array:
         """[ids, rows of a batch]: the numbers of ids that are of one kind."""
@@ -224,9 +249,12 @@ class Slots:
         return found.astype(plan.spec(int(ids[0])).dtype, copy=False)
 
     def _read(self, ids: Ids, batched: bool) -> Array:
-        slots = self._program.slots_of(ids)
-        if self._program.slots is None and int(ids[-1]) - int(ids[0]) + 1 == len(ids):
-            slots = slice(int(ids[0]), int(ids[-1]) + 1)
+        first, last = int(ids[0]), int(ids[-1])
+        stay = self._program.slots is None or last < self._program.tape.slot  # as leaves do
+        if stay and last - first + 1 == len(ids):
+            slots: Any = slice(first, last + 1)
+        else:
+            slots = self._program.slots_of(ids)
         batch = self._program.plan.batch_size
         if not batch:
             return self._buffer[slots].copy()
@@ -311,7 +339,7 @@ def trace_back(tape: Tape, dtype: str, seeded: Any, scheduling: Any) -> Backward
     dead = scheduling.trace_back(
         tape.ops, counts, pulls, tape.inputs, tape.slot, reached, ops, fresh
     )
-    return Backward(ops, fresh, reached, bool(dead))
+    return Backward(np.asarray(seeded, np.int64), ops, fresh, reached, bool(dead))
 
 
 @cache
@@ -362,8 +390,8 @@ def _switch_backward(
 
 def _runs_forward(program: Program, values: Array) -> Iterator[int]:
     tape = program.tape
-    assert tape.starts is not None
-    for run, stop in _groups(tape.starts):
+    assert tape.starts is not None  # there are runs
+    for run, stop in tape.groups:
         program.compiled.runs_forward(
             *tape.columns, values, tape.slot, tape.starts, tape.cursors, run, stop
         )
@@ -375,18 +403,11 @@ def _runs_backward(program: Program, values: Array, grads: Array) -> Iterator[in
     tape = program.tape
     assert tape.starts is not None
     past = program.plan.graph.value_count + 1
-    for start, run in reversed(_groups(tape.starts)):
+    for start, run in reversed(tape.groups):
         program.compiled.runs_backward(
             *tape.columns, values, grads, tape.slot, tape.starts, tape.cursors, run, start
         )
         yield past if start else 1
-
-
-def _groups(starts: Ids) -> list[tuple[int, int]]:
-    """Runs in groups of about CHUNK nodes."""
-    edges = np.searchsorted(starts, np.arange(0, int(starts[-1]), CHUNK))
-    bounds = [*np.unique(edges).tolist(), len(starts) - 1]
-    return [pair for pair in pairwise(bounds) if pair[0] < pair[1]]
 
 
 def _blocks_forward(program: Program, values: Array) -> Iterator[int]:
