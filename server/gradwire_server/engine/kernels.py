@@ -27,7 +27,9 @@ from types import ModuleType
 from gradwire_server.engine.kernel_source import kernel_source
 
 #: The modules, in the order of need. The engine runs when the first two are there.
-MODULES = ("scheduling", "float64", "float32")
+MODULES = ("scheduling", "float64", "float32", "window_loops")
+#: Those that are files of this package; the others are generated.
+_FILES = ("scheduling", "window_loops")
 
 _PREFIX = "gradwire_kernels_"
 _HERE = Path(__file__).parent
@@ -136,7 +138,7 @@ def _root() -> Path:
 
 @cache
 def _source(name: str) -> str:
-    return (_HERE / f"{name}.py").read_text() if name == "scheduling" else kernel_source(name)
+    return (_HERE / f"{name}.py").read_text() if name in _FILES else kernel_source(name)
 
 
 def _is_compiled(name: str) -> bool:

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradwire_server import arrays
-from gradwire_server.engine import array
+from gradwire_server.engine import array, windows
 from gradwire_server.engine.evaluation import Choice, Job
 from gradwire_server.engine.tape import TapePasses
 from gradwire_server.errors import Stopped
@@ -169,7 +168,7 @@ class ArrayPasses:
         lifetimes = self._job.choice.lifetimes
         releases = None if lifetimes.is_small else lifetimes.releases
         return array.forward(
-            arrays, self._job.plan, self._values, releases, self._job.compiled.regions
+            windows.namespace(), self._job.plan, self._values, releases, self._job.compiled.regions
         )
 
     def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
@@ -181,7 +180,13 @@ class ArrayPasses:
             grads[value_id] = given
         self.gradients = _Listed(self._job.plan, grads)
         return array.backward(
-            arrays, self._job.plan, self._values, grads, needed, kept, self._job.compiled.regions
+            windows.namespace(),
+            self._job.plan,
+            self._values,
+            grads,
+            needed,
+            kept,
+            self._job.compiled.regions,
         )
 
 
