@@ -103,10 +103,11 @@ class Pool:
         with self._lock:
             while self._returned:
                 self._keep(self._returned.popleft())
-            for segment in sorted(self._free, key=lambda each: each.size):
-                if segment.size >= size:
-                    self._free.remove(segment)
-                    return segment
+            fitting = [each for each in reversed(self._free) if each.size >= size]
+            if fitting:  # the smallest, and of those the one that caches may still hold
+                segment = min(fitting, key=lambda each: each.size)
+                self._free.remove(segment)
+                return segment
             if len(self._segments) >= _MOST_SEGMENTS:
                 return None
             try:
