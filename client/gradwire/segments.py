@@ -111,8 +111,10 @@ class Pool:
             if len(self._segments) >= _MOST_SEGMENTS:
                 return None
             try:
-                return self._new(1 << (size - 1).bit_length())
-            except OSError:  # of memory, of descriptors, or of what the server allows
+                return self._new(size)
+            except OSError:  # no more memory, descriptors, or bytes that the server allows
+                while self._free:  # too small, and in the way of the next one
+                    self.drop(self._free.pop())
                 return None
 
     def give_back(self, segment: Segment) -> None:
@@ -132,7 +134,7 @@ class Pool:
             self.drop(self._free.pop(0))
 
     def _new(self, size: int) -> Segment:
-        segment = Segment(self._path, max(size, _LEAST_BYTES))
+        segment = Segment(self._path, size + -size % _LEAST_BYTES)
         self._segments.add(segment)
         return segment
 

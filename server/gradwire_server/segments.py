@@ -65,9 +65,10 @@ class Segments:
 
     def close(self) -> None:
         """Takes no more segments, and removes the socket; calls that run end as they would."""
-        os.close(self._wake)
-        self._thread.join()
-        os.close(self._woken)
+        if self._thread.is_alive():
+            os.close(self._wake)
+            self._thread.join()
+            os.close(self._woken)
 
     def read(self, region: Region) -> bytes:
         """A copy of the region (SHARED_MEMORY_INVALID)."""
