@@ -15,7 +15,9 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -29,7 +31,7 @@ from gradwire import requests
 from gradwire.results import decode_result
 from gradwire.segments import Exchange, Pool, Segment
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
-from gradwire_server.entry import EmbeddedServer
+from gradwire_server.entry import EmbeddedServer, Server
 from gradwire_server.limits import Limits
 from gradwire_server.segments import MOST_SEGMENTS, Region, Segments, SharedMemoryError
 
@@ -206,6 +208,52 @@ def test_segment_is_used_again_only_when_the_last_view_is_gone(server: EmbeddedS
             sharing.evaluate(squares(), points(number), seeds=SEEDS)
         assert sharing._memory._pool is not None
         assert len(sharing._memory._pool._segments) <= 8
+
+
+def test_threads_share_a_connection_and_no_segment(server: EmbeddedServer) -> None:
+    graph, many = squares(), [points(number) for number in range(4)]
+    with (
+        gw.connect(server.address) as plain,
+        gw.connect(server.address, shared_memory=True) as sharing,
+        ThreadPoolExecutor(len(many)) as threads,
+    ):
+        expected = [plain.evaluate(graph, each, seeds=SEEDS) for each in many]
+
+        def ask(number: int) -> list[gw.Result]:
+            return [sharing.evaluate(graph, many[number], seeds=SEEDS) for _ in range(8)]
+
+        for number, found in enumerate(threads.map(ask, range(len(many)))):
+            for result in found:
+                assert_same(result, expected[number])
+
+
+def test_client_shares_memory_with_the_server_that_answers_next(tmp_path: Path) -> None:
+    meeting, address = str(tmp_path / "meeting"), f"unix:{tmp_path}/socket"
+    first = Server(LIMITS, shared_memory=meeting)
+    first.start(address)
+    with gw.connect(address, shared_memory=True) as sharing:
+        expected = sharing.evaluate(squares(), points(), seeds=SEEDS)
+        first.stop(0)
+        second = Server(LIMITS, shared_memory=meeting)
+        second.start(address)
+        wait_until_ready(sharing._channel)
+        with pytest.raises(gw.InvalidRequestError) as refused:
+            sharing.evaluate(squares(), points(), seeds=SEEDS)
+        assert refused.value.reason == "SHARED_MEMORY_INVALID"
+        found = sharing.evaluate(squares(), points(), seeds=SEEDS)
+        assert_same(found, expected)
+        assert is_shared(found.gradients["x"])
+    second.stop(0)
+
+
+def wait_until_ready(channel: grpc.Channel) -> None:
+    """Until a channel has found a new server at its address."""
+    ready = Event()
+    channel.subscribe(
+        lambda state: ready.set() if state is grpc.ChannelConnectivity.READY else None,
+        try_to_connect=True,
+    )
+    assert ready.wait(30)
 
 
 def test_results_outlive_their_connection(server: EmbeddedServer) -> None:

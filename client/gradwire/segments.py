@@ -80,6 +80,11 @@ class Pool:
                 f"the server at {target} shares no memory; start it with --shared-memory "
                 "DIRECTORY, or connect without shared_memory",
             )
+        if not hasattr(os, "memfd_create"):
+            raise UnsupportedError(
+                "SHARED_MEMORY_UNSUPPORTED",
+                "this system has no memfd, which Linux has; connect without shared_memory",
+            )
         self._path = path
         self._lock = Lock()
         self._segments: set[Segment] = set()
