@@ -59,6 +59,7 @@ _WARM_SECONDS = 4.0
 BARE, TUNED = "bare gRPC", "bare gRPC that keeps memory"
 ALONE = "Gradwire, one by one"
 MILLION = "gradient of a million float64"
+COPY, MESSAGE = "copy and small call", "Gradwire, in messages"
 
 Ask = Callable[[], Any]
 
@@ -336,6 +337,10 @@ def run(quick: bool) -> Report:
         Goal("streamed values: at least 40 million scalars a second", (), 1 / 40e6, "stream",
              unit="ns"),
     ]  # fmt: skip
+    goals.append(
+        Goal("shared memory: at most 1.5 x a copy of the bytes plus a small call, plus computing",
+             (COPY,), 1.5, "shared")
+    )  # fmt: skip
     report = Report(
         "wire",
         "What the wire costs",
@@ -343,7 +348,9 @@ def run(quick: bool) -> Report:
             f"p50 and p99 of calls over loopback. *{OURS}*: without the time of computing, which "
             f"is measured in another process between two messages. *{BARE}*: a synchronous grpcio "
             f"server that takes and sends as many bytes; *{TUNED}*: one that keeps freed memory, "
-            "as ours does."
+            "as ours does.",
+            f"*{COPY}*: one copy of the bytes of x and of its gradient inside the client, and a "
+            "call that evaluates the neuron, each after an exchange of the large arrays.",
         ],
         goals=goals,
         versions=versions("grpcio", "protobuf", "numpy"),
@@ -360,7 +367,11 @@ def measure(plan: Plan) -> list[Case]:
     rows: list[Row] = []
     kernels.compile_all()
     kernels.load_all()  # computing is measured here with the engine that the server has
-    with bare_servers() as bare, our_server() as ours:
+    with (
+        tempfile.TemporaryDirectory() as meeting,
+        bare_servers() as bare,
+        our_server("--shared-memory", meeting) as ours,
+    ):
         time.sleep(_WARM_SECONDS)
         sides = Sides(ours, bare, plan)
         rows.append(evaluation_row("Evaluate, neuron", neuron(), x, sides))
@@ -373,7 +384,43 @@ def measure(plan: Plan) -> list[Case]:
             many_steps(sides),
             throughput(sides),
             streaming(sides),
+            shared_memory(sides),
         ]
+
+
+def shared_memory(sides: Sides) -> Case:
+    """The gradient of a million numbers through the Python client, request to response."""
+    from benchmarks.harness import OURS, Case
+
+    graph, small, point = squares(1_000_000), neuron(), {"x0": -1.0, "x1": -2.0}
+    x = np.random.default_rng(2).random(1_000_000)
+    copies = np.empty((2, x.size))
+    wanted = codec.decode_evaluation(requests.evaluation(graph, {"x": x}))
+    limits = Limits()
+    job = engine.prepare(codec.decode_graph(graph.to_bytes(), limits), wanted, limits)
+    calls = sides.plan.calls_for(16_000_000)
+    case = Case(f"{MILLION}, shared memory", "shared", x.size, unit="ms")
+    for side in (OURS, COPY, MESSAGE):
+        case.figures[side] = []
+    computing: list[float] = []
+    with gw.connect(sides.ours) as plain, gw.connect(sides.ours, shared_memory=True) as server:
+        ask = partial(server.evaluate, graph, {"x": x})
+        sent = partial(plain.evaluate, graph, {"x": x})
+        for _ in range(sides.plan.rounds + 1):
+            ours, message = _times(ask, calls), _times(sent, calls)
+            called = _times(partial(server.evaluate, small, point), calls, before=ask)
+            copied = _times(lambda: np.copyto(copies, x), calls, before=ask)
+            computed = _times(partial(runs.run, job, lambda: False), calls, before=ask)
+            case.figures[OURS].append(statistics.median(ours))
+            case.figures[MESSAGE].append(statistics.median(message))
+            case.figures[COPY].append(statistics.median(called) + statistics.median(copied))
+            computing.append(statistics.median(computed))
+    taken = statistics.median(computing[1:])
+    for side in (OURS, MESSAGE):
+        case.figures[side] = [seconds - taken for seconds in case.figures[side]]
+    case.figures = {side: seconds[1:] for side, seconds in case.figures.items()}
+    case.notes = {OURS: f"{case.name}: computing takes {1e3 * taken:.3g} ms more"}
+    return case
 
 
 def many_steps(sides: Sides) -> Case:

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from wire import chain, neuron, scalar, source
 
 import gradwire as gw
-from gradwire.v1 import service_pb2, service_pb2_grpc
+from gradwire.v1 import service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server import codec
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
@@ -44,7 +44,12 @@ def seeds() -> list[bytes]:
         service_pb2.Evaluation(batch_size=3, with_respect_to=["w0", "x1"]),
         service_pb2.Evaluation(forward_only=True, values=figures),
     ]
-    return [
+    region = tensor_pb2.SharedRegion(segment="0" * 32, offset=64, size=8)
+    beside = service_pb2.EvaluateRequest(
+        graph=source(neuron()), evaluation=asked[1], results_in=region
+    )
+    beside.evaluation.bindings[0].tensor.shared.CopyFrom(region)
+    return [beside.SerializeToString()] + [
         service_pb2.EvaluateRequest(graph=source(graph), evaluation=each).SerializeToString()
         for graph in (neuron(), chain(20))
         for each in asked
@@ -142,7 +147,7 @@ def test_refused_requests_leave_no_memory_behind() -> None:
 
 @pytest.fixture
 def channel() -> Iterator[grpc.Channel]:
-    server = EmbeddedServer(LIMITS)
+    server = EmbeddedServer(LIMITS, shares_memory=True)
     with grpc.insecure_channel(server.address) as channel:
         yield channel
     server.close()

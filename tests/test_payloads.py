@@ -39,7 +39,7 @@ def large_request(shape: tuple[int, ...] = (LARGE,)) -> service_pb2.EvaluateRequ
 def test_large_payloads_are_lifted_and_found_again() -> None:
     request = large_request()
     found, payloads = codec.decode_request(service_pb2.EvaluateRequest, request.SerializeToString())
-    assert len(payloads.payloads) == 3
+    assert len(payloads.lifted.payloads) == 3
     assert found.ByteSize() < 1000
     assert codec.source_bytes(found.graph, payloads) == request.graph.graph
     for mine, whole in zip(

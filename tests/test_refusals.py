@@ -19,11 +19,13 @@ SMALL = Limits(max_nodes=100, max_values=200, max_memory_bytes=1 << 20, max_mess
 INT64 = tensor_pb2.DATA_TYPE_INT64
 #: Reasons that no server gives: the client reads files.
 CLIENT_REASONS = {"FILE_INVALID"}
+#: Of a server without shared memory, which this one has: see test_shared_memory.
+OTHER_SERVERS_REASONS = {"SHARED_MEMORY_UNSUPPORTED"}
 
 
 @pytest.fixture(scope="module")
 def stub() -> Iterator[service_pb2_grpc.GradientServiceStub]:
-    server = EmbeddedServer(SMALL)
+    server = EmbeddedServer(SMALL, shares_memory=True)
     with grpc.insecure_channel(server.address) as channel:
         yield service_pb2_grpc.GradientServiceStub(channel)
     server.close()
@@ -291,6 +293,9 @@ def bad_evaluations() -> Iterator[tuple[str, service_pb2.Evaluation]]:
     untyped = tensor_pb2.Tensor(data=bytes(8))
     yield "DATA_TYPE_UNSUPPORTED", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=untyped)])
     yield "TENSOR_INVALID", ask(seeds=[tensor_pb2.NamedTensor(name="f")])
+    region = tensor_pb2.SharedRegion(segment="0" * 32, size=8)
+    shared = tensor_pb2.Tensor(data_type=F64, shared=region)
+    yield "SHARED_MEMORY_INVALID", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=shared)])
     whole = tensor_pb2.NamedTensor(name="f", tensor=single)
     yield "SEED_INVALID", ask(seeds=[whole])
 
@@ -396,4 +401,4 @@ def test_refusal_while_computing_names_the_node(
 def test_every_reason_is_provoked_here() -> None:
     tables = (broken_graphs(), bad_evaluations(), wrong_steps(), bad_derivatives())
     provoked = {reason for table in tables for reason, _ in table}
-    assert provoked == {*REASONS} - CLIENT_REASONS
+    assert provoked == {*REASONS} - CLIENT_REASONS - OTHER_SERVERS_REASONS

@@ -89,18 +89,26 @@ __all__ = [
 ]
 
 
-def connect(target: str, *, timeout: float | None = None) -> Connection:
-    """A connection to the server at "host:port" or "unix:path"; `timeout` in seconds a call."""
+def connect(
+    target: str, *, timeout: float | None = None, shared_memory: bool = False
+) -> Connection:
+    """A connection to the server at "host:port" or "unix:path"; `timeout` in seconds a call.
+
+    With shared_memory, large arrays do not travel in messages: for programs that run beside the
+    server, as its user, where it was started with --shared-memory (UnsupportedError elsewhere).
+    """
     from gradwire.connection import Connection
 
-    return Connection(target, timeout=timeout)
+    return Connection(target, timeout=timeout, shared_memory=shared_memory)
 
 
-def connect_async(target: str, *, timeout: float | None = None) -> AsyncConnection:
+def connect_async(
+    target: str, *, timeout: float | None = None, shared_memory: bool = False
+) -> AsyncConnection:
     """The same for asyncio."""
     from gradwire.connection import AsyncConnection
 
-    return AsyncConnection(target, timeout=timeout)
+    return AsyncConnection(target, timeout=timeout, shared_memory=shared_memory)
 
 
 def gradient_graph(

@@ -166,12 +166,29 @@ class _Serve(click.Command):
     "--drain-seconds", default=30.0, show_default=True,
     help="How long running calls may go on after SIGTERM.",
 )  # fmt: skip
-def serve(listen: str, log_level: str, workers: int, drain_seconds: float, **limits: int) -> None:
+@click.option(
+    "--shared-memory", metavar="DIRECTORY",
+    help="Let clients of this user on this machine share memory with the server, which they meet "
+    "in DIRECTORY (mode 0700, made where it is missing), such as /dev/shm/gradwire.",
+)  # fmt: skip
+def serve(
+    listen: str,
+    log_level: str,
+    workers: int,
+    drain_seconds: float,
+    shared_memory: str | None,
+    **limits: int,
+) -> None:
     """Serve gradients over gRPC until told to stop."""
     from gradwire.local import serve as serve_until_told
 
     serve_until_told(
-        listen, workers=workers, log_level=log_level, drain_seconds=drain_seconds, **limits
+        listen,
+        workers=workers,
+        log_level=log_level,
+        drain_seconds=drain_seconds,
+        shared_memory=shared_memory,
+        **limits,
     )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from asyncio import InvalidStateError
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from math import prod
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Self
 
 import grpc
@@ -19,8 +21,9 @@ import numpy as np
 
 from gradwire import requests
 from gradwire.builder import Graph
-from gradwire.errors import CancelledError, InvalidRequestError, ServerError
+from gradwire.errors import CancelledError, GradwireError, InvalidRequestError, ServerError
 from gradwire.results import Columns, Event, Result, decode_response, decode_result, scalar
+from gradwire.segments import INLINE, Exchange, Pool
 from gradwire.tensors import FLOATS, Array
 from gradwire.v1 import service_pb2, service_pb2_grpc
 
@@ -40,10 +43,13 @@ class Connection:
         target: str,
         *,
         timeout: float | None = None,
+        shared_memory: bool = False,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self.target = target
         self._timeout = timeout
+        self._memory = _SharedMemory(target, shared_memory)
+        self._lock = Lock()
         self._on_close = on_close
         self._channel = grpc.insecure_channel(target, _OPTIONS)
         calls: Any = service_pb2_grpc.GradientServiceStub(self._channel)
@@ -61,6 +67,7 @@ class Connection:
         """Closes the connection; calls that still run are cancelled."""
         self._closed = True
         self._channel.close()
+        self._memory.close()
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
@@ -79,11 +86,12 @@ class Connection:
         to return besides (True, or names, ids, handles), as `summary` or in full; `batched` names
         of inputs with a leading axis of rows; `forward_only`.
         """
-        request = requests.evaluate_request(graph, inputs, options)
-        with self._explained(graph):
-            call: Any = self._stub.Evaluate
-            response = call(request, timeout=timeout or self._timeout)
-        return decode_response(response, graph)
+        with self._exchange() as exchange:
+            request = requests.evaluate_request(graph, inputs, options, exchange)
+            with self._explained(graph):
+                call: Any = self._stub.Evaluate
+                response = call(request, timeout=timeout or self._timeout)
+            return decode_response(response, graph, exchange)
 
     def stream(
         self,
@@ -98,17 +106,18 @@ class Connection:
         The last item is the Result. Options as for `evaluate`; all values and gradients are
         streamed unless some are chosen.
         """
-        call = self._stub.EvaluateStream(
-            _stream_request(graph, inputs, options), timeout=timeout or self._timeout
-        )
-        reader = _StreamReader(graph)
-        try:
-            with self._explained(graph):
-                for message in call:
-                    yield from reader.read(message)
-        finally:
-            call.cancel()  # whoever stops reading early wants no more
-        reader.require_finished()
+        with self._exchange() as exchange:
+            call = self._stub.EvaluateStream(
+                _stream_request(graph, inputs, options, exchange), timeout=timeout or self._timeout
+            )
+            reader = _StreamReader(graph, exchange)
+            try:
+                with self._explained(graph):
+                    for message in call:
+                        yield from reader.read(message)
+            finally:
+                call.cancel()  # whoever stops reading early wants no more
+            reader.require_finished()
 
     def session(
         self,
@@ -122,8 +131,11 @@ class Connection:
 
         Inputs may be left to the steps, save the `batched` ones, which say how many rows there are.
         """
-        opening = requests.evaluation(graph, inputs, batched=batched, complete=False, **options)
-        return Session(self, graph, opening)
+        with self._exchange() as exchange:
+            opening = requests.evaluation(
+                graph, inputs, batched=batched, complete=False, exchange=exchange, **options
+            )
+            return Session(self, graph, opening)
 
     def gradient_graph(
         self,
@@ -158,12 +170,49 @@ class Connection:
             )
         return self._calls
 
+    def _exchange(self) -> Exchange:
+        """What a message and its answer have in shared memory (UnsupportedError)."""
+        with self._lock:
+            if self._memory.unknown:
+                self._memory.found(self.describe().shared_memory_socket)
+            return self._memory.exchange()
+
     @contextmanager
     def _explained(self, graph: Graph | None) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as failure:
-            raise requests.error_from(failure, graph, self.target) from None
+            raise self._memory.seen(requests.error_from(failure, graph, self.target)) from None
+
+
+class _SharedMemory:
+    """Memory shared with whichever process answers, if that is wanted."""
+
+    def __init__(self, target: str, wanted: bool) -> None:
+        self._target = target
+        self._wanted = wanted
+        self._pool: Pool | None = None
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the server must say first where its socket is."""
+        return self._wanted and self._pool is None
+
+    def found(self, socket: str) -> None:
+        self._pool = Pool(socket, self._target)
+
+    def exchange(self) -> Exchange:
+        return INLINE if self._pool is None else Exchange(self._pool)
+
+    def seen(self, error: GradwireError) -> GradwireError:
+        """After a refusal of a segment: another process answers now, which has none of ours."""
+        if error.reason == "SHARED_MEMORY_INVALID":
+            self._pool = None
+        return error
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
 
 
 def _batched(evaluation: service_pb2.Evaluation) -> tuple[str, ...]:
@@ -201,9 +250,10 @@ class Session:
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """Forward and backward with these leaves changed; they stay changed."""
-        bindings = requests.bindings(self.graph, inputs or {}, self._batched)
-        step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
-        return self._result(service_pb2.SessionRequest(step=step))
+        with self._connection._exchange() as exchange:
+            bindings = requests.bindings(self.graph, inputs or {}, self._batched, exchange)
+            step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
+            return self._result(service_pb2.SessionRequest(step=step), exchange)
 
     def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
         """`step` at each point in turn, many in one message: for populations and line searches.
@@ -211,17 +261,23 @@ class Session:
         The messages are sent before the first answer is read. The error of the first point that
         fails is raised when all have been tried.
         """
-        asked = [
-            self._send(service_pb2.SessionRequest(steps=steps))
-            for steps in requests.steps(self.graph, points, self._batched)
-        ]
-        answers = [self._receive(request_id) for request_id in asked]
-        return requests.results(answers, self.graph)
+        with ExitStack() as stack:
+            exchanges = (stack.enter_context(self._connection._exchange()) for _ in count())
+            asked = [
+                (self._send(request), exchange)
+                for request, exchange in requests.steps(
+                    self.graph, points, self._batched, exchanges
+                )
+            ]
+            answers = [(self._receive(request_id), exchange) for request_id, exchange in asked]
+            return requests.results(answers, self.graph)
 
     def backward(self, seeds: Mapping[str, Any]) -> Result:
         """Backward again at the last point, with other seeds."""
-        backward = service_pb2.Backward(seeds=requests.seed_messages(self.graph, seeds))
-        return self._result(service_pb2.SessionRequest(backward=backward))
+        with self._connection._exchange() as exchange:
+            found = requests.seed_messages(self.graph, seeds, exchange)
+            backward = service_pb2.Backward(seeds=found)
+            return self._result(service_pb2.SessionRequest(backward=backward), exchange)
 
     def value_and_gradient(self, x: Any) -> tuple[float, Any]:
         """The only output, and its gradient, at x: as `scipy.optimize.minimize(jac=True)` wants.
@@ -252,8 +308,9 @@ class Session:
         gradients = [_packed(self.graph, result, flat) for result in results]
         return np.array(values), np.array(gradients, flat.dtype).reshape(flat.shape)
 
-    def _result(self, request: service_pb2.SessionRequest) -> Result:
-        return decode_result(self._ask(request).result, self.graph)
+    def _result(self, request: service_pb2.SessionRequest, exchange: Exchange) -> Result:
+        exchange.offer(request)
+        return decode_result(self._ask(request).result, self.graph, exchange)
 
     def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
         return self._receive(self._send(request))
@@ -273,7 +330,7 @@ class Session:
         if answer is None:
             raise ServerError("INTERNAL", "the server ended the session")
         if answer.HasField("error"):
-            raise requests.step_error(answer.error, self.graph)
+            raise self._connection._memory.seen(requests.step_error(answer.error, self.graph))
         return answer
 
 
@@ -318,9 +375,12 @@ def _packed(graph: Graph, result: Result, flat: Array) -> Array:
 class AsyncConnection:
     """The same for asyncio."""
 
-    def __init__(self, target: str, *, timeout: float | None = None) -> None:
+    def __init__(
+        self, target: str, *, timeout: float | None = None, shared_memory: bool = False
+    ) -> None:
         self.target = target
         self._timeout = timeout
+        self._memory = _SharedMemory(target, shared_memory)
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         self._stub: Any = service_pb2_grpc.GradientServiceStub(self._channel)
         self._stub.Evaluate = self._channel.unary_unary(_EVALUATE)
@@ -334,6 +394,7 @@ class AsyncConnection:
     async def close(self) -> None:
         """Closes the connection."""
         await self._channel.close()
+        self._memory.close()
 
     async def evaluate(
         self,
@@ -344,12 +405,11 @@ class AsyncConnection:
         **options: Any,
     ) -> Result:
         """As Connection.evaluate."""
-        request = requests.evaluate_request(graph, inputs, options)
-        try:
-            response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
-        except grpc.aio.AioRpcError as failure:
-            raise requests.error_from(failure, graph, self.target) from None
-        return decode_response(response, graph)
+        with await self._exchange() as exchange:
+            request = requests.evaluate_request(graph, inputs, options, exchange)
+            with self._explained(graph):
+                response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
+            return decode_response(response, graph, exchange)
 
     async def stream(
         self,
@@ -360,19 +420,19 @@ class AsyncConnection:
         **options: Any,
     ) -> AsyncIterator[Event | Result]:
         """As Connection.stream."""
-        call = self._stub.EvaluateStream(
-            _stream_request(graph, inputs, options), timeout=timeout or self._timeout
-        )
-        reader = _StreamReader(graph)
-        try:
-            async for message in call:
-                for item in reader.read(message):
-                    yield item
-        except grpc.aio.AioRpcError as failure:
-            raise requests.error_from(failure, graph, self.target) from None
-        finally:
-            call.cancel()
-        reader.require_finished()
+        with await self._exchange() as exchange:
+            call = self._stub.EvaluateStream(
+                _stream_request(graph, inputs, options, exchange), timeout=timeout or self._timeout
+            )
+            reader = _StreamReader(graph, exchange)
+            try:
+                with self._explained(graph):
+                    async for message in call:
+                        for item in reader.read(message):
+                            yield item
+            finally:
+                call.cancel()
+            reader.require_finished()
 
     async def session(
         self,
@@ -383,34 +443,48 @@ class AsyncConnection:
         **options: Any,
     ) -> AsyncSession:
         """As Connection.session."""
-        opening = requests.evaluation(graph, inputs, batched=batched, complete=False, **options)
-        session = AsyncSession(self, graph, opening)
-        action = service_pb2.Open(graph=requests.source(graph), evaluation=opening)
-        await session._ask(service_pb2.SessionRequest(open=action))
-        return session
+        with await self._exchange() as exchange:
+            opening = requests.evaluation(
+                graph, inputs, batched=batched, complete=False, exchange=exchange, **options
+            )
+            session = AsyncSession(self, graph, opening)
+            action = service_pb2.Open(graph=requests.source(graph), evaluation=opening)
+            await session._ask(service_pb2.SessionRequest(open=action))
+            return session
 
     async def gradient_graph(
         self, graph: Graph, wrt: Sequence[str] = (), sizes: Mapping[str, int] | None = None
     ) -> Graph:
         """As Connection.gradient_graph."""
-        try:
+        with self._explained(graph):
             response = await self._stub.DifferentiateGraph(
                 _gradient_request(graph, wrt, sizes or {}), timeout=self._timeout
             )
-        except grpc.aio.AioRpcError as failure:
-            raise requests.error_from(failure, graph, self.target) from None
         return Graph.from_bytes(response.graph)
 
     async def describe(self) -> service_pb2.DescribeServerResponse:
         """As Connection.describe."""
         request = service_pb2.DescribeServerRequest()
-        try:
+        with self._explained(None):
             found: service_pb2.DescribeServerResponse = await self._stub.DescribeServer(
                 request, timeout=self._timeout
             )
-        except grpc.aio.AioRpcError as failure:
-            raise requests.error_from(failure, None, self.target) from None
         return found
+
+    async def _exchange(self) -> Exchange:
+        """As Connection._exchange."""
+        if self._memory.unknown:
+            socket = (await self.describe()).shared_memory_socket
+            if self._memory.unknown:  # nobody has asked meanwhile
+                self._memory.found(socket)
+        return self._memory.exchange()
+
+    @contextmanager
+    def _explained(self, graph: Graph | None) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as failure:
+            raise self._memory.seen(requests.error_from(failure, graph, self.target)) from None
 
 
 class AsyncSession:
@@ -421,7 +495,7 @@ class AsyncSession:
     ) -> None:
         self.graph = graph
         self._batched = _batched(evaluation)
-        self._target = connection.target
+        self._connection = connection
         self._call = connection._stub.Session()
         self._next_id = 0
 
@@ -440,24 +514,31 @@ class AsyncSession:
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """As Session.step."""
-        bindings = requests.bindings(self.graph, inputs or {}, self._batched)
-        step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
-        answer = await self._ask(service_pb2.SessionRequest(step=step))
-        return decode_result(answer.result, self.graph)
+        with await self._connection._exchange() as exchange:
+            bindings = requests.bindings(self.graph, inputs or {}, self._batched, exchange)
+            step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
+            return await self._result(service_pb2.SessionRequest(step=step), exchange)
 
     async def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
         """As Session.steps; a message is answered before the next one is sent."""
-        answers = [
-            await self._ask(service_pb2.SessionRequest(steps=steps))
-            for steps in requests.steps(self.graph, points, self._batched)
-        ]
-        return requests.results(answers, self.graph)
+        with ExitStack() as stack:
+            await self._connection._exchange()  # the server has said where its socket is
+            memory = self._connection._memory
+            exchanges = (stack.enter_context(memory.exchange()) for _ in count())
+            answers = [
+                (await self._ask(request), exchange)
+                for request, exchange in requests.steps(
+                    self.graph, points, self._batched, exchanges
+                )
+            ]
+            return requests.results(answers, self.graph)
 
     async def backward(self, seeds: Mapping[str, Any]) -> Result:
         """As Session.backward."""
-        backward = service_pb2.Backward(seeds=requests.seed_messages(self.graph, seeds))
-        answer = await self._ask(service_pb2.SessionRequest(backward=backward))
-        return decode_result(answer.result, self.graph)
+        with await self._connection._exchange() as exchange:
+            found = requests.seed_messages(self.graph, seeds, exchange)
+            backward = service_pb2.Backward(seeds=found)
+            return await self._result(service_pb2.SessionRequest(backward=backward), exchange)
 
     async def value_and_gradient(self, x: Any) -> tuple[float, Any]:
         """As Session.value_and_gradient."""
@@ -471,6 +552,10 @@ class AsyncSession:
         (name,) = self.graph.outputs
         return scalar(result.outputs[name], f"output {name!r}"), gradient
 
+    async def _result(self, request: service_pb2.SessionRequest, exchange: Exchange) -> Result:
+        exchange.offer(request)
+        return decode_result((await self._ask(request)).result, self.graph, exchange)
+
     async def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
         self._next_id += 1
         request.request_id = self._next_id
@@ -481,11 +566,11 @@ class AsyncSession:
             raise CancelledError("CANCELLED", "the session is closed; open another") from None
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failure:
             call = failure if isinstance(failure, grpc.aio.AioRpcError) else self._call
-            raise requests.error_from(call, self.graph, self._target) from None
+            raise requests.error_from(call, self.graph, self._connection.target) from None
         if answer is grpc.aio.EOF:
             raise ServerError("INTERNAL", "the server ended the session")
         if answer.HasField("error"):
-            raise requests.step_error(answer.error, self.graph)
+            raise self._connection._memory.seen(requests.step_error(answer.error, self.graph))
         found: service_pb2.SessionResponse = answer
         return found
 
@@ -493,8 +578,9 @@ class AsyncSession:
 class _StreamReader:
     """Events from messages; knows whether the stream was whole."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, exchange: Exchange) -> None:
         self._graph = graph
+        self._exchange = exchange
         self._names = {ids[0]: name for name, ids in graph.ids_by_name().items() if len(ids) == 1}
         self._columns = {"value": Columns(), "gradient": Columns()}
         self._finished = False
@@ -507,7 +593,7 @@ class _StreamReader:
                 yield from self._events("gradient", message.node_gradients)
             case "finished":
                 self._finished = True
-                yield decode_result(message.finished.result, self._graph)
+                yield decode_result(message.finished.result, self._graph, self._exchange)
 
     def require_finished(self) -> None:
         if not self._finished:
@@ -519,14 +605,19 @@ class _StreamReader:
 
 
 def _stream_request(
-    graph: Graph, inputs: Mapping[str, Any] | None, options: Mapping[str, Any]
+    graph: Graph,
+    inputs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    exchange: Exchange,
 ) -> service_pb2.EvaluateStreamRequest:
-    message = requests.evaluation(graph, inputs, **options)
+    message = requests.evaluation(graph, inputs, exchange=exchange, **options)
     if not options.get("values"):
         message.ClearField("values")
     if not options.get("gradients"):
         message.ClearField("gradients")
-    return service_pb2.EvaluateStreamRequest(graph=requests.source(graph), evaluation=message)
+    request = service_pb2.EvaluateStreamRequest(graph=requests.source(graph), evaluation=message)
+    exchange.offer(request)
+    return request
 
 
 def _gradient_request(

@@ -6,35 +6,59 @@ from pathlib import Path
 from typing import Any
 
 from gradwire.connection import Connection
-from gradwire.errors import FileError, GradwireError, ServerError, UnavailableError
+from gradwire.errors import (
+    FileError,
+    GradwireError,
+    ServerError,
+    UnavailableError,
+    UnsupportedError,
+)
 from gradwire_server.engine import kernels
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.entry import serve as serve_forever
 from gradwire_server.limits import Limit, Limits
+from gradwire_server.segments import SharedMemoryError
 from gradwire_server.workers import AddressError, WorkerError
 
 #: Every limit of a server, with its default.
 LIMITS: tuple[Limit, ...] = tuple(Limits().describe())
 
 
-def local(*, timeout: float | None = None, warm_up: bool = True, **limits: int) -> Connection:
+def local(
+    *,
+    timeout: float | None = None,
+    warm_up: bool = True,
+    shared_memory: bool = False,
+    **limits: int,
+) -> Connection:
     """A connection to a server inside this process, over a unix socket; nothing to start.
 
     Limits are those of `gradwire serve`, such as max_nodes=10_000_000. Compiled kernels come in in
     the background, on their first use from a process that compiles for a minute or two; without
-    warm_up they do not, for programs that end soon.
+    warm_up they do not, for programs that end soon. shared_memory is that of `connect`.
     """
-    server = EmbeddedServer(Limits(**limits), warms_up=warm_up)
-    return Connection(server.address, timeout=timeout, on_close=server.close)
+    try:
+        server = EmbeddedServer(Limits(**limits), warms_up=warm_up, shares_memory=shared_memory)
+    except SharedMemoryError as failure:
+        raise _unshared(failure) from None
+    return Connection(
+        server.address, timeout=timeout, shared_memory=shared_memory, on_close=server.close
+    )
 
 
 def serve(
-    address: str, *, workers: int, log_level: str, drain_seconds: float, **limits: Any
+    address: str,
+    *,
+    workers: int,
+    log_level: str,
+    drain_seconds: float,
+    shared_memory: str | None,
+    **limits: Any,
 ) -> None:
     """Serves until told to stop.
 
     UnavailableError where the address cannot be listened on, ServerError where a worker cannot
-    start.
+    start, UnsupportedError where the directory for shared memory cannot be used.
     """
     error: GradwireError
     try:
@@ -44,13 +68,20 @@ def serve(
             workers=workers,
             drain_seconds=drain_seconds,
             log_level=log_level,
+            shared_memory=shared_memory,
         )
     except AddressError as failure:
         error = UnavailableError("UNAVAILABLE", str(failure))
         raise error from None
+    except SharedMemoryError as failure:
+        raise _unshared(failure) from None
     except WorkerError as failure:
         error = ServerError("INTERNAL", str(failure))
         raise error from None
+
+
+def _unshared(failure: SharedMemoryError) -> GradwireError:
+    return UnsupportedError("SHARED_MEMORY_UNSUPPORTED", str(failure))
 
 
 def compile_kernels() -> Path:

@@ -13,6 +13,7 @@ from gradwire.builder import Graph, Handle
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
 from gradwire.payloads import LIFTED_BYTES, Buffer, field
 from gradwire.results import Result, decode_result
+from gradwire.segments import INLINE, Exchange
 from gradwire.v1 import service_pb2, tensor_pb2
 
 #: What one message of many steps holds at most, about: enough that the message costs nothing.
@@ -29,16 +30,20 @@ def source(graph: Graph) -> service_pb2.GraphSource:
 
 
 def evaluate_request(
-    graph: Graph, inputs: Mapping[str, Any] | None, options: Mapping[str, Any]
+    graph: Graph,
+    inputs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    exchange: Exchange = INLINE,
 ) -> bytes:
     """A serialized EvaluateRequest: large arrays, and the graph, are copied once, into it."""
     large: list[tensors.Array] = []
     message = service_pb2.EvaluateRequest(
-        evaluation=evaluation(graph, inputs, apart=large, **options)
+        evaluation=evaluation(graph, inputs, exchange=exchange, apart=large, **options)
     )
+    exchange.offer(message)
     found = message.evaluation.bindings
     pieces: list[Buffer] = [*_inside((1, 1), b"", graph.to_bytes())]
-    for binding in [each for each in found if not each.tensor.HasField("data")]:
+    for binding in [each for each in found if each.tensor.WhichOneof("content") is None]:
         data = tensors.elements(large.pop(0))
         tensor = binding.tensor.SerializeToString() + field(3, len(data))
         binding.ClearField("tensor")
@@ -67,12 +72,14 @@ def evaluation(
     batched: Sequence[str] = (),
     forward_only: bool = False,
     complete: bool = True,
+    exchange: Exchange = INLINE,
     apart: list[tensors.Array] | None = None,
 ) -> service_pb2.Evaluation:
     """An Evaluation message (LEAF_UNKNOWN, OUTPUT_UNKNOWN, DATA_TYPE_MISMATCH, ...).
 
-    It is complete unless a session opens with it: then inputs may come later. Large arrays are put
-    `apart`, if there is such a list, and their bindings lack data.
+    It is complete unless a session opens with it: then inputs may come later. Large arrays that
+    the exchange does not take are put `apart`, if there is such a list, and their bindings lack
+    data.
     """
     with_respect_to, batched = _names(with_respect_to), _names(batched)
     _require_leaves(graph, (*(inputs or {}), *batched), with_respect_to)
@@ -84,10 +91,10 @@ def evaluation(
     if complete:
         _require_inputs(graph, inputs or {})
     message = service_pb2.Evaluation(
-        bindings=bindings(graph, inputs or {}, batched, apart),
+        bindings=bindings(graph, inputs or {}, batched, exchange, apart),
         forward_only=forward_only,
         with_respect_to=with_respect_to,
-        seeds=seed_messages(graph, seeds or {}),
+        seeds=seed_messages(graph, seeds or {}, exchange),
     )
     if batched:
         message.batch_size = _rows(inputs or {}, batched)
@@ -130,6 +137,7 @@ def bindings(
     graph: Graph,
     inputs: Mapping[str, Any],
     batched: Sequence[str] = (),
+    exchange: Exchange = INLINE,
     apart: list[tensors.Array] | None = None,
 ) -> list[service_pb2.Binding]:
     """Arrays, numbers or lists for leaves, in their declared data types."""
@@ -153,43 +161,53 @@ def bindings(
                 f"{leaf.kind} {name!r}: declared with shape ({axes}) but bound to shape {row}"
                 + (" a row" if name in batched else ""),
             )
-        if apart is not None and array.nbytes >= LIFTED_BYTES:
+        tensor = exchange.put(array)
+        if tensor is None and apart is not None and array.nbytes >= LIFTED_BYTES:
             apart.append(array)
             tensor = tensors.encode_type(array)
-        else:
+        elif tensor is None:
             tensor = tensors.encode(array)
         found.append(service_pb2.Binding(leaf=name, tensor=tensor, batched=name in batched))
     return found
 
 
 def steps(
-    graph: Graph, points: Iterable[Mapping[str, Any]], batched: Sequence[str] = ()
-) -> Iterator[service_pb2.Steps]:
+    graph: Graph,
+    points: Iterable[Mapping[str, Any]],
+    batched: Sequence[str],
+    exchanges: Iterator[Exchange],
+) -> Iterator[tuple[service_pb2.SessionRequest, Exchange]]:
     """Many points in few messages, each of about STEPS_BYTES and STEPS_COUNT at most."""
-    message, size = service_pb2.Steps(), 0
+    exchange, request, size = next(exchanges), service_pb2.SessionRequest(), 0
     for point in points:
-        step = message.steps.add(bindings=bindings(graph, point, batched))
-        size += step.ByteSize()
-        if size >= STEPS_BYTES or len(message.steps) >= STEPS_COUNT:
-            yield message
-            message, size = service_pb2.Steps(), 0
-    if message.steps:
-        yield message
+        step = request.steps.steps.add(bindings=bindings(graph, point, batched, exchange))
+        size += step.ByteSize() + sum(each.tensor.shared.size for each in step.bindings)
+        if size >= STEPS_BYTES or len(request.steps.steps) >= STEPS_COUNT:
+            exchange.offer(request)
+            yield request, exchange
+            exchange, request, size = next(exchanges), service_pb2.SessionRequest(), 0
+    if request.steps.steps:
+        exchange.offer(request)
+        yield request, exchange
 
 
-def results(answers: Iterable[service_pb2.SessionResponse], graph: Graph) -> list[Result]:
+def results(
+    answers: Iterable[tuple[service_pb2.SessionResponse, Exchange]], graph: Graph
+) -> list[Result]:
     """The results of many steps; the first error, where there is one."""
     found = []
-    for number, outcome in enumerate(
-        outcome for answer in answers for outcome in answer.outcomes.outcomes
+    for number, (outcome, exchange) in enumerate(
+        (outcome, exchange) for answer, exchange in answers for outcome in answer.outcomes.outcomes
     ):
         if outcome.HasField("error"):
             raise step_error(outcome.error, graph, f"step {number}: ")
-        found.append(decode_result(outcome.result, graph))
+        found.append(decode_result(outcome.result, graph, exchange))
     return found
 
 
-def seed_messages(graph: Graph, seeds: Mapping[str, Any]) -> list[tensor_pb2.NamedTensor]:
+def seed_messages(
+    graph: Graph, seeds: Mapping[str, Any], exchange: Exchange = INLINE
+) -> list[tensor_pb2.NamedTensor]:
     """Seeds by the output's name, in the output's data type (OUTPUT_UNKNOWN)."""
     found = []
     for name, given in seeds.items():
@@ -199,7 +217,10 @@ def seed_messages(graph: Graph, seeds: Mapping[str, Any]) -> list[tensor_pb2.Nam
                 f"there is no output {name!r} to seed{nearest(name, graph.outputs)}",
             )
         array = _as_dtype(f"seed of output {name!r}", given, graph.output_dtype(name))
-        found.append(tensor_pb2.NamedTensor(name=name, tensor=tensors.encode(array)))
+        tensor = exchange.put(array)
+        if tensor is None:
+            tensor = tensors.encode(array)
+        found.append(tensor_pb2.NamedTensor(name=name, tensor=tensor))
     return found
 
 

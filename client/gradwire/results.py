@@ -13,8 +13,9 @@ from gradwire import tensors
 from gradwire.builder import Graph, Handle
 from gradwire.errors import InvalidRequestError, ServerError, nearest
 from gradwire.payloads import PATHS, WHOLE, Lifted, lifted
+from gradwire.segments import INLINE, Exchange
 from gradwire.tensors import Array
-from gradwire.v1 import service_pb2
+from gradwire.v1 import service_pb2, tensor_pb2
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Columns:
         yield from zip(ids, stacked, strict=True)
 
 
-def decode_response(data: bytes, graph: Graph) -> Result:
+def decode_response(data: bytes, graph: Graph, exchange: Exchange = INLINE) -> Result:
     """The result of a serialized EvaluateResponse (ServerError where it is none)."""
     payloads = lifted(data, PATHS["EvaluateResponse"])
     try:
@@ -124,15 +125,28 @@ def decode_response(data: bytes, graph: Graph) -> Result:
         raise ServerError(
             "INTERNAL", f"the answer of {len(data)} bytes is not an EvaluateResponse"
         ) from None
-    return decode_result(message.result, graph, payloads)
+    return decode_result(message.result, graph, exchange, payloads)
 
 
-def decode_result(message: service_pb2.Result, graph: Graph, payloads: Lifted = WHOLE) -> Result:
+def decode_result(
+    message: service_pb2.Result,
+    graph: Graph,
+    exchange: Exchange = INLINE,
+    payloads: Lifted = WHOLE,
+) -> Result:
     """A result of the service."""
+
+    def decode(tensor: tensor_pb2.Tensor) -> Array:
+        if tensor.HasField("shared"):
+            return exchange.array(tensor)
+        array = tensors.decode(tensor, payloads)
+        exchange.count(array)
+        return array
+
     columns = Columns()
     return Result(
-        {each.name: tensors.decode(each.tensor, payloads) for each in message.outputs},
-        {each.name: tensors.decode(each.tensor, payloads) for each in message.gradients},
+        {each.name: decode(each.tensor) for each in message.outputs},
+        {each.name: decode(each.tensor) for each in message.gradients},
         {
             key: each
             for column in message.node_values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2
 
-from gradwire.payloads import PATHS, WHOLE, Buffer, Lifted, field, lifted
+from gradwire.payloads import LIFTED_BYTES, PATHS, WHOLE, Buffer, Lifted, field, lifted
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.catalogue import GateDescription
@@ -26,6 +27,7 @@ from gradwire_server.gates import OPERATOR_SETS
 from gradwire_server.gates.base import AttributeValue
 from gradwire_server.graph import Graph, Ids, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limit, Limits
+from gradwire_server.segments import Region, Segments, Sink
 from gradwire_server.specs import ITEM_SIZES, Shape, Tensor
 
 FORMAT_VERSION = 1
@@ -50,6 +52,49 @@ _SCALARS = {
     number: np.dtype(name).newbyteorder("<") for name, number in _NUMBERS.items() if name != "bool"
 }
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
+
+
+@dataclass
+class Payloads:
+    """What a message keeps outside of itself: lifted out of it, or in shared memory."""
+
+    lifted: Lifted = WHOLE
+    segments: Segments | None = None
+    limit: int = 0  # bytes of a message, with what it has in shared memory
+    counted: int = 0
+
+    def found(self, data: bytes) -> Buffer:
+        """The bytes of a field."""
+        return self.lifted.found(data)
+
+    def shared(self, place: str, message: tensor_pb2.SharedRegion) -> bytes:
+        """A copy of a region (SHARED_MEMORY_INVALID, SHARED_MEMORY_UNSUPPORTED, LIMIT_EXCEEDED)."""
+        segments = require_segments(place, self.segments)
+        self.counted += message.size
+        if self.counted > self.limit:
+            raise OverLimit.of(
+                "max-message-bytes", self.limit, self.counted,
+                f"{place}: bytes of the message with its shared memory",
+            )  # fmt: skip
+        try:
+            return segments.read(_region(message))
+        except Refusal as refusal:
+            raise refusal.at(place) from None
+
+
+NOTHING_BESIDE = Payloads()
+
+
+def require_segments(place: str, segments: Segments | None) -> Segments:
+    """The server's segments (SHARED_MEMORY_UNSUPPORTED)."""
+    if segments is None:
+        raise Unsupported(
+            "SHARED_MEMORY_UNSUPPORTED",
+            f"{place}: is in shared memory, which this server does without; send the bytes "
+            "themselves, or start the server with --shared-memory DIRECTORY",
+            flag="--shared-memory",
+        )
+    return segments
 
 
 def decode_graph(data: bytes, limits: Limits) -> Graph:
@@ -126,11 +171,14 @@ def encode_graph(graph: Graph, producer: str) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-def decode_request(kind: type[M], data: bytes) -> tuple[M, Lifted]:
+def decode_request(
+    kind: type[M], data: bytes, segments: Segments | None = None, limit: int = 0
+) -> tuple[M, Payloads]:
     """A request, and the large payloads that were kept out of it (REQUEST_INVALID)."""
-    payloads = lifted(data, PATHS[kind.DESCRIPTOR.name])
+    beside = lifted(data, PATHS[kind.DESCRIPTOR.name])
     try:
-        return kind.FromString(payloads.message), payloads
+        message = kind.FromString(beside.message)
+        return message, Payloads(beside, segments, limit, len(data))
     except DecodeError:
         raise Invalid(
             "REQUEST_INVALID",
@@ -138,14 +186,16 @@ def decode_request(kind: type[M], data: bytes) -> tuple[M, Lifted]:
         ) from None
 
 
-def source_bytes(source: service_pb2.GraphSource, payloads: Lifted = WHOLE) -> Buffer:
+def source_bytes(source: service_pb2.GraphSource, payloads: Payloads = NOTHING_BESIDE) -> Buffer:
     """The serialized graph of a request (GRAPH_INVALID where there is none)."""
     if source.WhichOneof("source") != "graph":
         raise Invalid("GRAPH_INVALID", "the request has no graph")
     return payloads.found(source.graph)
 
 
-def decode_evaluation(message: service_pb2.Evaluation, payloads: Lifted = WHOLE) -> Evaluation:
+def decode_evaluation(
+    message: service_pb2.Evaluation, payloads: Payloads = NOTHING_BESIDE
+) -> Evaluation:
     """What a request asks for. Names and ids are compared with the graph later."""
     return Evaluation(
         bindings=decode_bindings(message.bindings, payloads),
@@ -159,7 +209,7 @@ def decode_evaluation(message: service_pb2.Evaluation, payloads: Lifted = WHOLE)
 
 
 def decode_bindings(
-    messages: Iterable[service_pb2.Binding], payloads: Lifted = WHOLE
+    messages: Iterable[service_pb2.Binding], payloads: Payloads = NOTHING_BESIDE
 ) -> dict[str, Binding]:
     """Bindings by the leaf's name (BINDING_INVALID where one repeats)."""
     bindings: dict[str, Binding] = {}
@@ -172,7 +222,7 @@ def decode_bindings(
 
 
 def decode_seeds(
-    messages: Iterable[tensor_pb2.NamedTensor], payloads: Lifted = WHOLE
+    messages: Iterable[tensor_pb2.NamedTensor], payloads: Payloads = NOTHING_BESIDE
 ) -> dict[str, Any]:
     """Seeds by the output's name (SEED_INVALID where one repeats)."""
     seeds: dict[str, Any] = {}
@@ -183,24 +233,42 @@ def decode_seeds(
     return seeds
 
 
-def encode_response(found: Found) -> bytes:
+def results_sink(
+    request: service_pb2.EvaluateRequest
+    | service_pb2.EvaluateStreamRequest
+    | service_pb2.SessionRequest,
+    segments: Segments | None,
+) -> Sink | None:
+    """Where a request wants its large results; None: in the answer.
+
+    SHARED_MEMORY_INVALID, SHARED_MEMORY_UNSUPPORTED.
+    """
+    if not request.HasField("results_in"):
+        return None
+    try:
+        return require_segments("results_in", segments).sink(_region(request.results_in))
+    except Invalid as refusal:
+        raise refusal.at("results_in") from None
+
+
+def encode_response(found: Found, sink: Sink | None = None) -> bytes:
     """An EvaluateResponse, serialized: the arrays are copied once, behind their heads."""
-    pieces = _result(*found)
+    pieces = _result(*found, sink=sink)
     return b"".join((field(1, _size(pieces)), *pieces))
 
 
-def encode_answer(request_id: int, found: Found) -> bytes:
+def encode_answer(request_id: int, found: Found, sink: Sink | None = None) -> bytes:
     """A SessionResponse with a result, serialized."""
-    pieces = _result(*found)
+    pieces = _result(*found, sink=sink)
     return b"".join((_answer_head(request_id), field(3, _size(pieces)), *pieces))
 
 
-def encode_outcome(found: Found | Refusal) -> bytes:
+def encode_outcome(found: Found | Refusal, sink: Sink | None = None) -> bytes:
     """An Outcome in its field, serialized."""
     if isinstance(found, Refusal):
         error = service_pb2.Outcome(error=encode_error(found)).SerializeToString()
         return field(1, len(error)) + error
-    pieces = _result(*found)
+    pieces = _result(*found, sink=sink)
     head = field(1, _size(pieces))
     return b"".join((field(1, len(head) + _size(pieces)), head, *pieces))
 
@@ -218,10 +286,13 @@ def encode_events(kind: str, slabs: Iterable[Slab]) -> Iterator[bytes]:
 
 
 def encode_finished(
-    outputs: Iterable[tuple[str, Any]], gradients: Iterable[tuple[str, Any]], sent: Sequence[int]
+    outputs: Iterable[tuple[str, Any]],
+    gradients: Iterable[tuple[str, Any]],
+    sent: Sequence[int],
+    sink: Sink | None = None,
 ) -> bytes:
     """The EvaluateStreamResponse that ends a stream, serialized."""
-    pieces = _result(outputs, gradients)
+    pieces = _result(outputs, gradients, sink=sink)
     counts = service_pb2.Finished(values_sent=sent[0], gradients_sent=sent[1]).SerializeToString()
     result_head = field(1, _size(pieces))
     size = len(counts) + len(result_head) + _size(pieces)
@@ -239,7 +310,10 @@ def encode_error(refusal: Refusal) -> service_pb2.Error:
 
 
 def encode_description(
-    version: str, limits: Iterable[Limit], gates: Iterable[GateDescription]
+    version: str,
+    limits: Iterable[Limit],
+    gates: Iterable[GateDescription],
+    segments: Segments | None = None,
 ) -> service_pb2.DescribeServerResponse:
     """What the server is."""
     return service_pb2.DescribeServerResponse(
@@ -253,6 +327,7 @@ def encode_description(
             for limit in limits
         ],
         gates=[_encode_gate_description(gate) for gate in gates],
+        shared_memory_socket="" if segments is None else segments.path,
     )
 
 
@@ -420,28 +495,41 @@ def _decode_dtype(place: str, number: tensor_pb2.DataType.ValueType) -> str:
     return _DTYPES[number]
 
 
-def decode_tensor(place: str, message: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Tensor:
-    """A tensor whose bytes fit its shape and type (TENSOR_INVALID, DATA_TYPE_UNSUPPORTED)."""
+def decode_tensor(
+    place: str, message: tensor_pb2.Tensor, payloads: Payloads | None = None
+) -> Tensor:
+    """A tensor whose bytes fit its shape and type (TENSOR_INVALID, DATA_TYPE_UNSUPPORTED).
+
+    Without payloads it is part of a graph, which holds its own bytes.
+    """
     dtype = _decode_dtype(place, message.data_type)
     shape = tuple(message.shape)
-    data = payloads.found(message.data)
+    shared = message.HasField("shared")
+    if shared and payloads is None:
+        raise Invalid(
+            "TENSOR_INVALID", f"{place}: is in shared memory, but a graph holds its own bytes"
+        )
+    data: Buffer = message.data if payloads is None else payloads.found(message.data)
+    held = message.shared.size if shared else len(data)
     if len(shape) > _MAX_RANK:
         raise Invalid("TENSOR_INVALID", f"{place}: has rank {len(shape)}, over {_MAX_RANK}")
     needed = prod(shape) * ITEM_SIZES[dtype]
-    if len(data) != needed:
+    if held != needed:
         raise Invalid(
             "TENSOR_INVALID",
-            f"{place}: {dtype} of shape {shape} needs {needed} bytes but has {len(data)}",
+            f"{place}: {dtype} of shape {shape} needs {needed} bytes but has {held}",
         )
     if needed == 0 and max(shape, default=0) > np.iinfo(np.int64).max >> 8:
         raise Invalid("TENSOR_INVALID", f"{place}: shape {shape} is too large")
+    if shared and payloads is not None:
+        data = payloads.shared(place, message.shared)
     data = bytes(data)  # of its own, so that it is aligned and the message around it can go
     if dtype == "bool" and data.translate(None, b"\x00\x01"):
         raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1")
     return Tensor(dtype, shape, data)
 
 
-def _decode_array(what: str, name: str, message: Any, payloads: Lifted) -> Any:
+def _decode_array(what: str, name: str, message: Any, payloads: Payloads) -> Any:
     if not message.HasField("tensor"):
         raise Invalid("TENSOR_INVALID", f"{what} {name!r}: has no tensor")
     tensor = message.tensor
@@ -473,12 +561,17 @@ def _result(
     gradients: Iterable[tuple[str, Any]],
     node_values: Iterable[Slab] = (),
     node_gradients: Iterable[Slab] = (),
+    sink: Sink | None = None,
 ) -> list[Buffer]:
-    """The pieces of a serialized Result."""
+    """The pieces of a serialized Result; large arrays go into the sink while it has room."""
     pieces: list[Buffer] = []
     for number, named in ((1, outputs), (2, gradients)):
         for name, array in named:
             data = _data(array)
+            region = sink.put(data) if sink is not None and len(data) >= LIFTED_BYTES else None
+            if region is not None:
+                pieces.append(_named_region(number, name, array, region))
+                continue
             pieces.append(_named_head(number, name, array, len(data)))
             pieces.append(data)
     for number, slabs in ((3, node_values), (4, node_gradients)):
@@ -499,6 +592,20 @@ def _named_head(number: int, name: str, array: Any, size: int) -> bytes:
     """What comes before the elements of a NamedTensor in a field."""
     head = _short_head if len(name) <= _SHORT_NAME else _short_head.__wrapped__
     return head(number, name, _NUMBERS_BY_DTYPE[array.dtype], array.shape, size)
+
+
+def _region(message: tensor_pb2.SharedRegion) -> Region:
+    return Region(message.segment, message.offset, message.size)
+
+
+def _named_region(number: int, name: str, array: Any, region: Region) -> bytes:
+    """A NamedTensor in a field, its elements in shared memory."""
+    shared = tensor_pb2.SharedRegion(**region._asdict())
+    tensor = tensor_pb2.Tensor(
+        data_type=_NUMBERS_BY_DTYPE[array.dtype], shape=array.shape, shared=shared
+    )
+    data = tensor_pb2.NamedTensor(name=name, tensor=tensor).SerializeToString()
+    return field(number, len(data)) + data
 
 
 @lru_cache(4096)

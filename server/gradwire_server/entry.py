@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from gradwire_server.allocator import keep_freed_memory
 from gradwire_server.engine import kernels
 from gradwire_server.limits import Limits
+from gradwire_server.segments import Segments, require_directory
 from gradwire_server.service import SERVICE, GradientService, on_lane
 from gradwire_server.threads import Lane
 from gradwire_server.workers import AddressError, Told, supervise
@@ -28,10 +29,13 @@ _REFLECTION_THREADS = 16
 
 
 class Server:
-    """A gRPC server: the service, health checks and reflection."""
+    """A gRPC server: the service, health checks and reflection (SharedMemoryError)."""
 
-    def __init__(self, limits: Limits, *, shares_port: bool = False) -> None:
-        self._service = GradientService(limits)
+    def __init__(
+        self, limits: Limits, *, shares_port: bool = False, shared_memory: str | None = None
+    ) -> None:
+        self._segments = Segments(shared_memory, limits.max_shared_bytes) if shared_memory else None
+        self._service = GradientService(limits, self._segments)
         self._health = health.HealthServicer()
         self._reflection = Lane("gradwire-reflection", _REFLECTION_THREADS)
         self._server = grpc.server(
@@ -47,6 +51,7 @@ class Server:
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:
+            self._stop_sharing()
             raise AddressError.of(address) from None
         self._server.start()
         for name in ("", SERVICE):
@@ -57,8 +62,13 @@ class Server:
         """Refuses new calls, lets running ones end within the grace, then cancels them."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_seconds).wait()
+        self._stop_sharing()
         self._service.close()
         self._reflection.shutdown()
+
+    def _stop_sharing(self) -> None:
+        if self._segments is not None:
+            self._segments.close()
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
@@ -72,9 +82,16 @@ class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
 class EmbeddedServer:
     """A server in this process, on a unix socket that only this user can reach."""
 
-    def __init__(self, limits: Limits | None = None, *, warms_up: bool = True) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        warms_up: bool = True,
+        shares_memory: bool = False,
+    ) -> None:
         self._folder = tempfile.mkdtemp(prefix="gradwire-")
-        self._server = Server(limits or Limits())
+        shared_memory = self._folder if shares_memory else None
+        self._server = Server(limits or Limits(), shared_memory=shared_memory)
         if warms_up:
             kernels.warm_up()
         self.address = self._server.start(f"unix:{self._folder}/socket")
@@ -92,9 +109,13 @@ def serve(
     workers: int = 1,
     drain_seconds: float = 30.0,
     log_level: str = "WARNING",
+    shared_memory: str | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains (AddressError, WorkerError)."""
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    AddressError, SharedMemoryError, WorkerError.
+    """
 
     def listens(place: str) -> None:
         announce(f"gradwire listens on {place}")
@@ -102,12 +123,15 @@ def serve(
 
     _log_as_json(log_level)
     if workers > 1:
-        supervise(address, workers, _Work(limits, drain_seconds, log_level), listens)
+        if shared_memory:
+            require_directory(shared_memory)
+        work = _Work(limits, drain_seconds, log_level, shared_memory)
+        supervise(address, workers, work, listens)
         return
     keep_freed_memory()
     told = Told()
     _remove_dead_socket(address)
-    server = Server(limits)
+    server = Server(limits, shared_memory=shared_memory)
     listens(server.start(address))
     kernels.warm_up()
     told.wait()
@@ -121,11 +145,12 @@ class _Work:
     limits: Limits
     drain_seconds: float
     log_level: str
+    shared_memory: str | None
 
     def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
         _log_as_json(self.log_level)
         keep_freed_memory()
-        server = Server(self.limits, shares_port=True)
+        server = Server(self.limits, shares_port=True, shared_memory=self.shared_memory)
         server.start(address)
         listens()
         kernels.warm_up()

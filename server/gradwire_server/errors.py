@@ -44,6 +44,8 @@ REASONS = {
     "SELECTION_INVALID": "A selection contradicts itself.",
     "NOT_DIFFERENTIABLE": "A value of that data type has no gradient.",
     "SYMBOL_UNBOUND": "A symbolic size is needed and not given.",
+    "SHARED_MEMORY_INVALID": "No client shares a segment of that name, or of that size.",
+    "SHARED_MEMORY_UNSUPPORTED": "This server was started without shared memory.",
     "REQUEST_INVALID": "The request cannot be decoded, or comes out of turn.",
     "FILE_INVALID": "The bytes are not a whole graph file.",
     "LIMIT_EXCEEDED": "A limit of this server is passed.",

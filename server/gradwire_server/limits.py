@@ -27,7 +27,9 @@ class Limit(NamedTuple):
 class Limits:
     """All limits of a server."""
 
-    max_message_bytes: int = _limit(64 * _MIB, "bytes", "Largest request message.")
+    max_message_bytes: int = _limit(
+        64 * _MIB, "bytes", "Largest request message, with what it has in shared memory."
+    )
     max_nodes: int = _limit(4_000_000, "nodes", "Most nodes in a graph.")
     max_values: int = _limit(16_000_000, "values", "Most values (leaves and node outputs).")
     max_memory_bytes: int = _limit(
@@ -35,6 +37,9 @@ class Limits:
     )
     max_cache_bytes: int = _limit(
         512 * _MIB, "bytes", "Most memory for graphs and plans kept for repeated requests."
+    )
+    max_shared_bytes: int = _limit(
+        1024 * _MIB, "bytes", "Most memory that all clients together may share with the server."
     )
     max_evaluations: int = _limit(8, "evaluations", "Evaluations that compute at the same time.")
     max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")

@@ -21,7 +21,6 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from gradwire.payloads import Lifted
 from gradwire.v1 import service_pb2 as pb
 from gradwire.version import __version__
 from gradwire_server import codec
@@ -33,6 +32,7 @@ from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
 from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
+from gradwire_server.segments import Segments, Sink
 from gradwire_server.session import Session as OpenSession
 from gradwire_server.silence import Silence, SilenceWatch
 from gradwire_server.threads import Lane, Turns, ahead
@@ -65,8 +65,9 @@ class _Method(NamedTuple):
 class GradientService(grpc.GenericRpcHandler):
     """gradwire.v1.GradientService over this package's engine."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, segments: Segments | None = None) -> None:
         self._limits = limits
+        self._segments = segments
         self._cache = GraphCache(
             limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits)
         )
@@ -145,13 +146,17 @@ class GradientService(grpc.GenericRpcHandler):
 
     def evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         """One EvaluateRequest, serialized, to one EvaluateResponse (Refusal, Stopped)."""
-        request, payloads = codec.decode_request(pb.EvaluateRequest, data)
+        request, payloads = self._decoded(pb.EvaluateRequest, data)
+        sink = codec.results_sink(request, self._segments)
         with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
             if stopped():
                 raise Stopped
             entry = self._graph(request.graph, payloads)
             job = self._job(entry, codec.decode_evaluation(request.evaluation, payloads))
-            return codec.encode_response(Run(job).complete(stopped))
+            return codec.encode_response(Run(job).complete(stopped), sink)
+
+    def _decoded(self, kind: type[codec.M], data: bytes) -> tuple[codec.M, codec.Payloads]:
+        return codec.decode_request(kind, data, self._segments, self._limits.max_message_bytes)
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
@@ -178,7 +183,8 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _events(self, data: bytes) -> Iterator[list[bytes]]:
         """The events of a streamed evaluation, in batches, each after one block of computing."""
-        request, payloads = codec.decode_request(pb.EvaluateStreamRequest, data)
+        request, payloads = self._decoded(pb.EvaluateStreamRequest, data)
+        sink = codec.results_sink(request, self._segments)
         entry = self._graph(request.graph, payloads)
         wanted = codec.decode_evaluation(request.evaluation, payloads)
         if not request.evaluation.HasField("values") and not request.evaluation.HasField(
@@ -197,7 +203,7 @@ class GradientService(grpc.GenericRpcHandler):
             for slabs in run.backward(job.seeds):
                 yield [*codec.encode_events("node_gradients", _counted(slabs, sent, 1))]
             gradients = list(run.leaf_gradients())
-        yield [codec.encode_finished(run.outputs(), gradients, sent)]
+        yield [codec.encode_finished(run.outputs(), gradients, sent, sink)]
 
     def _session(
         self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
@@ -222,7 +228,7 @@ class GradientService(grpc.GenericRpcHandler):
             data = next(requests, None)
             if not silence.breaks() or data is None:
                 return
-            request, payloads = codec.decode_request(pb.SessionRequest, data)
+            request, payloads = self._decoded(pb.SessionRequest, data)
             with self._turns, np.errstate(all="ignore"):
                 if session is not None:
                     answer = self._answer(session, request, payloads, stopped)
@@ -236,7 +242,7 @@ class GradientService(grpc.GenericRpcHandler):
                     raise Invalid("REQUEST_INVALID", "the first message of a session is open")
             send(answer)
 
-    def _open(self, request: pb.Open, payloads: Lifted) -> OpenSession:
+    def _open(self, request: pb.Open, payloads: codec.Payloads) -> OpenSession:
         entry = self._graph(request.graph, payloads)
         wanted = codec.decode_evaluation(request.evaluation, payloads)
         return OpenSession(entry.graph, wanted, self._limits, entry.job)
@@ -245,7 +251,7 @@ class GradientService(grpc.GenericRpcHandler):
         self,
         session: OpenSession,
         request: pb.SessionRequest,
-        payloads: Lifted,
+        payloads: codec.Payloads,
         stopped: Callable[[], bool],
     ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
@@ -255,11 +261,12 @@ class GradientService(grpc.GenericRpcHandler):
             return session.step(bindings, message.forward_only, stopped)
 
         try:
+            sink = codec.results_sink(request, self._segments)
             match request.WhichOneof("action"):
                 case "step":
                     found = step(request.step)
                 case "steps":
-                    outcomes = self._outcomes(request.steps.steps, step)
+                    outcomes = self._outcomes(request.steps.steps, step, sink)
                     return codec.encode_outcomes(request.request_id, outcomes)
                 case "backward":
                     seeds = codec.decode_seeds(request.backward.seeds, payloads)
@@ -268,14 +275,16 @@ class GradientService(grpc.GenericRpcHandler):
                     raise Invalid("REQUEST_INVALID", "the session is open already")
                 case _:
                     raise Invalid("REQUEST_INVALID", "the request has no action")
-            return codec.encode_answer(request.request_id, found)
+            return codec.encode_answer(request.request_id, found, sink)
         except Refusal as refusal:
             error = codec.encode_error(refusal)
             return pb.SessionResponse(
                 request_id=request.request_id, error=error
             ).SerializeToString()
 
-    def _outcomes(self, steps: Sequence[pb.Step], run: Callable[[pb.Step], Found]) -> list[bytes]:
+    def _outcomes(
+        self, steps: Sequence[pb.Step], run: Callable[[pb.Step], Found], sink: Sink | None
+    ) -> list[bytes]:
         """What became of each step; once the results are too large, the rest is refused."""
         if not steps:
             raise Invalid("REQUEST_INVALID", "steps holds no step")
@@ -289,12 +298,12 @@ class GradientService(grpc.GenericRpcHandler):
                 found = run(message)
             except Refusal as refusal:
                 found = refusal
-            outcomes.append(codec.encode_outcome(found))
+            outcomes.append(codec.encode_outcome(found, sink))
             held += len(outcomes[-1])
         return outcomes
 
     def _differentiate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
-        request, payloads = codec.decode_request(pb.DifferentiateGraphRequest, data)
+        request, payloads = self._decoded(pb.DifferentiateGraphRequest, data)
         sizes = {each.symbol: each.size for each in request.symbol_sizes}
         with self._turns, np.errstate(all="ignore"):
             if stopped():
@@ -308,10 +317,12 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _describe(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         gates = [describe(GATES[operator]) for operator in sorted(GATES)]
-        found = codec.encode_description(__version__, self._limits.describe(), gates)
+        found = codec.encode_description(
+            __version__, self._limits.describe(), gates, self._segments
+        )
         return found.SerializeToString()
 
-    def _graph(self, source: pb.GraphSource, payloads: Lifted) -> Entry:
+    def _graph(self, source: pb.GraphSource, payloads: codec.Payloads) -> Entry:
         return self._cache.find(codec.source_bytes(source, payloads))
 
     def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:

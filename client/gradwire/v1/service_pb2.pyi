@@ -214,7 +214,9 @@ Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
 class Result(_message.Message):
-    """What was computed."""
+    """What was computed. Where the request has `results_in`, the elements of outputs and gradients that
+    are large, and fit there, are in it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -378,6 +380,7 @@ class EvaluateStreamRequest(_message.Message):
 
     GRAPH_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    RESULTS_IN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def graph(self) -> Global___GraphSource:
         """The graph."""
@@ -388,15 +391,23 @@ class EvaluateStreamRequest(_message.Message):
         is streamed.
         """
 
+    @_builtins.property
+    def results_in(self) -> _tensor_pb2.SharedRegion:
+        """Where large outputs and gradients of the answer go; what does not fit is in the message, and so
+        are columns. Not written once the answer is there; after a cancelled call it may still be.
+        The default is none (SHARED_MEMORY_UNSUPPORTED, SHARED_MEMORY_INVALID).
+        """
+
     def __init__(
         self,
         *,
         graph: Global___GraphSource | None = ...,
         evaluation: Global___Evaluation | None = ...,
+        results_in: _tensor_pb2.SharedRegion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph", "results_in", b"results_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph", "results_in", b"results_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -508,6 +519,7 @@ class EvaluateRequest(_message.Message):
 
     GRAPH_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    RESULTS_IN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def graph(self) -> Global___GraphSource:
         """The graph."""
@@ -516,15 +528,23 @@ class EvaluateRequest(_message.Message):
     def evaluation(self) -> Global___Evaluation:
         """What to compute."""
 
+    @_builtins.property
+    def results_in(self) -> _tensor_pb2.SharedRegion:
+        """Where large outputs and gradients of the answer go; what does not fit is in the message, and so
+        are columns. Not written once the answer is there; after a cancelled call it may still be.
+        The default is none (SHARED_MEMORY_UNSUPPORTED, SHARED_MEMORY_INVALID).
+        """
+
     def __init__(
         self,
         *,
         graph: Global___GraphSource | None = ...,
         evaluation: Global___Evaluation | None = ...,
+        results_in: _tensor_pb2.SharedRegion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph", "results_in", b"results_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "graph", b"graph", "results_in", b"results_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,6 +585,7 @@ class SessionRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     BACKWARD_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    RESULTS_IN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Chosen by the client, echoed in the answer."""
     @_builtins.property
@@ -583,6 +604,13 @@ class SessionRequest(_message.Message):
     def steps(self) -> Global___Steps:
         """Several points, answered by one message."""
 
+    @_builtins.property
+    def results_in(self) -> _tensor_pb2.SharedRegion:
+        """Where large outputs and gradients of the answer go; what does not fit is in the message, and so
+        are columns. Not written once the answer is there; after a cancelled call it may still be.
+        The default is none (SHARED_MEMORY_UNSUPPORTED, SHARED_MEMORY_INVALID).
+        """
+
     def __init__(
         self,
         *,
@@ -591,10 +619,11 @@ class SessionRequest(_message.Message):
         step: Global___Step | None = ...,
         backward: Global___Backward | None = ...,
         steps: Global___Steps | None = ...,
+        results_in: _tensor_pb2.SharedRegion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "results_in", b"results_in", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "request_id", b"request_id", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backward", b"backward", "open", b"open", "request_id", b"request_id", "results_in", b"results_in", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "step", "backward", "steps"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
@@ -998,6 +1027,7 @@ class DescribeServerResponse(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_SOCKET_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Release."""
     format_version: _builtins.int
@@ -1006,6 +1036,13 @@ class DescribeServerResponse(_message.Message):
     """Oldest operator-set version understood."""
     max_operator_set_version: _builtins.int
     """Newest operator-set version understood."""
+    shared_memory_socket: _builtins.str
+    """Path of a Unix socket (SOCK_SEQPACKET) on the server's machine, which only the server's user can
+    reach; empty where it shares no memory. Whoever connects sends one message with one memfd
+    (SCM_RIGHTS) that is sealed against shrinking (F_SEAL_SHRINK), and is answered by the name of
+    the segment, 32 hexadecimal digits, or by a sentence that says why not. The segment is the
+    server's to read and write until that connection ends.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Features understood."""
@@ -1028,10 +1065,11 @@ class DescribeServerResponse(_message.Message):
         features: _abc.Iterable[_builtins.str] | None = ...,
         limits: _abc.Iterable[Global___Limit] | None = ...,
         gates: _abc.Iterable[Global___GateDescription] | None = ...,
+        shared_memory_socket: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "format_version", b"format_version", "gates", b"gates", "limits", b"limits", "max_operator_set_version", b"max_operator_set_version", "min_operator_set_version", b"min_operator_set_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "format_version", b"format_version", "gates", b"gates", "limits", b"limits", "max_operator_set_version", b"max_operator_set_version", "min_operator_set_version", b"min_operator_set_version", "shared_memory_socket", b"shared_memory_socket", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

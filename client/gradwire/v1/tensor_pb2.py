@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gradwire/v1/tensor.proto\x12\x0bgradwire.v1\"W\n\nTensorType\x12(\n\tdata_type\x18\x01 \x01(\x0e\x32\x15.gradwire.v1.DataType\x12\x1f\n\x04\x61xes\x18\x02 \x03(\x0b\x32\x11.gradwire.v1.Axis\"2\n\x04\x41xis\x12\x0e\n\x04size\x18\x01 \x01(\x04H\x00\x12\x10\n\x06symbol\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x65xtent\"\\\n\x06Tensor\x12(\n\tdata_type\x18\x01 \x01(\x0e\x32\x15.gradwire.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"@\n\x0bNamedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.gradwire.v1.Tensor*\xc0\x02\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\n\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x0b\x12\x14\n\x10\x44\x41TA_TYPE_UINT32\x10\x0c\x12\x14\n\x10\x44\x41TA_TYPE_UINT64\x10\r\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x10\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gradwire/v1/tensor.proto\x12\x0bgradwire.v1\"W\n\nTensorType\x12(\n\tdata_type\x18\x01 \x01(\x0e\x32\x15.gradwire.v1.DataType\x12\x1f\n\x04\x61xes\x18\x02 \x03(\x0b\x32\x11.gradwire.v1.Axis\"2\n\x04\x41xis\x12\x0e\n\x04size\x18\x01 \x01(\x04H\x00\x12\x10\n\x06symbol\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x65xtent\"=\n\x0cSharedRegion\x12\x0f\n\x07segment\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x89\x01\n\x06Tensor\x12(\n\tdata_type\x18\x01 \x01(\x0e\x32\x15.gradwire.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x12+\n\x06shared\x18\x04 \x01(\x0b\x32\x19.gradwire.v1.SharedRegionH\x00\x42\t\n\x07\x63ontent\"@\n\x0bNamedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.gradwire.v1.Tensor*\xc0\x02\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\n\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x0b\x12\x14\n\x10\x44\x41TA_TYPE_UINT32\x10\x0c\x12\x14\n\x10\x44\x41TA_TYPE_UINT64\x10\r\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x10\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gradwire.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=343
-  _globals['_DATATYPE']._serialized_end=663
+  _globals['_DATATYPE']._serialized_start=452
+  _globals['_DATATYPE']._serialized_end=772
   _globals['_TENSORTYPE']._serialized_start=41
   _globals['_TENSORTYPE']._serialized_end=128
   _globals['_AXIS']._serialized_start=130
   _globals['_AXIS']._serialized_end=180
-  _globals['_TENSOR']._serialized_start=182
-  _globals['_TENSOR']._serialized_end=274
-  _globals['_NAMEDTENSOR']._serialized_start=276
-  _globals['_NAMEDTENSOR']._serialized_end=340
+  _globals['_SHAREDREGION']._serialized_start=182
+  _globals['_SHAREDREGION']._serialized_end=243
+  _globals['_TENSOR']._serialized_start=246
+  _globals['_TENSOR']._serialized_end=383
+  _globals['_NAMEDTENSOR']._serialized_start=385
+  _globals['_NAMEDTENSOR']._serialized_end=449
 # @@protoc_insertion_point(module_scope)

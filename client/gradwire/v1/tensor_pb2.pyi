@@ -148,14 +148,47 @@ class Axis(_message.Message):
 Global___Axis: _TypeAlias = Axis  # noqa: Y015
 
 @_typing.final
+class SharedRegion(_message.Message):
+    """Part of memory that a client on the server's own machine shares with it: see
+    DescribeServerResponse.shared_memory_socket.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    segment: _builtins.str
+    """The segment's name, as the server gave it when it took the segment (SHARED_MEMORY_INVALID)."""
+    offset: _builtins.int
+    """Where the region begins, in bytes."""
+    size: _builtins.int
+    """Bytes; the region ends inside the segment (SHARED_MEMORY_INVALID)."""
+    def __init__(
+        self,
+        *,
+        segment: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "segment", b"segment", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedRegion: _TypeAlias = SharedRegion  # noqa: Y015
+
+@_typing.final
 class Tensor(_message.Message):
-    """A dense tensor with one payload form. Field 4 is left free for bytes kept outside the message."""
+    """A dense tensor with one payload form, in the message or beside it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     data_type: Global___DataType.ValueType
     """Element type; must be set (DATA_TYPE_UNSUPPORTED)."""
     data: _builtins.bytes
@@ -164,18 +197,27 @@ class Tensor(_message.Message):
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Lengths of the axes, outermost first; none means rank 0. At most 32 (TENSOR_INVALID)."""
 
+    @_builtins.property
+    def shared(self) -> Global___SharedRegion:
+        """The same bytes in shared memory: in Binding, in seeds, and in a Result where the request has
+        `results_in`; a Graph holds its own (TENSOR_INVALID). Refused by a server without shared memory
+        (SHARED_MEMORY_UNSUPPORTED). The server copies the bytes before it looks at them, and counts
+        them as part of the message (LIMIT_EXCEEDED). They stay as they are until it has answered.
+        """
+
     def __init__(
         self,
         *,
         data_type: Global___DataType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         data: _builtins.bytes = ...,
+        shared: Global___SharedRegion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "shared", b"shared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "data_type", b"data_type", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "data_type", b"data_type", "shape", b"shape", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data", "shared"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
