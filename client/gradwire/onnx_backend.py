@@ -49,7 +49,9 @@ class Prepared(BackendRep):
         given = self._by_name(inputs)
         attempts: tuple[Callable[[], Graph], ...] = (
             self._whole,
-            lambda: self._with_fixed(given, lambda each: not np.issubdtype(each.dtype, np.floating)),
+            lambda: self._with_fixed(
+                given, lambda each: not np.issubdtype(each.dtype, np.floating)
+            ),
             lambda: self._with_fixed(given, lambda each: True),
         )
         for attempt in attempts[:-1]:
@@ -68,9 +70,18 @@ class Prepared(BackendRep):
                 names = [each.name for each in self._model.graph.input]
             if len(inputs) > len(names):
                 raise InvalidRequestError(
-                    "LEAF_UNKNOWN", f"the model takes {len(names)} inputs but {len(inputs)} are given"
+                    "LEAF_UNKNOWN",
+                    f"the model takes {len(names)} inputs but {len(inputs)} are given",
                 )
             named = dict(zip(names, inputs, strict=False))
+        for name, each in named.items():
+            if isinstance(each, list) or each is None:
+                kind = "optional" if each is None else "sequence"
+                raise UnsupportedError(
+                    "DATA_TYPE_UNSUPPORTED",
+                    f"input {name!r}: is of kind {kind}, but gate graphs have only tensors",
+                    {"data_type": kind},
+                )
         return {name: np.asarray(each) for name, each in named.items()}
 
     def _whole(self) -> Graph:
@@ -156,3 +167,8 @@ supports_device = GradwireBackend.supports_device
 is_compatible = GradwireBackend.is_compatible
 
 __all__ = ["is_compatible", "prepare", "run_model", "run_node", "supports_device"]
+
+if __name__ == "__main__":
+    from gradwire.onnx.conformance import node_tests, outcomes, table
+
+    print(table(outcomes(node_tests(), run_model)), end="")

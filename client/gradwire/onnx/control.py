@@ -100,7 +100,9 @@ def _scanned(reader: Reader, call: Call, scope: Scope, inputs: list[Value]) -> l
     for trip in range(length):
         slices = [
             reader.emit(
-                "Gather", [each, reader.constant(length - 1 - trip if back else trip)], {"axis": axis}
+                "Gather",
+                [each, reader.constant(length - 1 - trip if back else trip)],
+                {"axis": axis},
             )[0]
             for each, axis, back in zip(scanned, axes, backwards, strict=True)
         ]
@@ -127,9 +129,7 @@ OPERATORS: dict[str, Callable[[Reader, Call, Scope], list[Value]]] = {
 }
 
 
-def _stacked(
-    reader: Reader, parts: list[Value], axis: int, info: onnx.ValueInfoProto
-) -> Value:
+def _stacked(reader: Reader, parts: list[Value], axis: int, info: onnx.ValueInfoProto) -> Value:
     """One value of those of the trips, along a new axis."""
     if parts:
         place = reader.constant([axis])
@@ -187,13 +187,8 @@ def _length(value: Value, axis: int) -> int:
         size = shape[axis]
         if size is not None:
             return size
-    leaf = values.decided_by(value)
-    raise UnsupportedError(
-        "INPUT_NOT_KNOWN",
-        f"the number of trips is the size of axis {axis} of an input, which is not known; give "
-        f"sizes={{...}} for the axes of {leaf.name!r}",
-        {"input": leaf.name},
-    )
+    leaf = values.leaf_of_shape(value)
+    raise values.not_known(f"the number of trips, the size of axis {axis} of an input,", leaf, True)
 
 
 def _numbers(call: Call, name: str, count: int) -> tuple[int, ...]:

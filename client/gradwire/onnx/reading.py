@@ -30,13 +30,22 @@ from gradwire.errors import (
 )
 from gradwire.onnx import control, upgrading
 from gradwire.onnx.refusals import REFUSED_DOMAINS, REFUSED_OPERATORS
-from gradwire.onnx.values import MOST_ELEMENTS, Origin, Value, fix_hint, require_elements, type_of
+from gradwire.onnx.values import (
+    MOST_ELEMENTS,
+    OF_SHAPES,
+    Origin,
+    Value,
+    fix_hint,
+    require_elements,
+    type_of,
+)
 from gradwire.signatures import SIGNATURES
 from gradwire.tensors import Array
 
 MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+_DATA_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 #: A path, a serialized model, or the message.
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -199,7 +208,7 @@ class Reader:
         tensor = info.type.tensor_type
         if not tensor.HasField("shape"):
             raise UnsupportedError(
-                "SHAPE_MISMATCH", f"its number of axes is not declared; fix it: {fix_hint(info.name)}"
+                "SHAPE_MISMATCH", f"its number of axes is not declared; give {fix_hint(info.name)}"
             )
         axes: list[int | str] = []
         for axis, dim in enumerate(tensor.shape.dim):
@@ -263,11 +272,12 @@ class Reader:
             for each, slot in zip(inputs, declared, strict=True)
         ]
         made = self.graph.apply(operator, handles, given, outputs)
-        of_floats = operator not in ("Shape", "Size") and any(
-            each is not None and (each.of_floats or each.dtype in tensors.FLOATS)
-            for each in inputs
+        of_floats = operator not in OF_SHAPES and any(
+            each is not None and each.of_floats for each in inputs
         )
-        found = [Value(handle=each, of_floats=of_floats) for each in made]
+        found = [
+            Value(handle=each, of_floats=of_floats or each.dtype in tensors.FLOATS) for each in made
+        ]
         origin = Origin(operator, inputs, given, found)
         for each in found:
             each.origin = origin
@@ -316,7 +326,7 @@ class Reader:
         if domain:
             return self._expand_of_domain(domain, call, scope)
         if call.operator in REFUSED_OPERATORS:
-            raise UnsupportedError("OPERATOR_UNKNOWN", REFUSED_OPERATORS[call.operator])
+            raise _unknown(call, REFUSED_OPERATORS[call.operator])
         _check_version(call)
         if call.operator == "Constant":
             return [constant(_stored(call))]
@@ -327,9 +337,11 @@ class Reader:
             return finished
         if call.operator not in SIGNATURES:
             return self._expand_of_domain(domain, call, scope)
-        if call.operator == "Identity" and call.inputs[0] is not None and not call.inputs[0].name:
-            if call.inputs[0].origin is None:
-                return [call.inputs[0]]  # a constant
+        for name in _DATA_TYPE_ATTRIBUTES:
+            if call.attributes.get(name):
+                dtype_of(call.attributes[name])
+        if call.operator == "Identity" and _is_constant(call.input(0)):
+            return call.inputs  # type: ignore[return-value]
         return self.emit(call.operator, call.inputs, call.attributes, _used_outputs(call))
 
     # -- functions ------------------------------------------------------------------------------
@@ -344,7 +356,7 @@ class Reader:
         inside = replace(
             scope.inside(f"{call.label}/"),
             outer=None,
-            versions=_versions(function.opset_import),
+            versions={**scope.versions, **_versions(function.opset_import)},
             attributes=attributes,
         )
         absent: set[str] = set()
@@ -361,17 +373,15 @@ class Reader:
     def _expand_of_domain(self, domain: str, call: Call, scope: Scope) -> list[Value]:
         """Outputs of an operator that ONNX itself defines by others (OPERATOR_UNKNOWN)."""
         if not onnx.defs.has(call.operator, domain):
-            raise UnsupportedError(
-                "OPERATOR_UNKNOWN",
-                f"there is no such operator in the domain {domain or 'ai.onnx'!r}, and no function"
-                f" of the model{nearest(call.operator, SIGNATURES)}",
+            raise _unknown(
+                call,
+                f"there is no such operator in the domain {domain or 'ai.onnx'!r}, and no such "
+                f"function in the model{nearest(call.operator, SIGNATURES)}",
             )
         schema = onnx.defs.get_schema(call.operator, max(call.version, 1), domain)
         function = _definition(schema, call, scope)
         if function is None:
-            raise UnsupportedError(
-                "OPERATOR_UNKNOWN", REFUSED_DOMAINS.get(domain, "no gate computes it")
-            )
+            raise _unknown(call, REFUSED_DOMAINS.get(domain, "no gate computes it"))
         return self._expand(function, call, scope)
 
     # -- names ----------------------------------------------------------------------------------
@@ -410,9 +420,23 @@ def constant(array: Array) -> Value:
     return Value(array=array, of_floats=str(array.dtype) in tensors.FLOATS)
 
 
+def dtype_of(number: int) -> str:
+    """The name of a data type by ONNX's number (DATA_TYPE_UNSUPPORTED)."""
+    try:
+        return tensors.dtype_of(number)
+    except InvalidRequestError:
+        names = {value: name.lower() for name, value in onnx.TensorProto.DataType.items()}
+        name = names.get(number, str(number))
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            f"data type {name} is not one of " + ", ".join(tensors.DTYPES),
+            {"data_type": name},
+        ) from None
+
+
 def array_of(tensor: onnx.TensorProto) -> Array:
     """Elements of ONNX's tensor (DATA_TYPE_UNSUPPORTED, TENSOR_INVALID)."""
-    tensors.dtype_of(tensor.data_type)
+    dtype_of(tensor.data_type)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise InvalidRequestError(
             "TENSOR_INVALID", "its elements are in another file; read the model by its path"
@@ -436,9 +460,7 @@ def dense_array_of(sparse: onnx.SparseTensorProto) -> Array:
     if places.ndim == 2 and places.shape == (values.size, len(shape)):
         inside = bool(np.all((places >= 0) & (places < np.array(shape))))
         places = np.ravel_multi_index(tuple(places.T), shape) if inside else np.array([-1])
-    inside = places.shape == (values.size,) and bool(
-        np.all((places >= 0) & (places < prod(shape)))
-    )
+    inside = places.shape == (values.size,) and bool(np.all((places >= 0) & (places < prod(shape))))
     if not inside:
         raise InvalidRequestError(
             "TENSOR_INVALID", f"the indices of a sparse tensor do not lie in its shape {shape}"
@@ -494,12 +516,24 @@ def _stored(call: Call) -> Array:
     if name == "sparse_value":
         return dense_array_of(value)
     if name.startswith("value_string"):
-        raise UnsupportedError("DATA_TYPE_UNSUPPORTED", "holds text, which gate graphs do not have")
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            "holds text, which gate graphs do not have",
+            {"data_type": "string"},
+        )
     if name == "value":
         return np.asarray(value)
     if name not in ("value_float", "value_floats", "value_int", "value_ints"):
         raise InvalidRequestError("ATTRIBUTE_INVALID", f"there is no attribute {name!r}")
     return np.asarray(value, "float32" if name.startswith("value_float") else "int64")
+
+
+def _is_constant(value: Value | None) -> bool:
+    return value is not None and value.origin is None and not value.name
+
+
+def _unknown(call: Call, why: str) -> UnsupportedError:
+    return UnsupportedError("OPERATOR_UNKNOWN", why, {"operator": call.operator})
 
 
 def _parameter(name: str, array: Array) -> Value:
@@ -535,9 +569,7 @@ def _check_version(call: Call) -> None:
         )
 
 
-def _definition(
-    schema: onnx.defs.OpSchema, call: Call, scope: Scope
-) -> onnx.FunctionProto | None:
+def _definition(schema: onnx.defs.OpSchema, call: Call, scope: Scope) -> onnx.FunctionProto | None:
     """ONNX's definition of an operator by others, if there is one."""
     if schema.has_function:
         usable = [each for each in schema.function_opset_versions if each <= OPERATOR_SET_VERSION]
@@ -561,9 +593,7 @@ def _definition(
     return onnx.FunctionProto.FromString(body) if body else None
 
 
-def _without_absent(
-    nodes: Sequence[onnx.NodeProto], absent: set[str]
-) -> Iterator[onnx.NodeProto]:
+def _without_absent(nodes: Sequence[onnx.NodeProto], absent: set[str]) -> Iterator[onnx.NodeProto]:
     """Nodes of a function, where those inputs of it are left out."""
     for node in nodes:
         if absent.isdisjoint(node.input):
@@ -579,11 +609,13 @@ def _tensor_dtype(kind: onnx.TypeProto) -> str:
     """Data type of a tensor (DATA_TYPE_UNSUPPORTED for other kinds of values)."""
     which = kind.WhichOneof("value")
     if which != "tensor_type":
+        name = (which or "value_type").removesuffix("_type")
         raise UnsupportedError(
             "DATA_TYPE_UNSUPPORTED",
-            f"is a {(which or 'value_type').removesuffix('_type')}, but gate graphs have only tensors",
+            f"is of kind {name}, but gate graphs have only tensors",
+            {"data_type": name},
         )
-    return tensors.dtype_of(kind.tensor_type.elem_type)
+    return dtype_of(kind.tensor_type.elem_type)
 
 
 def _domain(name: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 _SEQUENCES = "takes or yields sequences, which gate graphs do not have"
 _OPTIONALS = "takes or yields optionals, which gate graphs do not have"
 _STRINGS = "computes with strings, which gate graphs do not have"
-_RANDOM = "draws numbers that differ from run to run, so that values and gradients could not be had again"
+_RANDOM = (
+    "draws numbers that differ from run to run, so that values and gradients could not be had again"
+)
 _TRAINING = "is a step of an optimiser: compute it from the gradients that the server yields"
 
 #: Operators of ONNX's own domain that are refused: operator -> why.

@@ -16,7 +16,7 @@ import numpy as np
 from gradwire import tensors
 from gradwire.builder import OPERATOR_SET_VERSION
 from gradwire.errors import UnsupportedError
-from gradwire.onnx.values import Value, elements_of, shape_of
+from gradwire.onnx.values import Value, elements_of, require_elements, shape_of
 
 if TYPE_CHECKING:
     from gradwire.onnx.reading import Call, Reader
@@ -263,11 +263,13 @@ def _repeats_of_one_axis(reader: Reader, call: Call) -> Call:
     """In 1 Tile repeated one axis."""
     x, tiles, axis = call.inputs
     rank = _rank(call, x)
-    known = [None if each is None else elements_of(each) for each in (tiles, axis)]
-    if known[0] is None or known[1] is None or known[0].size != 1 or known[1].size != 1:
-        raise cannot(call, "tiles and axis are not known")
+    assert tiles is not None
+    assert axis is not None
+    count, place = require_elements(tiles, "tiles"), require_elements(axis, "axis")
+    if count.size != 1 or place.size != 1 or not 0 <= place.item() < rank:
+        raise cannot(call, f"tiles {count.tolist()} along axis {place.tolist()}")
     repeats = np.ones(rank, np.int64)
-    repeats[int(known[1].reshape(-1)[0])] = int(known[0].reshape(-1)[0])
+    repeats[int(place.item())] = int(count.item())
     call.inputs = [x, reader.constant(repeats)]
     return call
 

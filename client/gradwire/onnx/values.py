@@ -26,7 +26,7 @@ MOST_ELEMENTS = 1 << 24
 
 _OPSETS = [onnx.helper.make_opsetid("", OPERATOR_SET_VERSION)]
 #: Operators that yield what depends on the shape alone.
-_OF_SHAPES = ("Shape", "Size")
+OF_SHAPES = ("Shape", "Size")
 #: Operators that yield no more elements than they take, but as many as these decide.
 _SELECTING = ("Compress", "NonZero", "Unique")
 #: Operators whose numbers are drawn, by our own generator.
@@ -80,22 +80,36 @@ def require_elements(value: Value, what: str) -> Array:
     found = elements_of(value)
     if found is not None:
         return found
-    leaf = decided_by(value)
-    if leaf.array is not None or not leaf.name:
+    leaf, by_shape = _decided_by(value)
+    if not leaf.name:
         raise UnsupportedError("INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before")
-    of_shape = value is not leaf and not leaf.of_floats
-    hint = f" or give sizes={{...}} for its axes" if of_shape or value.dtype == "int64" else ""
-    raise UnsupportedError(
+    raise not_known(what, leaf, by_shape)
+
+
+def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
+    """A refusal that says what to give."""
+    axes = ", ".join(
+        repr(axis.dim_param)
+        for axis in (leaf.type.tensor_type.shape.dim if leaf.type else ())
+        if axis.dim_param
+    )
+    hint = f"sizes for {axes} as sizes={{...}}" if by_shape and axes else fix_hint(leaf.name)
+    return UnsupportedError(
         "INPUT_NOT_KNOWN",
-        f"{what} depends on the input {leaf.name!r}, but must be known while the model is read; "
-        f"{fix_hint(leaf.name)}{hint}",
+        f"{what} depends on the {'shape of the ' if by_shape else ''}input {leaf.name!r}, but must "
+        f"be known while the model is read; give {hint}",
         {"input": leaf.name},
     )
 
 
 def fix_hint(name: str) -> str:
-    """What to do where an input must be known."""
-    return f"give its elements as fixed={{{name!r}: ...}}"
+    """What to give where an input must be known."""
+    return f"its elements as fixed={{{name!r}: ...}}"
+
+
+def leaf_of_shape(value: Value) -> Value:
+    """A leaf because of which the shape of a value is not known."""
+    return _decided_by(value)[0]
 
 
 def type_of(value: Value) -> onnx.TypeProto | None:
@@ -117,16 +131,16 @@ def shape_of(value: Value) -> tuple[int | None, ...] | None:
     )
 
 
-def decided_by(value: Value) -> Value:
-    """A leaf because of which the elements of a value are not known."""
+def _decided_by(value: Value) -> tuple[Value, bool]:
+    """A leaf because of which elements are not known, and whether its shape alone is."""
+    by_shape = False
     while value.origin is not None:
-        open_inputs = [
-            each for each in value.origin.inputs if each is not None and each.array is None
-        ]
-        if not open_inputs:
+        by_shape = by_shape or value.origin.operator in OF_SHAPES
+        unknown = [each for each in value.origin.inputs if each is not None and each.array is None]
+        if not unknown:
             break
-        value = open_inputs[0]
-    return value
+        value = unknown[0]
+    return value, by_shape
 
 
 def _seek(value: Value, what: str) -> None:
@@ -159,7 +173,7 @@ def _needs(value: Value, what: str) -> list[tuple[Value, str]]:
     given = [each for each in origin.inputs if each is not None]
     if what == "elements":
         types = [(value, "type")]
-        if origin.operator in _OF_SHAPES:
+        if origin.operator in OF_SHAPES:
             return types
         return [(each, "elements") for each in given] + types
     return [(each, "type") for each in given] + [(each, "elements") for each in _shaping(origin)]
@@ -183,7 +197,7 @@ def _find(value: Value, what: str) -> None:
         output.sought.add(what)
     if what == "type":
         _infer(origin)
-    elif origin.operator in _OF_SHAPES:
+    elif origin.operator in OF_SHAPES:
         _measure(origin)
     elif origin.operator not in _DRAWN:
         _compute(origin)
@@ -234,9 +248,7 @@ def _compute(origin: Origin) -> None:
     if origin.operator not in _SELECTING and not all(map(_is_small, origin.outputs)):
         return
     node = _node(origin)
-    given = {
-        name: each.array for name, each in zip(node.input, origin.inputs, strict=True) if each
-    }
+    given = {name: each.array for name, each in zip(node.input, origin.inputs, strict=True) if each}
     types = {name: onnx.helper.make_tensor_type_proto(1, None) for name in node.output}
     graph = onnx.helper.make_graph(
         [node],
