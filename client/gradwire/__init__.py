@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gradwire.local import local
+    from gradwire.onnx import from_onnx
     from gradwire.operators import *  # noqa: F403
     from gradwire.results import Event, Result, Summary
 
@@ -56,6 +57,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "local": ("local",),
+    "onnx": ("from_onnx",),
     "results": ("Event", "Result", "Summary"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -118,24 +120,6 @@ def gradient_graph(
 
     with local() as embedded:
         return embedded.gradient_graph(graph, wrt, sizes)
-
-
-def from_onnx(
-    model: Any,
-    *,
-    fixed: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, int] | None = None,
-    max_nodes: int = 1_000_000,
-) -> Graph:
-    """The gate graph of an ONNX model: a path, bytes, or a ModelProto; needs `gradwire[onnx]`.
-
-    `fixed` makes inputs constants, so that shapes, branches and trip counts that depend on them
-    are known; `sizes` binds symbols, where an axis without a name is called "x.0" after its input.
-    Loops are unrolled and functions are written out, to at most `max_nodes` nodes.
-    """
-    from gradwire.onnx.reading import from_onnx
-
-    return from_onnx(model, fixed=fixed, sizes=sizes, max_nodes=max_nodes)
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:

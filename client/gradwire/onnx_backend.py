@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from onnx.backend.base import Backend, BackendRep
 
+import gradwire
 from gradwire.builder import OPERATOR_SET_VERSION, Graph
 from gradwire.connection import Connection
 from gradwire.errors import InvalidRequestError, UnsupportedError
-from gradwire.local import local
 from gradwire.onnx.reading import from_onnx
 from gradwire.tensors import Array, data_type
 
@@ -30,7 +30,7 @@ _UNKNOWN = ("INPUT_NOT_KNOWN", "SHAPE_MISMATCH")
 @cache
 def _server() -> Connection:
     """The server of this process."""
-    server = local(warm_up=False)
+    server = gradwire.local(warm_up=False)
     atexit.register(server.close)
     return server
 
@@ -52,7 +52,7 @@ class Prepared(BackendRep):
             lambda: self._with_fixed(
                 given, lambda each: not np.issubdtype(each.dtype, np.floating)
             ),
-            lambda: self._with_fixed(given, lambda each: True),
+            lambda: self._with_fixed(given, lambda _: True),
         )
         for attempt in attempts[:-1]:
             try:
@@ -130,7 +130,7 @@ class GradwireBackend(Backend):
         node: onnx.NodeProto,
         inputs: Any,
         device: str = "CPU",
-        outputs_info: Sequence[Any] | None = None,
+        outputs_info: Sequence[Any] | None = None,  # noqa: ARG003 -- ONNX's runner gives it
         **kwargs: Any,
     ) -> tuple[Any, ...]:
         """Outputs of one node, of the newest operator set unless `opset_version` says another."""

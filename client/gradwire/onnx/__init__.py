@@ -1,4 +1,6 @@
-"""ONNX models to gate graphs and back; needs the package `onnx`."""
+"""ONNX models in and out. Needs the package onnx, which the extra `onnx` installs."""
+
+from __future__ import annotations
 
 from importlib.util import find_spec
 
@@ -6,5 +8,9 @@ from gradwire.errors import UnsupportedError
 
 if find_spec("onnx") is None:
     raise UnsupportedError(
-        "ONNX_MISSING", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
+        "FEATURE_UNSUPPORTED", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
     )
+
+from gradwire.onnx.reading import from_onnx
+
+__all__ = ["from_onnx"]

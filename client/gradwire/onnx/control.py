@@ -1,4 +1,4 @@
-"""If, Loop and Scan: branches taken and loops unrolled, where they are known before anything runs."""
+"""If, Loop and Scan: branches taken and loops unrolled, where they are known beforehand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _scan_rows(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     if call.input(0) is not None:
         raise UnsupportedError(
             "OPERATOR_SET_UNSUPPORTED",
-            f"Scan of operator set {call.version} with sequence_lens has no counterpart in later ones",
+            f"sequence_lens of operator set {call.version} has no counterpart in later ones",
         )
     inputs = [_given(each) for each in call.inputs[1:]]
     rows = _length(inputs[0], 0) if inputs else 0
@@ -72,7 +72,9 @@ def _scan_rows(reader: Reader, call: Call, scope: Scope) -> list[Value]:
         given = [reader.emit("Gather", [each, at], {"axis": 0})[0] for each in inputs]
         found.append(_scanned(reader, call, scope.inside(f"{call.label}[row {row}]/"), given))
     infos = _graph(call, "body").output
-    return [_stacked(reader, list(each), 0, info) for each, info in zip(zip(*found), infos)]
+    return [
+        _stacked(reader, [each[slot] for each in found], 0, info) for slot, info in enumerate(infos)
+    ]
 
 
 def _scanned(reader: Reader, call: Call, scope: Scope, inputs: list[Value]) -> list[Value]:

@@ -7,7 +7,7 @@ arrays until a gate uses them, floating initializers become parameters when one 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -29,6 +29,7 @@ from gradwire.errors import (
     nearest,
 )
 from gradwire.onnx import control, upgrading
+from gradwire.onnx.external import load_external
 from gradwire.onnx.refusals import REFUSED_DOMAINS, REFUSED_OPERATORS
 from gradwire.onnx.values import (
     MOST_ELEMENTS,
@@ -222,7 +223,7 @@ class Reader:
 
     # -- nodes ----------------------------------------------------------------------------------
 
-    def read_nodes(self, nodes: Sequence[onnx.NodeProto], scope: Scope) -> None:
+    def read_nodes(self, nodes: Iterable[onnx.NodeProto], scope: Scope) -> None:
         """Reads nodes in order; their outputs come into the scope."""
         for node in nodes:
             place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
@@ -366,8 +367,7 @@ class Reader:
                 absent.add(name)
             else:
                 inside.values[name] = value
-        nodes = _without_absent(function.node, absent) if absent else function.node
-        self.read_nodes(nodes, inside)
+        self.read_nodes(_without_absent(function.node, absent), inside)
         return [inside.find(name) for name in function.output[: call.outputs]]
 
     def _expand_of_domain(self, domain: str, call: Call, scope: Scope) -> list[Value]:
@@ -569,31 +569,41 @@ def _check_version(call: Call) -> None:
         )
 
 
-def _definition(schema: onnx.defs.OpSchema, call: Call, scope: Scope) -> onnx.FunctionProto | None:
-    """ONNX's definition of an operator by others, if there is one."""
+def _definition(schema: Any, call: Call, scope: Scope) -> onnx.FunctionProto | None:
+    """ONNX's definition of an operator by others, if there is one; `schema` is ONNX's."""
     if schema.has_function:
         usable = [each for each in schema.function_opset_versions if each <= OPERATOR_SET_VERSION]
         body = schema.get_function_with_opset_version(max(usable)) if usable else b""
     elif schema.has_context_dependent_function:
         versions = schema.context_dependent_function_opset_versions
         usable = [each for each in versions if each <= OPERATOR_SET_VERSION]
-        node = onnx.NodeProto()
-        node.CopyFrom(call.node)
-        for each in node.attribute:
-            if each.ref_attr_name:
-                each.CopyFrom(scope.attributes[each.ref_attr_name])
         types = [onnx.TypeProto() if each is None else type_of(each) for each in call.inputs]
-        if not usable or any(each is None for each in types):
+        if not usable:
             return None
         body = schema.get_context_dependent_function_with_opset_version(
-            max(usable), node.SerializeToString(), [each.SerializeToString() for each in types]
+            max(usable),
+            _resolved(call.node, scope).SerializeToString(),
+            [(each or onnx.TypeProto()).SerializeToString() for each in types],
         )
     else:
         return None
     return onnx.FunctionProto.FromString(body) if body else None
 
 
-def _without_absent(nodes: Sequence[onnx.NodeProto], absent: set[str]) -> Iterator[onnx.NodeProto]:
+def _resolved(node: onnx.NodeProto, scope: Scope) -> onnx.NodeProto:
+    """A node with the attributes that the function around it gives."""
+    found = onnx.NodeProto()
+    found.CopyFrom(node)
+    del found.attribute[:]
+    for each in node.attribute:
+        given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
+        if given is not None:
+            found.attribute.add().CopyFrom(given)
+            found.attribute[-1].name = each.name
+    return found
+
+
+def _without_absent(nodes: Iterable[onnx.NodeProto], absent: set[str]) -> Iterator[onnx.NodeProto]:
     """Nodes of a function, where those inputs of it are left out."""
     for node in nodes:
         if absent.isdisjoint(node.input):
@@ -653,7 +663,5 @@ def _loaded(model: Model) -> onnx.ModelProto:
     except DecodeError:
         raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
     if not isinstance(model, bytes):
-        from gradwire.onnx.external import load_external
-
         load_external(found, Path(model).parent)
     return found

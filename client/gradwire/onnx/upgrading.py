@@ -185,7 +185,7 @@ def _value_of_pad(reader: Reader, call: Call) -> Call:
 
 
 def _ratio_of_dropout(reader: Reader, call: Call) -> Call | list[Value]:
-    """Before 12 nothing is dropped where a model is tested, and only then does it mean something."""
+    """Before 12 nothing was dropped where a model was tested, and there was no seed."""
     call.attributes.pop("ratio", None)
     if call.version < 7 and not call.attributes.pop("is_test", 0):
         raise cannot(call, "draws numbers without a seed (is_test = 0)")
@@ -283,7 +283,7 @@ def _resize_of_10(reader: Reader, call: Call) -> Call:
 
 
 def _resize_of_11(reader: Reader, call: Call) -> Call:
-    """Before 13 a mode existed that was for the nearest element only; inputs left out were empty."""
+    """Before 13 a mode existed that was for the nearest element only."""
     if call.attributes.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn":
         rounding = call.attributes.get("nearest_mode", "round_prefer_floor")
         if call.attributes.get("mode", "nearest") != "nearest" or rounding != "floor":
@@ -357,9 +357,9 @@ _ALWAYS = OPERATOR_SET_VERSION + 1
 
 #: By operator: (operator set before which it meant something else, what to do), oldest first.
 ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
-    **{operator: ((7, _aligned_from_the_left),) for operator in _BINARY},
+    **dict.fromkeys(_BINARY, ((7, _aligned_from_the_left),)),
     **{operator: ((18, _attributes_to_inputs("int64", ("axes", 1))),) for operator in _REDUCTIONS},
-    **{operator: ((13, _of_matrix),) for operator in ("Softmax", "LogSoftmax", "Hardmax")},
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), ((13, _of_matrix),)),
     **{operator: ((7, _without("output_sequence")),) for operator in ("RNN", "GRU", "LSTM")},
     "BatchNormalization": ((14, _mode_of_batch_normalization),),
     "Cast": ((6, _number_of_data_type),),

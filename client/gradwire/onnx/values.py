@@ -248,7 +248,11 @@ def _compute(origin: Origin) -> None:
     if origin.operator not in _SELECTING and not all(map(_is_small, origin.outputs)):
         return
     node = _node(origin)
-    given = {name: each.array for name, each in zip(node.input, origin.inputs, strict=True) if each}
+    given = {
+        name: each.array
+        for name, each in zip(node.input, origin.inputs, strict=True)
+        if each is not None and each.array is not None
+    }
     types = {name: onnx.helper.make_tensor_type_proto(1, None) for name in node.output}
     graph = onnx.helper.make_graph(
         [node],
@@ -260,7 +264,7 @@ def _compute(origin: Origin) -> None:
     try:
         with np.errstate(all="ignore"):
             found = ReferenceEvaluator(model).run(None, given)
-    except Exception:  # noqa: BLE001 -- whatever it raises, the elements are not known then
+    except Exception:
         return
     for output, array in zip(origin.outputs, found, strict=True):
         output.array = np.asarray(array)
@@ -274,7 +278,7 @@ def _is_small(value: Value) -> bool:
 
 
 def _node(origin: Origin) -> onnx.NodeProto:
-    attributes = {
+    attributes: dict[str, Any] = {
         name: onnx.numpy_helper.from_array(each) if isinstance(each, np.ndarray) else each
         for name, each in origin.attributes.items()
         if each is not None
