@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_external_data_is_read_beside_the_model(tmp_path: Path) -> None:
         gw.from_onnx(path.read_bytes())
 
 
-def test_an_initializer_that_is_an_input_too_is_a_parameter(server: gw.Connection) -> None:
+def test_an_initializer_that_is_an_input_too_is_a_parameter() -> None:
     given = model(MLP)
     given.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [2]))
     graph = gw.from_onnx(given)
@@ -126,11 +127,11 @@ def test_attributes_are_the_shortest_numbers_that_mean_the_same() -> None:
     assert "alpha" not in str(gw.from_onnx(default))
 
 
-def test_axes_without_names_are_symbols_that_can_be_bound(server: gw.Connection) -> None:
+def test_axes_without_names_are_symbols_that_can_be_bound() -> None:
     given = model("g (float[?, 3] x) => (float[?, 3] y) { y = Neg(x) }")
     assert gw.from_onnx(given).leaves[0].axes == ("x.0", 3)
     assert gw.from_onnx(given, sizes={"x.0": 2}).leaves[0].axes == (2, 3)
-    with pytest.raises(gw.InvalidRequestError, match="no input has an axis 'x.2'; did you mean"):
+    with pytest.raises(gw.InvalidRequestError, match=r"no input has an axis 'x\.2'; did you mean"):
         gw.from_onnx(given, sizes={"x.2": 2})
 
 
@@ -145,7 +146,8 @@ def test_inputs_and_outputs_that_are_left_out_are_absent(server: gw.Connection) 
     )
     agree(server, given, {"x": X})
     batch = model(
-        """g (float[2, 3] x, float[3] s) => (float[2, 3] y) { y = BatchNormalization(x, s, s, s, s) }"""
+        """g (float[2, 3] x, float[3] s) => (float[2, 3] y)
+            { y = BatchNormalization(x, s, s, s, s) }"""
     )
     agree(server, batch, {"x": X, "s": np.float32([1, 2, 3])})
 
@@ -171,7 +173,7 @@ def test_sizes_that_go_through_floats_are_found_where_they_are_bound(server: gw.
           pads = Concat<axis = 0>(z, c)  y = Pad(x, pads) }"""
     )
     agree(server, given, {"x": X}, sizes={"n": 2})
-    with pytest.raises(gw.UnsupportedError, match="shape of the input 'x'.*give sizes for 'n'"):
+    with pytest.raises(gw.UnsupportedError, match=r"shape of the input 'x'.*give sizes for 'n'"):
         gw.from_onnx(given)
 
 
@@ -183,7 +185,8 @@ def test_functions_of_the_model_are_written_out(server: gw.Connection) -> None:
         "g (float[n, 3] x) => (float[n, 3] y) { h = my.twice<by = 3.0>(x, x)  y = my.twice(h) }",
         imports=', "my" : 1',
         functions="""<opset_import: ["" : 17, "my" : 1], domain: "my">
-            twice <by: float = 0.5> (p, q) => (r) { s = my.scaled<by: float = @by>(p)  r = Add(s, p) }
+            twice <by: float = 0.5> (p, q) => (r)
+                { s = my.scaled<by: float = @by>(p)  r = Add(s, p) }
             <opset_import: ["" : 17], domain: "my">
             scaled <by> (p) => (r) { c = Constant<value_float: float = @by>()  r = Mul(p, c) }""",
     )
@@ -195,7 +198,8 @@ def test_functions_that_use_themselves_are_refused() -> None:
     given = model(
         "g (float[n] x) => (float[n] y) { y = my.f(x) }",
         imports=', "my" : 1',
-        functions="""<opset_import: ["" : 17, "my" : 1], domain: "my"> f (p) => (r) { r = my.f(p) }""",
+        functions="""<opset_import: ["" : 17, "my" : 1], domain: "my">
+            f (p) => (r) { r = my.f(p) }""",
     )
     with pytest.raises(gw.LimitError, match="nested more than 64"):
         gw.from_onnx(given)
@@ -252,7 +256,7 @@ def test_loops_and_branches_are_written_out(server: gw.Connection, flag: bool, t
 def test_values_that_decide_the_way_are_named_where_they_are_not_known() -> None:
     with pytest.raises(
         gw.UnsupportedError,
-        match=r"node 'y' \(Loop\): its trip count 'trips' depends on the input 'trips'.*fixed={'trips'",
+        match=r"node 'y' \(Loop\): its trip count 'trips' depends on the input 'trips'.*fixed={'tr",
     ):
         gw.from_onnx(model(LOOP))
     with pytest.raises(
@@ -423,7 +427,7 @@ def test_large_constants_are_not_computed_while_reading() -> None:
 
 def test_reading_takes_time_in_proportion_to_the_nodes() -> None:
     names = ["x", *(f"v{n}" for n in range(5_000))]
-    nodes = [helper.make_node("Sin", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("Sin", [a], [b]) for a, b in pairwise(names)]
     info = [helper.make_tensor_value_info(name, 1, ["n"]) for name in (names[0], names[-1])]
     graph = helper.make_graph(nodes, "deep", info[:1], info[1:])
     found = gw.from_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
