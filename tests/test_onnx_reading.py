@@ -398,6 +398,10 @@ def changed(change: Any) -> onnx.ModelProto:
         (lambda m: m.graph.node.reverse(), "uses the value 'hidden'"),
         (lambda m: m.graph.output.add(name="q"), "output 'q': uses the value 'q'"),
         (lambda m: m.ClearField("opset_import"), "imports no operator set"),
+        (
+            lambda m: setattr(m.graph.node[2].attribute[0], "type", 1),
+            "of another kind than in ONNX",
+        ),
         (lambda m: m.graph.node[2].attribute[0].ints.extend([1]), None),
         (lambda m: setattr(m.graph.node[2].attribute[0], "name", "axes"), "no attribute 'axes'"),
     ],
@@ -409,6 +413,12 @@ def test_models_that_are_not_whole_are_refused(change: Any, message: str | None)
         return
     with pytest.raises(gw.InvalidRequestError, match=message):
         gw.from_onnx(given)
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    data = model(MLP).SerializeToString().replace(b"product", b"pro\xffuct")
+    with pytest.raises(gw.InvalidRequestError, match=r"the name b'pro\\xffuct' is not UTF-8"):
+        gw.from_onnx(data)
 
 
 def test_indices_of_sparse_tensors_are_checked() -> None:

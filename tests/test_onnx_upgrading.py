@@ -226,6 +226,19 @@ def test_what_has_no_counterpart_is_refused_with_both_operator_sets(
         assert part in str(caught.value)
 
 
+def test_inputs_that_are_left_out_are_refused_and_not_stumbled_over() -> None:
+    refused = 0
+    for operator, version, inputs, attributes, *_ in CASES:
+        for kept in range(len(inputs)):
+            model, _ = one_node(operator, version, inputs, attributes, 1)
+            del model.graph.node[0].input[kept:]
+            try:
+                gw.from_onnx(model)
+            except gw.GradwireError:
+                refused += 1
+    assert refused > len(CASES)
+
+
 def test_newer_operator_sets_are_refused_where_the_operator_may_have_changed() -> None:
     model, _ = one_node("Add", OPERATOR_SET_VERSION + 100, [X, X], {}, 1)
     with pytest.raises(

@@ -133,6 +133,13 @@ class Call:
         """An input, or None where it is left out."""
         return self.inputs[slot] if slot < len(self.inputs) else None
 
+    def required(self, slot: int) -> Value:
+        """An input that must be given (INPUT_COUNT_INVALID)."""
+        found = self.input(slot)
+        if found is None:
+            raise InvalidRequestError("INPUT_COUNT_INVALID", f"its input {slot} is left out")
+        return found
+
 
 class Reader:
     """Reads one model into `graph`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,7 @@ from gradwire.onnx.values import Value, elements_of, require_elements, shape_of
 if TYPE_CHECKING:
     from gradwire.onnx.reading import Call, Reader
 
-#: A later form of a call; or the values that it yields.
-Upgraded = "Call | list[Value]"
+#: Yields a later form of a call, or its values.
 Adapter = Callable[["Reader", "Call"], "Call | list[Value]"]
 
 _LEGACY_ATTRIBUTES = ("consumed_inputs",)  # hints of operator set 1, without meaning
@@ -108,6 +108,12 @@ def _renamed(attribute: str, **names: str) -> Adapter:
     return adapter
 
 
+def _number_of_top(reader: Reader, call: Call) -> Call:
+    """In 1 the number of elements was an attribute."""
+    _put(call, 1, reader.constant([call.attributes.pop("k", 1)]))
+    return call
+
+
 def _rank(call: Call, value: Value | None) -> int:
     shape = None if value is None else shape_of(value)
     if shape is None:
@@ -144,7 +150,7 @@ def _mode_of_batch_normalization(reader: Reader, call: Call) -> Call:
     """Before 7 `is_test` said whether to train, later whether more than one output is used."""
     training = not call.attributes.pop("is_test", 0) if call.version < 7 else call.outputs > 1
     if not call.attributes.pop("spatial", 1):
-        shape = None if call.inputs[1] is None else shape_of(call.inputs[1])
+        shape = shape_of(call.required(1))
         if shape is None or len(shape) != 1:
             raise cannot(call, "spatial = 0 normalizes each place by itself")
     if any(call.node.output[3:]):
@@ -163,8 +169,7 @@ def _number_of_data_type(reader: Reader, call: Call) -> Call:
 
 def _limits_of_clip(reader: Reader, call: Call) -> Call:
     """Before 11 the limits were attributes."""
-    (x,) = call.inputs
-    assert x is not None
+    x = call.required(0)
     for slot, name in enumerate(("min", "max"), 1):
         given = call.attributes.pop(name, None)
         if given is not None:
@@ -174,8 +179,7 @@ def _limits_of_clip(reader: Reader, call: Call) -> Call:
 
 def _value_of_pad(reader: Reader, call: Call) -> Call:
     """Before 11 pads and value were attributes; in 1 the pads had another name."""
-    x = call.inputs[0]
-    assert x is not None
+    x = call.required(0)
     pads = call.attributes.pop("paddings" if call.version < 2 else "pads", ())
     _put(call, 1, reader.constant(pads))
     value = call.attributes.pop("value", 0.0)
@@ -216,7 +220,7 @@ def _seed_of_dropout(reader: Reader, call: Call) -> Call:
 
 def _groups_to_channels(reader: Reader, call: Call) -> Call:
     """Before 21 there was one scale and bias a group, later one a channel."""
-    x, *each = call.inputs
+    x, *each = (call.required(slot) for slot in range(3))
     groups = call.attributes.get("num_groups", 1)
     count = reader.constant([groups])
     channels = reader.emit("Shape", [x], {"start": 1, "end": 2})[0]
@@ -230,8 +234,7 @@ def _groups_to_channels(reader: Reader, call: Call) -> Call:
 
 def _of_matrix(reader: Reader, call: Call) -> Call | list[Value]:
     """Before 13 the axes from `axis` on counted as one."""
-    x = call.inputs[0]
-    assert x is not None
+    x = call.required(0)
     axis = call.attributes.get("axis", 1)
     shape = shape_of(x)
     if shape is not None and axis % max(len(shape), 1) == len(shape) - 1:
@@ -245,7 +248,7 @@ def _of_matrix(reader: Reader, call: Call) -> Call | list[Value]:
 def _whole_power(reader: Reader, call: Call) -> Call:
     """In 1 the norm's power was a real number."""
     power = call.attributes.get("p", 2)
-    if power != int(power):
+    if not (isfinite(power) and power == int(power) and abs(power) < 1 << 31):
         raise cannot(call, f"p = {power} is not a whole number")
     call.attributes["p"] = int(power)
     return call
@@ -261,10 +264,8 @@ def _equal_parts(reader: Reader, call: Call) -> Call:
 
 def _repeats_of_one_axis(reader: Reader, call: Call) -> Call:
     """In 1 Tile repeated one axis."""
-    x, tiles, axis = call.inputs
+    x, tiles, axis = (call.required(slot) for slot in range(3))
     rank = _rank(call, x)
-    assert tiles is not None
-    assert axis is not None
     count, place = require_elements(tiles, "tiles"), require_elements(axis, "axis")
     if count.size != 1 or place.size != 1 or not 0 <= place.item() < rank:
         raise cannot(call, f"tiles {count.tolist()} along axis {place.tolist()}")
@@ -276,7 +277,7 @@ def _repeats_of_one_axis(reader: Reader, call: Call) -> Call:
 
 def _resize_of_10(reader: Reader, call: Call) -> Call:
     """In 10 places were counted from the corner."""
-    call.inputs = [call.inputs[0], None, call.inputs[1]]
+    call.inputs = [call.required(0), None, call.required(1)]
     call.attributes["coordinate_transformation_mode"] = "asymmetric"
     call.attributes["nearest_mode"] = "floor"
     return call
@@ -304,7 +305,7 @@ def _left_out_where_empty(reader: Reader, call: Call) -> Call:
 
 def _upsample(reader: Reader, call: Call) -> Call:
     """Upsample is Resize from the corner."""
-    attributes, x = call.attributes, call.inputs[0]
+    attributes, x = call.attributes, call.required(0)
     if call.version < 7:
         scales = (1.0, 1.0, attributes.pop("height_scale", 1.0), attributes.pop("width_scale", 1.0))
         mode = "linear" if attributes.get("mode") == "bilinear" else "nearest"
@@ -313,7 +314,7 @@ def _upsample(reader: Reader, call: Call) -> Call:
         mode = attributes.get("mode", "nearest")
         given = reader.constant(attributes.pop("scales", ()), "float32")
     else:
-        mode, given = attributes.get("mode", "nearest"), call.inputs[1]
+        mode, given = attributes.get("mode", "nearest"), call.required(1)
     later = {
         "mode": mode,
         "coordinate_transformation_mode": "asymmetric",
@@ -335,7 +336,7 @@ def _scatter(reader: Reader, call: Call) -> Call:
 
 def _spread_convolution(reader: Reader, call: Call) -> list[Value]:
     """QLinearConv by the operators that it is made of."""
-    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = call.inputs[:8]
+    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = map(call.required, range(8))
     bias = call.input(8)
     inputs = [
         reader.emit("DequantizeLinear", [x, x_scale, x_zero])[0],
@@ -385,7 +386,7 @@ ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
     "Split": ((13, _attributes_to_inputs("int64", ("split", 1))), (18, _equal_parts)),
     "Squeeze": ((13, _attributes_to_inputs("int64", ("axes", 1))),),
     "Tile": ((6, _repeats_of_one_axis),),
-    "TopK": ((10, _attributes_to_inputs("int64", ("k", 1))),),
+    "TopK": ((10, _number_of_top),),
     "Unsqueeze": ((13, _attributes_to_inputs("int64", ("axes", 1))),),
     "Upsample": ((_ALWAYS, _upsample),),
 }

@@ -7,7 +7,7 @@ input that a gate must know depends on them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -48,7 +48,8 @@ class Value:
     #: Whether floating elements decide it: what is computed of shapes and integers alone is known
     #: to the server.
     of_floats: bool = False
-    sought: set[str] = field(default_factory=set)
+    #: What was looked for: "elements", "type".
+    sought: frozenset[str] = frozenset()
 
     @property
     def dtype(self) -> str:
@@ -194,7 +195,7 @@ def _find(value: Value, what: str) -> None:
     origin = value.origin
     assert origin is not None
     for output in origin.outputs:
-        output.sought.add(what)
+        output.sought |= {what}
     if what == "type":
         _infer(origin)
     elif origin.operator in OF_SHAPES:
