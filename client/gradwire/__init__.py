@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gradwire.local import local
+    from gradwire.onnx import to_onnx
     from gradwire.operators import *  # noqa: F403
     from gradwire.results import Event, Result, Summary
 
@@ -56,6 +57,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "local": ("local",),
+    "onnx": ("to_onnx",),
     "results": ("Event", "Result", "Summary"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -86,6 +88,7 @@ __all__ = [
     "load",
     "local",
     "save",
+    "to_onnx",
 ]
 
 

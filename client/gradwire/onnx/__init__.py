@@ -1,0 +1,16 @@
+"""ONNX models in and out. Needs the package onnx, which the extra `onnx` installs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from gradwire.errors import UnsupportedError
+
+if find_spec("onnx") is None:
+    raise UnsupportedError(
+        "FEATURE_UNSUPPORTED", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
+    )
+
+from gradwire.onnx.writing import to_onnx
+
+__all__ = ["to_onnx"]
