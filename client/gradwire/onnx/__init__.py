@@ -11,6 +11,7 @@ if find_spec("onnx") is None:
         "FEATURE_UNSUPPORTED", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
     )
 
+from gradwire.onnx.reading import from_onnx
 from gradwire.onnx.writing import to_onnx
 
-__all__ = ["to_onnx"]
+__all__ = ["from_onnx", "to_onnx"]

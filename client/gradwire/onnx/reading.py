@@ -1,0 +1,667 @@
+"""ONNX models as gate graphs.
+
+A model is read node by node, in order. What its nodes yield are `Value`s: pure constants stay
+arrays until a gate uses them, floating initializers become parameters when one does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from gradwire import tensors
+from gradwire.builder import OPERATOR_SET_VERSION, Graph, Handle
+from gradwire.errors import (
+    FileError,
+    GradwireError,
+    InvalidRequestError,
+    LimitError,
+    UnsupportedError,
+    nearest,
+)
+from gradwire.onnx import control, upgrading
+from gradwire.onnx.external import load_external
+from gradwire.onnx.refusals import REFUSED_DOMAINS, REFUSED_OPERATORS
+from gradwire.onnx.values import (
+    MOST_ELEMENTS,
+    OF_SHAPES,
+    Origin,
+    Value,
+    fix_hint,
+    require_elements,
+    type_of,
+)
+from gradwire.signatures import SIGNATURES
+from gradwire.tensors import Array
+
+MAX_NODES = 1_000_000
+_MAX_DEPTH = 64
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_DATA_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+
+#: A path, a serialized model, or the message.
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def from_onnx(
+    model: Model,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    max_nodes: int = MAX_NODES,
+) -> Graph:
+    """A gate graph that computes what an ONNX model does, with the model's names.
+
+    `fixed` makes inputs constants, so that shapes, branches and trip counts that depend on them
+    are known; `sizes` binds symbols, where an axis without a name is called "x.0" after its input.
+    Loops are unrolled and functions are written out, to at most `max_nodes` nodes.
+
+    FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
+    INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
+    """
+    return Reader(_loaded(model), fixed or {}, sizes or {}, max_nodes).graph
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The names that nodes may use: of a graph, a function, or an iteration of a loop."""
+
+    versions: Mapping[str, int]
+    values: dict[str, Value] = field(default_factory=dict)
+    outer: Scope | None = None
+    #: Put before the names of values, where a graph is written out.
+    prefix: str = ""
+    #: Attributes of the function that is written out.
+    attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
+    depth: int = 0
+
+    def find(self, name: str) -> Value:
+        """The value of that name, of this scope or one around it (MODEL_INVALID)."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.outer
+        raise InvalidRequestError(
+            "MODEL_INVALID", f"uses the value {name!r}, which nothing before it yields"
+        )
+
+    def inside(self, prefix: str = "") -> Scope:
+        """A new scope that sees this one."""
+        if self.depth >= _MAX_DEPTH:
+            raise LimitError("LIMIT_EXCEEDED", f"is nested more than {_MAX_DEPTH} graphs deep")
+        return replace(
+            self, values={}, outer=self, prefix=self.prefix + prefix, depth=self.depth + 1
+        )
+
+
+@dataclass
+class Call:
+    """One use of an operator, as the model says it."""
+
+    node: onnx.NodeProto
+    operator: str
+    version: int
+    inputs: list[Value | None]
+    attributes: dict[str, Any]
+    outputs: int
+
+    @property
+    def label(self) -> str:
+        """How messages and names call it."""
+        return self.node.name or next(filter(None, self.node.output), "")
+
+    @property
+    def place(self) -> str:
+        """How messages begin."""
+        return f"node {self.label!r} ({self.node.op_type})"
+
+    def input(self, slot: int) -> Value | None:
+        """An input, or None where it is left out."""
+        return self.inputs[slot] if slot < len(self.inputs) else None
+
+
+class Reader:
+    """Reads one model into `graph`."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        fixed: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        max_nodes: int,
+    ) -> None:
+        self.graph = Graph()
+        self._max_nodes = max_nodes
+        self._nodes = 0
+        self._names: dict[int, tuple[int, str]] = {}
+        self._initializers: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
+        self._functions = {
+            (_domain(each.domain), each.name, each.overload): each for each in model.functions
+        }
+        scope = Scope(_versions(model.opset_import))
+        scope.values.update(self.initializers(model.graph, scope))
+        self._read_inputs(model.graph, scope, fixed, sizes)
+        self.read_nodes(model.graph.node, scope)
+        for output in model.graph.output:
+            with _at(f"output {output.name!r}"):
+                self.graph.output(output.name, self.handle(scope.find(output.name)))
+        self._apply_names()
+
+    # -- leaves ---------------------------------------------------------------------------------
+
+    def initializers(self, graph: onnx.GraphProto, scope: Scope) -> dict[str, Value]:
+        """The initializers of a graph; the same ones each time a loop's body is read."""
+        if id(graph) not in self._initializers:
+            found = {}
+            for each in graph.initializer:
+                with _at(f"initializer {each.name!r}"):
+                    name = scope.prefix + each.name
+                    found[each.name] = _parameter(name, array_of(each))
+            for sparse in graph.sparse_initializer:
+                with _at(f"initializer {sparse.values.name!r}"):
+                    name = scope.prefix + sparse.values.name
+                    found[sparse.values.name] = _parameter(name, dense_array_of(sparse))
+            self._initializers[id(graph)] = graph, found  # the graph is kept, so its id is too
+        return self._initializers[id(graph)][1]
+
+    def _read_inputs(
+        self,
+        graph: onnx.GraphProto,
+        scope: Scope,
+        fixed: Mapping[str, Any],
+        sizes: Mapping[str, int],
+    ) -> None:
+        names = [each.name for each in graph.input]
+        for name in fixed:
+            if name not in names:
+                raise InvalidRequestError(
+                    "LEAF_UNKNOWN", f"there is no input {name!r} to fix{nearest(name, names)}"
+                )
+        symbols: set[str] = set()
+        for each in graph.input:
+            with _at(f"input {each.name!r}"):
+                if each.name in fixed:
+                    dtype = _tensor_dtype(each.type)
+                    array = tensors.from_value("fixed", fixed[each.name], dtype)
+                    scope.values[each.name] = constant(array)
+                elif each.name not in scope.values:
+                    scope.values[each.name] = self._input(each, sizes, symbols)
+        for symbol in sizes:
+            if symbol not in symbols:
+                raise InvalidRequestError(
+                    "LEAF_UNKNOWN", f"no input has an axis {symbol!r}{nearest(symbol, symbols)}"
+                )
+
+    def _input(
+        self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
+    ) -> Value:
+        dtype = _tensor_dtype(info.type)
+        tensor = info.type.tensor_type
+        if not tensor.HasField("shape"):
+            raise UnsupportedError(
+                "SHAPE_MISMATCH", f"its number of axes is not declared; give {fix_hint(info.name)}"
+            )
+        axes: list[int | str] = []
+        for axis, dim in enumerate(tensor.shape.dim):
+            symbol = dim.dim_param or f"{info.name}.{axis}"
+            if not dim.HasField("dim_value"):
+                symbols.add(symbol)
+            axes.append(dim.dim_value if dim.HasField("dim_value") else sizes.get(symbol, symbol))
+        handle = self.graph.input(info.name, axes, dtype)
+        declared = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
+        return Value(info.name, handle, type=declared, of_floats=dtype in tensors.FLOATS)
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def read_nodes(self, nodes: Iterable[onnx.NodeProto], scope: Scope) -> None:
+        """Reads nodes in order; their outputs come into the scope."""
+        for node in nodes:
+            place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
+            with _at(place):
+                self._count(1)
+                call = self._call(node, scope)
+                outputs = self._run(call, scope)
+                for name, value in zip(node.output, outputs, strict=False):
+                    if name:
+                        scope.values[name] = value
+                        self._note_name(value, scope, name)
+                missing = [name for name in node.output[len(outputs) :] if name]
+                if missing:
+                    raise UnsupportedError(
+                        "OUTPUT_COUNT_INVALID", f"its output {missing[0]!r} has no counterpart here"
+                    )
+
+    def read_body(
+        self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]
+    ) -> list[Value]:
+        """Outputs of a subgraph, read into `scope` with these inputs."""
+        if len(inputs) != len(graph.input):
+            raise InvalidRequestError(
+                "MODEL_INVALID",
+                f"the graph {graph.name!r} takes {len(graph.input)} inputs but is given "
+                f"{len(inputs)}",
+            )
+        scope.values.update(self.initializers(graph, scope))
+        for each, value in zip(graph.input, inputs, strict=True):
+            scope.values[each.name] = value
+        self.read_nodes(graph.node, scope)
+        return [scope.find(each.name) for each in graph.output]
+
+    def emit(
+        self,
+        operator: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        outputs: int = 1,
+    ) -> list[Value]:
+        """The values of a new node of the graph."""
+        given = {name: each for name, each in (attributes or {}).items() if each is not None}
+        self._count(1)
+        declared = SIGNATURES[operator].declared_inputs(len(inputs))
+        handles = [
+            None if each is None else self._known(each) if slot.known else self.handle(each)
+            for each, slot in zip(inputs, declared, strict=True)
+        ]
+        made = self.graph.apply(operator, handles, given, outputs)
+        of_floats = operator not in OF_SHAPES and any(
+            each is not None and each.of_floats for each in inputs
+        )
+        found = [
+            Value(handle=each, of_floats=of_floats or each.dtype in tensors.FLOATS) for each in made
+        ]
+        origin = Origin(operator, inputs, given, found)
+        for each in found:
+            each.origin = origin
+        return found
+
+    def constant(self, numbers: Any, dtype: str = "int64") -> Value:
+        """A value of numbers."""
+        return constant(np.asarray(numbers, dtype))
+
+    def handle(self, value: Value) -> Handle:
+        """The handle of a value, which makes its leaf where there is none yet."""
+        if value.handle is None:
+            assert value.array is not None
+            if value.name and str(value.array.dtype) in tensors.FLOATS:
+                value.handle = self.graph.parameter(value.name, value.array)
+            else:
+                value.handle = self.graph.constant(value.array)
+        return value.handle
+
+    def _known(self, value: Value) -> Handle:
+        """The handle of a value that must be known, as the server can know it."""
+        if value.origin is not None and value.of_floats:
+            array = require_elements(value, "what shapes depend on")
+            return self.graph.constant(array)
+        if value.origin is None and value.array is not None:
+            return self.graph.constant(value.array)  # not a parameter, which one may override
+        return self.handle(value)
+
+    def _call(self, node: onnx.NodeProto, scope: Scope) -> Call:
+        inputs = [scope.find(name) if name else None for name in node.input]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        attributes = {}
+        for each in node.attribute:
+            given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
+            if given is not None:
+                attributes[each.name] = attribute_of(given)
+        version = scope.versions.get(_domain(node.domain), 0)
+        return Call(node, node.op_type, version, inputs, attributes, len(node.output))
+
+    def _run(self, call: Call, scope: Scope) -> list[Value]:
+        domain = _domain(call.node.domain)
+        function = self._functions.get((domain, call.operator, call.node.overload))
+        if function is not None:
+            return self._expand(function, call, scope)
+        if domain:
+            return self._expand_of_domain(domain, call, scope)
+        if call.operator in REFUSED_OPERATORS:
+            raise _unknown(call, REFUSED_OPERATORS[call.operator])
+        _check_version(call)
+        if call.operator == "Constant":
+            return [constant(_stored(call))]
+        if call.operator in control.OPERATORS:
+            return control.OPERATORS[call.operator](self, call, scope)
+        finished = upgrading.upgrade(self, call)
+        if finished is not None:
+            return finished
+        if call.operator not in SIGNATURES:
+            return self._expand_of_domain(domain, call, scope)
+        for name in _DATA_TYPE_ATTRIBUTES:
+            if call.attributes.get(name):
+                dtype_of(call.attributes[name])
+        if call.operator == "Identity" and _is_constant(call.input(0)):
+            return call.inputs  # type: ignore[return-value]
+        return self.emit(call.operator, call.inputs, call.attributes, _used_outputs(call))
+
+    # -- functions ------------------------------------------------------------------------------
+
+    def _expand(self, function: onnx.FunctionProto, call: Call, scope: Scope) -> list[Value]:
+        """Outputs of a function, written out."""
+        attributes = {each.name: each for each in function.attribute_proto}
+        for each in call.node.attribute:
+            given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
+            if given is not None:
+                attributes[each.name] = given
+        inside = replace(
+            scope.inside(f"{call.label}/"),
+            outer=None,
+            versions={**scope.versions, **_versions(function.opset_import)},
+            attributes=attributes,
+        )
+        absent: set[str] = set()
+        for slot, name in enumerate(function.input):
+            value = call.input(slot)
+            if value is None:
+                absent.add(name)
+            else:
+                inside.values[name] = value
+        self.read_nodes(_without_absent(function.node, absent), inside)
+        return [inside.find(name) for name in function.output[: call.outputs]]
+
+    def _expand_of_domain(self, domain: str, call: Call, scope: Scope) -> list[Value]:
+        """Outputs of an operator that ONNX itself defines by others (OPERATOR_UNKNOWN)."""
+        if not onnx.defs.has(call.operator, domain):
+            raise _unknown(
+                call,
+                f"there is no such operator in the domain {domain or 'ai.onnx'!r}, and no such "
+                f"function in the model{nearest(call.operator, SIGNATURES)}",
+            )
+        schema = onnx.defs.get_schema(call.operator, max(call.version, 1), domain)
+        function = _definition(schema, call, scope)
+        if function is None:
+            raise _unknown(call, REFUSED_DOMAINS.get(domain, "no gate computes it"))
+        return self._expand(function, call, scope)
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def _note_name(self, value: Value, scope: Scope, name: str) -> None:
+        """A name for a node's value; those further out win."""
+        if value.handle is None or value.handle.key < 0:
+            return
+        taken = self._names.get(value.handle.key)
+        if taken is None or taken[0] > scope.depth:
+            self._names[value.handle.key] = scope.depth, scope.prefix + name
+
+    def _apply_names(self) -> None:
+        used = {leaf.name for leaf in self.graph.leaves}
+        for key, (_, name) in sorted(self._names.items(), key=lambda item: (item[1][0], item[0])):
+            free, count = name, 1
+            while free in used:
+                count += 1
+                free = f"{name}_{count}"
+            used.add(free)
+            self.graph.name(Handle(self.graph, key, ""), free)
+
+    def _count(self, nodes: int) -> None:
+        self._nodes += nodes
+        if self._nodes > self._max_nodes:
+            raise LimitError(
+                "LIMIT_EXCEEDED",
+                f"the model, with its loops and functions written out, has more than "
+                f"{self._max_nodes} nodes; raise max_nodes if that is meant",
+                {"limit": "max_nodes"},
+            )
+
+
+def constant(array: Array) -> Value:
+    """A value that is known."""
+    return Value(array=array, of_floats=str(array.dtype) in tensors.FLOATS)
+
+
+def dtype_of(number: int) -> str:
+    """The name of a data type by ONNX's number (DATA_TYPE_UNSUPPORTED)."""
+    try:
+        return tensors.dtype_of(number)
+    except InvalidRequestError:
+        names = {value: name.lower() for name, value in onnx.TensorProto.DataType.items()}
+        name = names.get(number, str(number))
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            f"data type {name} is not one of " + ", ".join(tensors.DTYPES),
+            {"data_type": name},
+        ) from None
+
+
+def array_of(tensor: onnx.TensorProto) -> Array:
+    """Elements of ONNX's tensor (DATA_TYPE_UNSUPPORTED, TENSOR_INVALID)."""
+    dtype_of(tensor.data_type)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise InvalidRequestError(
+            "TENSOR_INVALID", "its elements are in another file; read the model by its path"
+        )
+    if any(size < 0 for size in tensor.dims):
+        raise InvalidRequestError("TENSOR_INVALID", f"has the shape {tuple(tensor.dims)}")
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (TypeError, ValueError) as failure:
+        raise InvalidRequestError("TENSOR_INVALID", f"cannot be read: {failure}") from None
+
+
+def dense_array_of(sparse: onnx.SparseTensorProto) -> Array:
+    """A sparse tensor with its zeros (TENSOR_INVALID)."""
+    shape = tuple(sparse.dims)
+    values, places = array_of(sparse.values), array_of(sparse.indices)
+    if any(size < 0 for size in shape) or prod(shape) > MOST_ELEMENTS:
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"a sparse tensor has shape {shape}, over {MOST_ELEMENTS} elements"
+        )
+    if places.ndim == 2 and places.shape == (values.size, len(shape)):
+        inside = bool(np.all((places >= 0) & (places < np.array(shape))))
+        places = np.ravel_multi_index(tuple(places.T), shape) if inside else np.array([-1])
+    inside = places.shape == (values.size,) and bool(np.all((places >= 0) & (places < prod(shape))))
+    if not inside:
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"the indices of a sparse tensor do not lie in its shape {shape}"
+        )
+    dense = np.zeros(prod(shape), values.dtype)
+    dense[places] = values.reshape(-1)
+    return dense.reshape(shape)
+
+
+def attribute_of(attribute: onnx.AttributeProto) -> Any:
+    """ONNX's attribute as ours; subgraphs, types and sparse tensors as they are."""
+    kinds = onnx.AttributeProto
+    try:
+        match attribute.type:
+            case kinds.FLOAT:
+                return _real(attribute.f)
+            case kinds.INT:
+                return attribute.i
+            case kinds.STRING:
+                return attribute.s.decode()
+            case kinds.TENSOR:
+                return array_of(attribute.t)
+            case kinds.FLOATS:
+                return tuple(map(_real, attribute.floats))
+            case kinds.INTS:
+                return tuple(attribute.ints)
+            case kinds.STRINGS:
+                return tuple(each.decode() for each in attribute.strings)
+            case kinds.GRAPH:
+                return attribute.g
+            case kinds.SPARSE_TENSOR:
+                return attribute.sparse_tensor
+    except UnicodeDecodeError:
+        raise UnsupportedError(
+            "ATTRIBUTE_INVALID", f"attribute {attribute.name!r} is no text"
+        ) from None
+    return attribute
+
+
+def _real(number: float) -> float:
+    """The shortest number that is the same float32: 0.01 and not 0.009999999776482582."""
+    return float(str(np.float32(number)))
+
+
+def _stored(call: Call) -> Array:
+    """The elements of a Constant."""
+    attributes = call.attributes
+    if len(attributes) != 1:
+        raise InvalidRequestError(
+            "ATTRIBUTE_INVALID", f"needs one attribute but has {len(attributes)}"
+        )
+    ((name, value),) = attributes.items()
+    if name == "sparse_value":
+        return dense_array_of(value)
+    if name.startswith("value_string"):
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            "holds text, which gate graphs do not have",
+            {"data_type": "string"},
+        )
+    if name == "value":
+        return np.asarray(value)
+    if name not in ("value_float", "value_floats", "value_int", "value_ints"):
+        raise InvalidRequestError("ATTRIBUTE_INVALID", f"there is no attribute {name!r}")
+    return np.asarray(value, "float32" if name.startswith("value_float") else "int64")
+
+
+def _is_constant(value: Value | None) -> bool:
+    return value is not None and value.origin is None and not value.name
+
+
+def _unknown(call: Call, why: str) -> UnsupportedError:
+    return UnsupportedError("OPERATOR_UNKNOWN", why, {"operator": call.operator})
+
+
+def _parameter(name: str, array: Array) -> Value:
+    return Value(name, array=array, of_floats=str(array.dtype) in tensors.FLOATS)
+
+
+def _used_outputs(call: Call) -> int:
+    """How many outputs a node must have."""
+    least, most = SIGNATURES[call.operator].outputs
+    if not most:
+        return call.outputs
+    used = max((slot for slot, name in enumerate(call.node.output, 1) if name), default=1)
+    return min(max(used, least), most)
+
+
+def _check_version(call: Call) -> None:
+    """Refuses operators that changed after ours (OPERATOR_SET_UNSUPPORTED)."""
+    if call.version <= 0:
+        raise InvalidRequestError(
+            "MODEL_INVALID", "the model imports no operator set that could give it a meaning"
+        )
+    if call.version <= OPERATOR_SET_VERSION:
+        return
+    newest = onnx.defs.onnx_opset_version()
+    since = None
+    if call.version <= newest and onnx.defs.has(call.operator):
+        since = onnx.defs.get_schema(call.operator, call.version).since_version
+    if since is None or since > OPERATOR_SET_VERSION:
+        raise UnsupportedError(
+            "OPERATOR_SET_UNSUPPORTED",
+            f"is of operator set {since or call.version}, but gates mean operator set "
+            f"{OPERATOR_SET_VERSION}",
+        )
+
+
+def _definition(schema: Any, call: Call, scope: Scope) -> onnx.FunctionProto | None:
+    """ONNX's definition of an operator by others, if there is one; `schema` is ONNX's."""
+    if schema.has_function:
+        usable = [each for each in schema.function_opset_versions if each <= OPERATOR_SET_VERSION]
+        body = schema.get_function_with_opset_version(max(usable)) if usable else b""
+    elif schema.has_context_dependent_function:
+        versions = schema.context_dependent_function_opset_versions
+        usable = [each for each in versions if each <= OPERATOR_SET_VERSION]
+        types = [onnx.TypeProto() if each is None else type_of(each) for each in call.inputs]
+        if not usable:
+            return None
+        body = schema.get_context_dependent_function_with_opset_version(
+            max(usable),
+            _resolved(call.node, scope).SerializeToString(),
+            [(each or onnx.TypeProto()).SerializeToString() for each in types],
+        )
+    else:
+        return None
+    return onnx.FunctionProto.FromString(body) if body else None
+
+
+def _resolved(node: onnx.NodeProto, scope: Scope) -> onnx.NodeProto:
+    """A node with the attributes that the function around it gives."""
+    found = onnx.NodeProto()
+    found.CopyFrom(node)
+    del found.attribute[:]
+    for each in node.attribute:
+        given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
+        if given is not None:
+            found.attribute.add().CopyFrom(given)
+            found.attribute[-1].name = each.name
+    return found
+
+
+def _without_absent(nodes: Iterable[onnx.NodeProto], absent: set[str]) -> Iterator[onnx.NodeProto]:
+    """Nodes of a function, where those inputs of it are left out."""
+    for node in nodes:
+        if absent.isdisjoint(node.input):
+            yield node
+            continue
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        changed.input[:] = ["" if name in absent else name for name in node.input]
+        yield changed
+
+
+def _tensor_dtype(kind: onnx.TypeProto) -> str:
+    """Data type of a tensor (DATA_TYPE_UNSUPPORTED for other kinds of values)."""
+    which = kind.WhichOneof("value")
+    if which != "tensor_type":
+        name = (which or "value_type").removesuffix("_type")
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            f"is of kind {name}, but gate graphs have only tensors",
+            {"data_type": name},
+        )
+    return dtype_of(kind.tensor_type.elem_type)
+
+
+def _domain(name: str) -> str:
+    return "" if name in _DEFAULT_DOMAINS else name
+
+
+def _versions(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {_domain(each.domain): each.version for each in imports}
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Errors say where, once; a data type that is not ours is unsupported."""
+    try:
+        yield
+    except GradwireError as error:
+        if "place" in error.facts:
+            raise
+        kind = UnsupportedError if error.reason == "DATA_TYPE_UNSUPPORTED" else type(error)
+        facts = {**error.facts, "place": place}
+        raise kind(error.reason, f"{place}: {error.message}", facts) from None
+
+
+def _loaded(model: Model) -> onnx.ModelProto:
+    """The message of a model (FILE_INVALID)."""
+    if isinstance(model, onnx.ModelProto):
+        return model
+    place = "the model" if isinstance(model, bytes) else str(os.fspath(model))
+    try:
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+        found = onnx.ModelProto.FromString(data)
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        raise FileError("FILE_INVALID", f"{place}: cannot be read: {reason}") from None
+    except DecodeError:
+        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
+    if not isinstance(model, bytes):
+        load_external(found, Path(model).parent)
+    return found

@@ -1,0 +1,299 @@
+"""Values while a model is read, and what is known of them before anything runs.
+
+Elements and shapes are found only where they are asked for: where a trip count, a branch, or an
+input that a gate must know depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from gradwire import tensors
+from gradwire.builder import OPERATOR_SET_VERSION, Handle
+from gradwire.errors import UnsupportedError
+from gradwire.signatures import SIGNATURES
+from gradwire.tensors import Array
+
+#: No more elements than these are computed while a model is read.
+MOST_ELEMENTS = 1 << 24
+
+_OPSETS = [onnx.helper.make_opsetid("", OPERATOR_SET_VERSION)]
+#: Operators that yield what depends on the shape alone.
+OF_SHAPES = ("Shape", "Size")
+#: Operators that yield no more elements than they take, but as many as these decide.
+_SELECTING = ("Compress", "NonZero", "Unique")
+#: Operators whose numbers are drawn, by our own generator.
+_DRAWN = ("Dropout",)
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A leaf, or what a node yields.
+
+    A leaf has a `name`, if it is no constant, and its elements as an `array`, if they are known.
+    """
+
+    name: str = ""
+    handle: Handle | None = None
+    array: Array | None = None
+    origin: Origin | None = None
+    type: onnx.TypeProto | None = None
+    #: Whether floating elements decide it: what is computed of shapes and integers alone is known
+    #: to the server.
+    of_floats: bool = False
+    sought: set[str] = field(default_factory=set)
+
+    @property
+    def dtype(self) -> str:
+        """Data type, by name."""
+        if self.handle is not None:
+            return self.handle.dtype
+        assert self.array is not None
+        return str(self.array.dtype)
+
+
+@dataclass(eq=False, slots=True)
+class Origin:
+    """The node that yields a value."""
+
+    operator: str
+    inputs: Sequence[Value | None]
+    attributes: Mapping[str, Any]
+    outputs: list[Value]
+
+
+def elements_of(value: Value) -> Array | None:
+    """The elements of a value, where no input decides them."""
+    _seek(value, "elements")
+    return value.array
+
+
+def require_elements(value: Value, what: str) -> Array:
+    """The elements of a value (INPUT_NOT_KNOWN, saying which input decides them)."""
+    found = elements_of(value)
+    if found is not None:
+        return found
+    leaf, by_shape = _decided_by(value)
+    if not leaf.name:
+        raise UnsupportedError("INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before")
+    raise not_known(what, leaf, by_shape)
+
+
+def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
+    """A refusal that says what to give."""
+    axes = ", ".join(
+        repr(axis.dim_param)
+        for axis in (leaf.type.tensor_type.shape.dim if leaf.type else ())
+        if axis.dim_param
+    )
+    hint = f"sizes for {axes} as sizes={{...}}" if by_shape and axes else fix_hint(leaf.name)
+    return UnsupportedError(
+        "INPUT_NOT_KNOWN",
+        f"{what} depends on the {'shape of the ' if by_shape else ''}input {leaf.name!r}, but must "
+        f"be known while the model is read; give {hint}",
+        {"input": leaf.name},
+    )
+
+
+def fix_hint(name: str) -> str:
+    """What to give where an input must be known."""
+    return f"its elements as fixed={{{name!r}: ...}}"
+
+
+def leaf_of_shape(value: Value) -> Value:
+    """A leaf because of which the shape of a value is not known."""
+    return _decided_by(value)[0]
+
+
+def type_of(value: Value) -> onnx.TypeProto | None:
+    """Data type and shape of a value, as far as they are known."""
+    if value.type is None and value.array is not None:
+        value.type = _type_of_array(value.array)
+    _seek(value, "type")
+    return value.type
+
+
+def shape_of(value: Value) -> tuple[int | None, ...] | None:
+    """The sizes of a value that are known; None where not even their number is."""
+    found = type_of(value)
+    if found is None or not found.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        axis.dim_value if axis.HasField("dim_value") else None
+        for axis in found.tensor_type.shape.dim
+    )
+
+
+def _decided_by(value: Value) -> tuple[Value, bool]:
+    """A leaf because of which elements are not known, and whether its shape alone is."""
+    by_shape = False
+    while value.origin is not None:
+        by_shape = by_shape or value.origin.operator in OF_SHAPES
+        unknown = [each for each in value.origin.inputs if each is not None and each.array is None]
+        if not unknown:
+            break
+        value = unknown[0]
+    return value, by_shape
+
+
+def _seek(value: Value, what: str) -> None:
+    """Finds elements or type of a value, after those of the values they depend on."""
+    waiting = [(value, what)]
+    while waiting:
+        each, wanted = waiting[-1]
+        if _is_found(each, wanted):
+            waiting.pop()
+            continue
+        missing = [need for need in _needs(each, wanted) if not _is_found(*need)]
+        if missing:
+            waiting.extend(missing)
+            continue
+        waiting.pop()
+        _find(each, wanted)
+
+
+def _is_found(value: Value, what: str) -> bool:
+    return (
+        value.origin is None
+        or what in value.sought
+        or (value.array is not None if what == "elements" else value.type is not None)
+    )
+
+
+def _needs(value: Value, what: str) -> list[tuple[Value, str]]:
+    origin = value.origin
+    assert origin is not None
+    given = [each for each in origin.inputs if each is not None]
+    if what == "elements":
+        types = [(value, "type")]
+        if origin.operator in OF_SHAPES:
+            return types
+        return [(each, "elements") for each in given] + types
+    return [(each, "type") for each in given] + [(each, "elements") for each in _shaping(origin)]
+
+
+def _shaping(origin: Origin) -> list[Value]:
+    """Inputs whose elements decide the shape of the outputs."""
+    signature = SIGNATURES[origin.operator]
+    declared = signature.declared_inputs(len(origin.inputs))
+    return [
+        each
+        for each, slot in zip(origin.inputs, declared, strict=True)
+        if each is not None and slot.known
+    ]
+
+
+def _find(value: Value, what: str) -> None:
+    origin = value.origin
+    assert origin is not None
+    for output in origin.outputs:
+        output.sought.add(what)
+    if what == "type":
+        _infer(origin)
+    elif origin.operator in OF_SHAPES:
+        _measure(origin)
+    elif origin.operator not in _DRAWN:
+        _compute(origin)
+
+
+def _infer(origin: Origin) -> None:
+    """Types of the outputs of a node, as ONNX infers them."""
+    node = _node(origin)
+    types, data = {}, {}
+    shaping = _shaping(origin)
+    for name, each in zip(node.input, origin.inputs, strict=True):
+        if each is None:
+            continue
+        types[name] = type_of(each) or _type_without_shape(each.dtype)
+        if each in shaping and each.array is not None and each.array.size <= MOST_ELEMENTS:
+            data[name] = onnx.numpy_helper.from_array(each.array, name)
+    schema = onnx.defs.get_schema(origin.operator, OPERATOR_SET_VERSION)
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, node, types, data, opset_imports=_OPSETS
+        )
+    except onnx.shape_inference.InferenceError:  # the server will say what is wrong
+        return
+    for name, output in zip(node.output, origin.outputs, strict=True):
+        output.type = found.get(name)
+
+
+def _measure(origin: Origin) -> None:
+    """Elements of Shape and Size."""
+    (data,) = origin.inputs
+    assert data is not None
+    sizes = shape_of(data)
+    if sizes is None:
+        return
+    first, last = origin.attributes.get("start", 0), origin.attributes.get("end")
+    measured = sizes if origin.operator == "Size" else sizes[first:last]
+    if None in measured:
+        return
+    counted = np.array(measured, np.int64)
+    origin.outputs[0].array = counted.prod() if origin.operator == "Size" else counted
+    origin.outputs[0].array = np.asarray(origin.outputs[0].array)
+
+
+def _compute(origin: Origin) -> None:
+    """Elements of a node's outputs, by ONNX's own evaluator."""
+    if any(each is not None and each.array is None for each in origin.inputs):
+        return
+    if origin.operator not in _SELECTING and not all(map(_is_small, origin.outputs)):
+        return
+    node = _node(origin)
+    given = {
+        name: each.array
+        for name, each in zip(node.input, origin.inputs, strict=True)
+        if each is not None and each.array is not None
+    }
+    types = {name: onnx.helper.make_tensor_type_proto(1, None) for name in node.output}
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [onnx.helper.make_value_info(name, _type_of_array(x)) for name, x in given.items()],
+        [onnx.helper.make_value_info(name, each) for name, each in types.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=_OPSETS)
+    try:
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(model).run(None, given)
+    except Exception:
+        return
+    for output, array in zip(origin.outputs, found, strict=True):
+        output.array = np.asarray(array)
+
+
+def _is_small(value: Value) -> bool:
+    shape = shape_of(value)
+    if shape is None or None in shape:
+        return False
+    return prod(size for size in shape if size is not None) <= MOST_ELEMENTS
+
+
+def _node(origin: Origin) -> onnx.NodeProto:
+    attributes: dict[str, Any] = {
+        name: onnx.numpy_helper.from_array(each) if isinstance(each, np.ndarray) else each
+        for name, each in origin.attributes.items()
+        if each is not None
+    }
+    return onnx.helper.make_node(
+        origin.operator,
+        ["" if each is None else f"x{slot}" for slot, each in enumerate(origin.inputs)],
+        [f"y{slot}" for slot in range(len(origin.outputs))],
+        **attributes,
+    )
+
+
+def _type_of_array(array: Array) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(tensors.data_type(str(array.dtype)), array.shape)
+
+
+def _type_without_shape(dtype: str) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), None)

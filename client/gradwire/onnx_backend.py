@@ -1,0 +1,174 @@
+"""A backend for ONNX's own test runner: `onnx.backend.test.BackendTest(gradwire.onnx_backend)`.
+
+It evaluates through a real server inside the process. Inputs are values like any other; those that
+decide branches, trip counts or shapes in ways that only their elements tell are made constants of
+the graph, run by run.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.backend.base import Backend, BackendRep
+
+import gradwire
+from gradwire.builder import OPERATOR_SET_VERSION, Graph
+from gradwire.connection import Connection
+from gradwire.errors import InvalidRequestError, UnsupportedError
+from gradwire.onnx.reading import from_onnx
+from gradwire.tensors import Array, data_type
+
+#: Reasons that may go away where more inputs are constants.
+_UNKNOWN = ("INPUT_NOT_KNOWN", "SHAPE_MISMATCH")
+
+
+@cache
+def _server() -> Connection:
+    """The server of this process."""
+    server = gradwire.local(warm_up=False)
+    atexit.register(server.close)
+    return server
+
+
+class Prepared(BackendRep):
+    """A model that can be run many times."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        stored = {each.name for each in model.graph.initializer}
+        self._inputs = [each.name for each in model.graph.input if each.name not in stored]
+        self._graph: Graph | None = None
+
+    def run(self, inputs: Any, **_: Any) -> tuple[Array, ...]:
+        """The outputs, in order; inputs in order, or by name."""
+        given = self._by_name(inputs)
+        attempts: tuple[Callable[[], Graph], ...] = (
+            self._whole,
+            lambda: self._with_fixed(
+                given, lambda each: not np.issubdtype(each.dtype, np.floating)
+            ),
+            lambda: self._with_fixed(given, lambda _: True),
+        )
+        for attempt in attempts[:-1]:
+            try:
+                return self._evaluate(attempt(), given)
+            except (UnsupportedError, InvalidRequestError) as error:
+                if error.reason not in _UNKNOWN:
+                    raise
+        return self._evaluate(attempts[-1](), given)
+
+    def _by_name(self, inputs: Any) -> dict[str, Array]:
+        named = inputs
+        if not isinstance(inputs, Mapping):
+            names = self._inputs
+            if len(inputs) > len(names):
+                names = [each.name for each in self._model.graph.input]
+            if len(inputs) > len(names):
+                raise InvalidRequestError(
+                    "LEAF_UNKNOWN",
+                    f"the model takes {len(names)} inputs but {len(inputs)} are given",
+                )
+            named = dict(zip(names, inputs, strict=False))
+        for name, each in named.items():
+            if isinstance(each, list) or each is None:
+                kind = "optional" if each is None else "sequence"
+                raise UnsupportedError(
+                    "DATA_TYPE_UNSUPPORTED",
+                    f"input {name!r}: is of kind {kind}, but gate graphs have only tensors",
+                    {"data_type": kind},
+                )
+        return {name: np.asarray(each) for name, each in named.items()}
+
+    def _whole(self) -> Graph:
+        if self._graph is None:
+            self._graph = from_onnx(self._model)
+        return self._graph
+
+    def _with_fixed(self, given: Mapping[str, Array], which: Callable[[Array], bool]) -> Graph:
+        """The graph for inputs of these sizes, with some as constants."""
+        fixed = {name: each for name, each in given.items() if which(each)}
+        sizes = {}
+        for info in self._model.graph.input:
+            if info.name in given and info.name not in fixed:
+                for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+                    if not dim.HasField("dim_value"):
+                        symbol = dim.dim_param or f"{info.name}.{axis}"
+                        sizes[symbol] = given[info.name].shape[axis]
+        return from_onnx(self._model, fixed=fixed, sizes=sizes)
+
+    def _evaluate(self, graph: Graph, given: Mapping[str, Array]) -> tuple[Array, ...]:
+        leaves = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
+        bound = {name: each for name, each in given.items() if name in leaves}
+        outputs = _server().evaluate(graph, bound, forward_only=True).outputs
+        return tuple(outputs[each.name] for each in self._model.graph.output)
+
+
+class GradwireBackend(Backend):
+    """The functions below as ONNX's class has them."""
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **_: Any) -> Prepared:
+        """A model made ready; what it lacks is said when it is run."""
+        _require_device(device)
+        return Prepared(model)
+
+    @classmethod
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Outputs of a model."""
+        return cls.prepare(model, device, **kwargs).run(inputs)
+
+    @classmethod
+    def run_node(
+        cls,
+        node: onnx.NodeProto,
+        inputs: Any,
+        device: str = "CPU",
+        outputs_info: Sequence[Any] | None = None,  # noqa: ARG003 -- ONNX's runner gives it
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """Outputs of one node, of the newest operator set unless `opset_version` says another."""
+        names = list(dict.fromkeys(filter(None, node.input)))
+        arrays = [np.asarray(each) for each in inputs]
+        graph = onnx.helper.make_graph(
+            [node],
+            "node",
+            [
+                onnx.helper.make_tensor_value_info(name, data_type(str(each.dtype)), each.shape)
+                for name, each in zip(names, arrays, strict=True)
+            ],
+            [onnx.ValueInfoProto(name=name) for name in node.output if name],
+        )
+        version = kwargs.get("opset_version", OPERATOR_SET_VERSION)
+        imports = [onnx.helper.make_opsetid(node.domain, version)]
+        return cls.run_model(onnx.helper.make_model(graph, opset_imports=imports), arrays, device)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Whether a device can be named; the server's is the CPU."""
+        return device.split(":")[0] == "CPU"
+
+
+def _require_device(device: str) -> None:
+    if not GradwireBackend.supports_device(device):
+        raise UnsupportedError("DEVICE_UNSUPPORTED", f"device {device!r} is not CPU")
+
+
+prepare = GradwireBackend.prepare
+run_model = GradwireBackend.run_model
+run_node = GradwireBackend.run_node
+supports_device = GradwireBackend.supports_device
+is_compatible = GradwireBackend.is_compatible
+
+__all__ = ["is_compatible", "prepare", "run_model", "run_node", "supports_device"]
+
+if __name__ == "__main__":
+    from gradwire.onnx.conformance import node_tests, outcomes, table
+
+    print(table(outcomes(node_tests(), run_model)), end="")

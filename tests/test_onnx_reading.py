@@ -1,0 +1,439 @@
+"""ONNX models are read into gate graphs that mean the same, with the models' names."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import gradwire as gw
+from gradwire.onnx import reading
+
+X = np.float32([[1, -2, 3], [0.5, 0, -1]])
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    with gw.local(warm_up=False) as connection:
+        yield connection
+
+
+def model(body: str, version: int = 17, functions: str = "", imports: str = "") -> onnx.ModelProto:
+    """A model from ONNX's text."""
+    text = f'<ir_version: 10, opset_import: ["" : {version}{imports}]>\n{body}\n{functions}'
+    found: onnx.ModelProto = onnx.parser.parse_model(text)
+    return found
+
+
+def agree(
+    server: gw.Connection,
+    given: onnx.ModelProto,
+    inputs: dict[str, Any],
+    expected: Any = None,
+    **options: Any,
+) -> gw.Graph:
+    """The graph of a model, which yields what is expected, or what ONNX's evaluator does."""
+    graph = gw.from_onnx(given, **options)
+    names = {leaf.name for leaf in graph.leaves if leaf.kind == "input"}
+    bound = {name: each for name, each in inputs.items() if name in names}
+    found = server.evaluate(graph, bound, forward_only=True).outputs
+    if expected is None:
+        expected = ReferenceEvaluator(given).run(None, inputs)
+    assert list(found) == [each.name for each in given.graph.output]
+    for name, reference in zip(found, expected, strict=True):
+        assert found[name].dtype == reference.dtype
+        np.testing.assert_allclose(found[name], reference, rtol=1e-6, err_msg=name)
+    return graph
+
+
+MLP = """g (float[batch, 3] x) => (float[batch, 2] y, float[batch, 2] hidden)
+    <float[3, 2] w = {1, 2, 3, 4, 5, 6}, float[2] b = {0.5, -0.5}, int64[1] last = {-1}>
+    { product = MatMul(x, w)  hidden = Add(product, b)  y = Softmax<axis = -1>(hidden) }"""
+
+
+def test_names_kinds_symbols_and_order_survive(server: gw.Connection) -> None:
+    graph = agree(server, model(MLP), {"x": X})
+    assert str(graph).splitlines() == [
+        "input x: float32[batch, 3]",
+        "parameter w: float32[3, 2] = 6 stored elements",
+        "parameter b: float32[2] = [0.5, -0.5]",
+        "product = MatMul(x, w)",
+        "hidden = Add(product, b)",
+        "y = Softmax(hidden)",
+        "output y = y",
+        "output hidden = hidden",
+    ]
+
+
+def test_every_node_has_a_value_and_a_gradient(server: gw.Connection) -> None:
+    graph = gw.from_onnx(model(MLP))
+    seeds = {"y": np.float32([[1, 0], [0, 1]])}
+    result = server.evaluate(graph, {"x": X}, seeds=seeds, values=True, gradients=True)
+    for name in ("product", "hidden"):
+        np.testing.assert_array_equal(result[name].gradient.shape, (2, 2))
+    assert result["w"].gradient.shape == (3, 2)
+
+
+def test_a_path_bytes_and_a_message_are_read_alike(tmp_path: Path) -> None:
+    path = tmp_path / "mlp.onnx"
+    onnx.save(model(MLP), path)
+    ways = (path, str(path), path.read_bytes(), model(MLP))
+    assert len({gw.from_onnx(each).digest for each in ways}) == 1
+
+
+def test_external_data_is_read_beside_the_model(tmp_path: Path) -> None:
+    given, path = model(MLP), tmp_path / "mlp.onnx"
+    for each in given.graph.initializer:
+        each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each), each.name))
+    onnx.save(given, path, save_as_external_data=True, size_threshold=0, location="weights")
+    assert gw.from_onnx(path).digest == gw.from_onnx(model(MLP)).digest
+    with pytest.raises(gw.InvalidRequestError, match="'w': its elements are in another file"):
+        gw.from_onnx(path.read_bytes())
+
+
+def test_an_initializer_that_is_an_input_too_is_a_parameter() -> None:
+    given = model(MLP)
+    given.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [2]))
+    graph = gw.from_onnx(given)
+    assert [leaf.kind for leaf in graph.leaves] == ["input", "parameter", "parameter"]
+
+
+def test_sparse_initializers_and_every_form_of_constant_are_read(server: gw.Connection) -> None:
+    given = model(
+        """g (float[n, 3] x) => (float[n, 3] y, int64[2] z) {
+          a = Constant<value_float = 0.1>()  b = Constant<value_floats = [1.0, 2.0, 3.0]>()
+          c = Constant<value_int = 2>()      z = Constant<value_ints = [3, 4]>()
+          d = CastLike(c, a)  e = Mul(b, d)  f = Add(e, a)  h = Add(f, s)  y = Mul(x, h) }"""
+    )
+    values = numpy_helper.from_array(np.float32([7]), "s")
+    places = numpy_helper.from_array(np.int64([1]))
+    given.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [3]))
+    graph = gw.from_onnx(given)
+    result = server.evaluate(graph, {"x": X}, forward_only=True)
+    np.testing.assert_allclose(result.outputs["y"], X * np.float32([2.1, 11.1, 6.1]), rtol=1e-6)
+    np.testing.assert_array_equal(result.outputs["z"], [3, 4])
+
+
+def test_attributes_are_the_shortest_numbers_that_mean_the_same() -> None:
+    given = model("g (float[3] x) => (float[3] y) { y = LeakyRelu<alpha = 0.3>(x) }")
+    assert "alpha=0.3" in str(gw.from_onnx(given))
+    default = model("g (float[3] x) => (float[3] y) { y = LeakyRelu<alpha = 0.01>(x) }")
+    assert "alpha" not in str(gw.from_onnx(default))
+
+
+def test_axes_without_names_are_symbols_that_can_be_bound() -> None:
+    given = model("g (float[?, 3] x) => (float[?, 3] y) { y = Neg(x) }")
+    assert gw.from_onnx(given).leaves[0].axes == ("x.0", 3)
+    assert gw.from_onnx(given, sizes={"x.0": 2}).leaves[0].axes == (2, 3)
+    with pytest.raises(gw.InvalidRequestError, match=r"no input has an axis 'x\.2'; did you mean"):
+        gw.from_onnx(given, sizes={"x.2": 2})
+
+
+def test_inputs_and_outputs_that_are_left_out_are_absent(server: gw.Connection) -> None:
+    given = model(
+        """g (float[n, 3] x) => (float[n, 3] y, int64[m, 1] at) {
+          high = Constant<value_float = 0.7>()
+          y = Clip(x, , high)
+          k = Constant<value_ints = [1]>()
+          top, at = TopK(x, k)
+        }"""
+    )
+    agree(server, given, {"x": X})
+    batch = model(
+        """g (float[2, 3] x, float[3] s) => (float[2, 3] y)
+            { y = BatchNormalization(x, s, s, s, s) }"""
+    )
+    agree(server, batch, {"x": X, "s": np.float32([1, 2, 3])})
+
+
+def test_floating_values_that_shapes_depend_on_are_found(server: gw.Connection) -> None:
+    given = model(
+        """g (float[1, 1, 2, 2] x) => (float[1, 1, a, b] y) <float[2] half = {1.5, 1.0}> {
+          one = Constant<value_floats = [1.0, 1.0]>()
+          two = Add(half, half)
+          scales = Concat<axis = 0>(one, two)
+          y = Resize<mode = "nearest">(x, , scales)
+        }"""
+    )
+    graph = agree(server, given, {"x": np.float32([[[[1, 2], [3, 4]]]])})
+    assert graph.leaves[-1].kind == "constant"
+
+
+def test_sizes_that_go_through_floats_are_found_where_they_are_bound(server: gw.Connection) -> None:
+    given = model(
+        """g (float[n, 3] x) => (float[a, b] y) {
+          s = Shape(x)  f = Cast<to = 1>(s)  half = Constant<value_float = 2.0>()
+          d = Mul(f, half)  c = Cast<to = 7>(d)  z = Constant<value_ints = [0, 0]>()
+          pads = Concat<axis = 0>(z, c)  y = Pad(x, pads) }"""
+    )
+    agree(server, given, {"x": X}, sizes={"n": 2})
+    with pytest.raises(gw.UnsupportedError, match=r"shape of the input 'x'.*give sizes for 'n'"):
+        gw.from_onnx(given)
+
+
+# -- functions ------------------------------------------------------------------------------------
+
+
+def test_functions_of_the_model_are_written_out(server: gw.Connection) -> None:
+    given = model(
+        "g (float[n, 3] x) => (float[n, 3] y) { h = my.twice<by = 3.0>(x, x)  y = my.twice(h) }",
+        imports=', "my" : 1',
+        functions="""<opset_import: ["" : 17, "my" : 1], domain: "my">
+            twice <by: float = 0.5> (p, q) => (r)
+                { s = my.scaled<by: float = @by>(p)  r = Add(s, p) }
+            <opset_import: ["" : 17], domain: "my">
+            scaled <by> (p) => (r) { c = Constant<value_float: float = @by>()  r = Mul(p, c) }""",
+    )
+    graph = agree(server, given, {"x": X}, [4 * X * np.float32(1.5)])
+    assert set(graph.ids_by_name()) == {"x", "h/s", "h", "y/s", "y"}
+
+
+def test_functions_that_use_themselves_are_refused() -> None:
+    given = model(
+        "g (float[n] x) => (float[n] y) { y = my.f(x) }",
+        imports=', "my" : 1',
+        functions="""<opset_import: ["" : 17, "my" : 1], domain: "my">
+            f (p) => (r) { r = my.f(p) }""",
+    )
+    with pytest.raises(gw.LimitError, match="nested more than 64"):
+        gw.from_onnx(given)
+
+
+def test_functions_that_multiply_are_limited() -> None:
+    levels = [
+        f'<opset_import: ["" : 17, "my" : 1], domain: "my"> f{n} (p) => (r) '
+        f"{{ q = my.f{n + 1}(p)  r = my.f{n + 1}(q) }}"
+        for n in range(30)
+    ]
+    last = '<opset_import: ["" : 17], domain: "my"> f30 (p) => (r) { r = Neg(p) }'
+    given = model(
+        "g (float[n] x) => (float[n] y) { y = my.f0(x) }",
+        imports=', "my" : 1',
+        functions="\n".join([*levels, last]),
+    )
+    with pytest.raises(gw.LimitError, match="more than 1000 nodes; raise max_nodes"):
+        reading.from_onnx(given, max_nodes=1000)
+
+
+# -- control flow ---------------------------------------------------------------------------------
+
+LOOP = """g (float[n, 3] x, int64 trips, bool flag) => (float[n, 3] y, float[m, n, 3] each) {
+    one = Constant<value_float = 1.0>()  go = Constant<value = bool {1}>()
+    y, each = Loop(trips, go, x) <body = body (int64 i, bool c, float[n, 3] a) =>
+        (bool c2, float[n, 3] b, float[n, 3] kept) <float[1] rate = {0.5}> {
+      c2 = Identity(c)
+      moved = Add(a, one)
+      b = If(flag) <
+        then_branch = t () => (float[n, 3] p) { p = Mul(moved, x) },
+        else_branch = e () => (float[n, 3] q) { h = Mul(moved, rate)  q = Neg(h) }
+      >
+      kept = Identity(b)
+    }>
+}"""
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("trips", [1, 3])
+def test_loops_and_branches_are_written_out(server: gw.Connection, flag: bool, trips: int) -> None:
+    given = {"x": X, "trips": np.int64(trips), "flag": np.bool_(flag)}
+    fixed = {"trips": trips, "flag": flag}
+    steps = [X]
+    for _ in range(trips):
+        moved = steps[-1] + 1
+        steps.append(moved * X if flag else -moved * np.float32(0.5))
+    graph = agree(server, model(LOOP), given, [steps[-1], np.stack(steps[1:])], fixed=fixed)
+    parameters = [leaf.name for leaf in graph.leaves if leaf.kind == "parameter"]
+    assert parameters == ([] if flag else ["y[0]/rate"])  # one for all trips
+    assert {"y", "each", "y[0]/moved"} < set(graph.ids_by_name())
+
+
+def test_values_that_decide_the_way_are_named_where_they_are_not_known() -> None:
+    with pytest.raises(
+        gw.UnsupportedError,
+        match=r"node 'y' \(Loop\): its trip count 'trips' depends on the input 'trips'.*fixed={'tr",
+    ):
+        gw.from_onnx(model(LOOP))
+    with pytest.raises(
+        gw.UnsupportedError, match="its condition 'flag' depends on the input 'flag'"
+    ):
+        gw.from_onnx(model(LOOP), fixed={"trips": 1})
+    with pytest.raises(
+        gw.InvalidRequestError, match="no input 'trip' to fix; did you mean 'trips'"
+    ):
+        gw.from_onnx(model(LOOP), fixed={"trip": 1})
+
+
+def test_a_loop_ends_where_its_condition_says_so(server: gw.Connection) -> None:
+    given = model(
+        """g (float[n, 3] x) => (float[n, 3] y) {
+          none = Constant<value_int = 1000>()  go = Constant<value = bool {1}>()
+          y = Loop(none, go, x) <body = body (int64 i, bool c, float[n, 3] a) =>
+              (bool c2, float[n, 3] b) {
+            s = Shape(a)  zero = Constant<value_int = 0>()  rows = Gather(s, zero)
+            c2 = Less(i, rows)  b = Add(a, x)
+          }>
+        }"""
+    )
+    graph = agree(server, given, {"x": X}, sizes={"n": 2})
+    assert str(graph).count("Add") == 3
+
+
+def test_endless_loops_are_limited() -> None:
+    endless = model(
+        """g (float[n] x) => (float[n] y) {
+          go = Constant<value = bool {1}>()
+          y = Loop( , go, x) <body = body (int64 i, bool c, float[n] a) => (bool c2, float[n] b)
+            { c2 = Identity(c)  b = Neg(a) }>
+        }"""
+    )
+    with pytest.raises(gw.LimitError, match="more than 500 nodes"):
+        reading.from_onnx(endless, max_nodes=500)
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scans_go_along_any_axis_in_both_directions(
+    server: gw.Connection, axis: int, backwards: int
+) -> None:
+    given = model(
+        f"""g (float[k] start, float[2, 2] x) => (float[k] sum, float[2, 2] sums) {{
+          sum, sums = Scan<
+            num_scan_inputs = 1, scan_input_axes = [{axis}], scan_output_axes = [{axis}],
+            scan_input_directions = [{backwards}], scan_output_directions = [{backwards}],
+            body = body (float[k] so_far, float[2] row) => (float[k] next, float[2] out)
+              {{ next = Add(so_far, row)  out = Identity(next) }}
+          >(start, x)
+        }}"""
+    )
+    x = np.float32([[1, 2], [3, 4]])
+    start = np.float32([10, 20])
+    order = slice(None, None, -1 if backwards else 1)
+    sums = start + np.cumsum(np.moveaxis(x, axis, 0)[order], axis=0)
+    expected = [sums[-1], np.moveaxis(sums[order], 0, axis)]
+    agree(server, given, {"start": start, "x": x}, expected)
+
+
+def test_a_loop_without_trips_yields_what_is_declared(server: gw.Connection) -> None:
+    given = model(LOOP.replace("n, 3", "2, 3"))
+    graph = gw.from_onnx(given, fixed={"trips": 0, "flag": True})
+    found = server.evaluate(graph, {"x": X}, forward_only=True).outputs
+    np.testing.assert_array_equal(found["y"], X)
+    assert found["each"].shape == (0, 2, 3)
+    with pytest.raises(gw.UnsupportedError, match="makes no trip, and the shape"):
+        gw.from_onnx(model(LOOP), fixed={"trips": 0, "flag": True})
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "message"),
+    [
+        (
+            "g (float[3] x) => (seq(float[1]) y) { y = SequenceConstruct(x) }",
+            "OPERATOR_UNKNOWN",
+            r"node 'y' \(SequenceConstruct\): takes or yields sequences",
+        ),
+        ("g (float[3] x) => (float[3] y) { y = RandomNormalLike(x) }", "OPERATOR_UNKNOWN", "draws"),
+        ("g (float[3] x) => (float[3] y) { y = Sigmoyd(x) }", "OPERATOR_UNKNOWN", "'Sigmoid'"),
+        ("g (string[3] x) => (string[3] y) { y = Identity(x) }", "DATA_TYPE_UNSUPPORTED", "string"),
+        ("g (seq(float) x) => (seq(float) y) { y = Identity(x) }", "DATA_TYPE_UNSUPPORTED", "kind"),
+        ("g (float[3] x) => (int4[3] y) { y = Cast<to = 22>(x) }", "DATA_TYPE_UNSUPPORTED", "int4"),
+        (
+            """g (float[3] x, bool t) => (float[3] y) { r = Constant<value_float = 0.5>()
+               on = Constant<value = bool {1}>() y = Dropout(x, r, on) }""",
+            "ATTRIBUTE_INVALID",
+            "without a seed",
+        ),
+    ],
+)  # fmt: skip
+def test_what_gate_graphs_have_not_is_refused_with_the_reason(
+    body: str, reason: str, message: str
+) -> None:
+    with pytest.raises(gw.UnsupportedError, match=message) as caught:
+        gw.from_onnx(model(body))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"\xff\xff\xff", "the model: is no ONNX model"),
+        ("/nowhere/at/all.onnx", "cannot be read: No such file"),
+    ],
+)
+def test_files_that_are_no_models_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(gw.FileError, match=message):
+        gw.from_onnx(given)
+
+
+def changed(change: Any) -> onnx.ModelProto:
+    found = model(MLP)
+    change(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.graph.initializer[0].dims.append(1 << 40), "initializer 'w': cannot be read"),
+        (lambda m: m.graph.initializer[0].dims.append(-1), "initializer 'w': has the shape"),
+        (lambda m: m.graph.node[1].input.append("z"), "uses the value 'z', which nothing before"),
+        (lambda m: m.graph.node[0].input.pop(), "takes 2 inputs"),
+        (lambda m: m.graph.node.reverse(), "uses the value 'hidden'"),
+        (lambda m: m.graph.output.add(name="q"), "output 'q': uses the value 'q'"),
+        (lambda m: m.ClearField("opset_import"), "imports no operator set"),
+        (lambda m: m.graph.node[2].attribute[0].ints.extend([1]), None),
+        (lambda m: setattr(m.graph.node[2].attribute[0], "name", "axes"), "no attribute 'axes'"),
+    ],
+)
+def test_models_that_are_not_whole_are_refused(change: Any, message: str | None) -> None:
+    given = changed(change)
+    if message is None:
+        assert gw.from_onnx(given).digest == gw.from_onnx(model(MLP)).digest
+        return
+    with pytest.raises(gw.InvalidRequestError, match=message):
+        gw.from_onnx(given)
+
+
+def test_indices_of_sparse_tensors_are_checked() -> None:
+    for place, dims in ((5, [3]), (-1, [3]), (0, [1 << 40])):
+        given = model("g (float[3] x) => (float[3] y) { y = Add(x, s) }")
+        values = numpy_helper.from_array(np.float32([7]), "s")
+        places = numpy_helper.from_array(np.int64([place]))
+        given.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, dims))
+        with pytest.raises(gw.InvalidRequestError, match="sparse tensor"):
+            gw.from_onnx(given)
+
+
+def test_large_constants_are_not_computed_while_reading() -> None:
+    given = model(
+        """g (float[3] x) => (float[3] y) {
+          big = Constant<value_ints = [1000000, 1000000]>()  f = ConstantOfShape(big)
+          s = ReduceSum<keepdims = 0>(f)  zero = Constant<value_float = 0.0>()  c = Greater(s, zero)
+          y = If(c) <then_branch = t () => (float[3] a) { a = Neg(x) },
+                     else_branch = e () => (float[3] b) { b = Abs(x) }>
+        }"""
+    )
+    with pytest.raises(gw.UnsupportedError, match="its condition 'c' is computed"):
+        gw.from_onnx(given)
+
+
+def test_reading_takes_time_in_proportion_to_the_nodes() -> None:
+    names = ["x", *(f"v{n}" for n in range(5_000))]
+    nodes = [helper.make_node("Sin", [a], [b]) for a, b in pairwise(names)]
+    info = [helper.make_tensor_value_info(name, 1, ["n"]) for name in (names[0], names[-1])]
+    graph = helper.make_graph(nodes, "deep", info[:1], info[1:])
+    found = gw.from_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert found.node_count == 5_000
+    shape = helper.make_node("Shape", [names[-1]], ["s"])
+    more = [shape, helper.make_node("Expand", ["x", "s"], ["z"])]
+    graph.node.extend(more)  # a question about a value far down: no recursion
+    value = reading.from_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert value.node_count == 5_002
