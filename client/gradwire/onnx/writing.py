@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _PAGE = 4096
 #: Of symbolic axes, where their ranks are asked of the planner.
 _SIZES_TRIED = (2, 1, 8, 64)
 
+_FLOAT32_MAX = float(np.finfo("float32").max)
 _ONNX_TYPES = {"float32": "float", "float64": "double"}
 
 
@@ -271,7 +273,7 @@ class _Writer:
             self._fill(node.attribute.add(name=name, type=onnx.AttributeProto.TENSOR).t, value)
             return
         for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, float) and abs(each) > np.finfo("f").max and np.isfinite(each):
+            if isinstance(each, float) and _FLOAT32_MAX < abs(each) < math.inf:
                 raise InvalidRequestError(
                     "ATTRIBUTE_INVALID",
                     f"{node.op_type}: attribute {name!r} is {each!r}, but ONNX's are float32",
