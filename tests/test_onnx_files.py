@@ -216,11 +216,11 @@ def test_rank_that_onnx_does_not_infer_is_the_planners() -> None:
     assert len(model.graph.output[0].type.tensor_type.shape.dim) == 3
 
 
-def test_hundred_thousand_gates_keep_their_order_and_count() -> None:
+def test_ten_thousand_gates_keep_their_order_and_count() -> None:
     graph = gw.Graph()
     x = graph.input("x")
     y = x
-    for _ in range(50_000):
+    for _ in range(5_000):
         y = gw.sin(y * x)
     graph.output("f", y)
     model = gw.to_onnx(graph)

@@ -68,7 +68,12 @@ def from_onnx(
     FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
     """
-    return Reader(_loaded(model), fixed or {}, sizes or {}, max_nodes).graph
+    return Reader(load_onnx(model), fixed or {}, sizes or {}, max_nodes).graph
+
+
+def operator_set(model: onnx.ModelProto) -> int:
+    """The version of ONNX's operator set that a model imports, or 0."""
+    return _versions(model.opset_import).get("", 0)
 
 
 @dataclass(frozen=True)
@@ -649,8 +654,8 @@ def _at(place: str) -> Iterator[None]:
         raise kind(error.reason, f"{place}: {error.message}", facts) from None
 
 
-def _loaded(model: Model) -> onnx.ModelProto:
-    """The message of a model (FILE_INVALID)."""
+def load_onnx(model: Model) -> onnx.ModelProto:
+    """The message of a model, with its external data where it is a path (FILE_INVALID)."""
     if isinstance(model, onnx.ModelProto):
         return model
     place = "the model" if isinstance(model, bytes) else str(os.fspath(model))
