@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha1
@@ -216,6 +218,43 @@ def test_rank_that_onnx_does_not_infer_is_the_planners() -> None:
     assert len(model.graph.output[0].type.tensor_type.shape.dim) == 3
 
 
+def test_operator_that_onnx_has_in_float32_only_computes_between_casts() -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (1, 1, 1, 4))
+    table = np.ones((1, 1, 2))
+    graph.output("y", gw.rotary_embedding(x, table, table))
+    model = gw.to_onnx(graph)
+    onnx.checker.check_model(model, full_check=True)
+    made = [node.op_type for node in model.graph.node]
+    assert made[-3:] == ["Cast", "RotaryEmbedding", "Cast"]
+    assert made.count("Cast") == 2  # constants are converted when they are written
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE
+
+
+def test_backward_pass_is_a_model_that_others_can_run(server: gw.Connection) -> None:
+    graph = neuron()
+    backward = gw.gradient_graph(graph, ["w"], sizes={"batch": 4}, server=server)
+    model = gw.to_onnx(backward)
+    onnx.checker.check_model(model, full_check=True)
+    seeds = {"sum": np.arange(4.0), "hidden again": np.ones((4, 2))}
+    given = {"x": X, **{f"grad/{name}": seed for name, seed in seeds.items()}}
+    found = ReferenceEvaluator(model).run(["grad/w"], given)[0]
+    expected = server.evaluate(graph, {"x": X}, seeds=seeds)["w"].gradient
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_without_the_package_onnx_it_is_one_sentence() -> None:
+    program = "import sys; sys.modules['onnx'] = None; from gradwire.cli import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", program, "show", "model.onnx"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr == (
+        "gradwire: ONNX models need the package onnx: pip install 'gradwire[onnx]'\n"
+    )
+
+
 def test_ten_thousand_gates_keep_their_order_and_count() -> None:
     graph = gw.Graph()
     x = graph.input("x")
@@ -346,6 +385,13 @@ def test_hostile_external_data_is_refused(
     os.mkfifo(folder / "pipe")
     with pytest.raises(gw.InvalidRequestError, match=f"tensor 'w': .*{words}"):
         load_external(external(folder, **entries), folder)
+
+
+def test_location_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    data = external(tmp_path, location="Latin").SerializeToString()
+    model = onnx.ModelProto.FromString(data.replace(b"Latin", b"L\xe4nge"))
+    with pytest.raises(gw.FileError, match="'w': its external data b.* is not UTF-8"):
+        load_external(model, tmp_path)
 
 
 def test_entry_given_twice_is_refused(tmp_path: Path) -> None:

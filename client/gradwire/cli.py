@@ -120,16 +120,18 @@ def convert(source: str, target: str, sizes: tuple[str, ...], fixed: tuple[str, 
 def _convert(source: str, target: str, sizes: dict[str, int], fixed: dict[str, Any]) -> str:
     """Writes the target; a line of what is in it."""
     from gradwire.builder import OPERATOR_SET_VERSION, Graph
-    from gradwire.onnx import from_onnx, load_onnx, operator_set, to_onnx
+    from gradwire.onnx import from_onnx, to_onnx
+    from gradwire.onnx.messages import load_model, versions_of
 
     if source.lower().endswith(".onnx"):
-        model = load_onnx(source)
+        model = load_model(source)
         graph = from_onnx(model, fixed=fixed, sizes=sizes)
         graph.save(target)
-        before, after = operator_set(model), OPERATOR_SET_VERSION
+        before, after = versions_of(model.opset_import).get("", 0), OPERATOR_SET_VERSION
     else:
         graph = Graph.load(source)
-        before, after = OPERATOR_SET_VERSION, operator_set(to_onnx(graph, target))
+        model = to_onnx(graph, target)
+        before, after = OPERATOR_SET_VERSION, versions_of(model.opset_import)[""]
     parameters = sum(leaf.kind == "parameter" for leaf in graph.leaves)
     return (
         f"{target}: {graph.node_count} nodes, {parameters} parameters, "

@@ -11,7 +11,7 @@ if find_spec("onnx") is None:
         "FEATURE_UNSUPPORTED", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
     )
 
-from gradwire.onnx.reading import from_onnx, load_onnx, operator_set
+from gradwire.onnx.reading import from_onnx
 from gradwire.onnx.writing import to_onnx
 
-__all__ = ["from_onnx", "load_onnx", "operator_set", "to_onnx"]
+__all__ = ["from_onnx", "to_onnx"]

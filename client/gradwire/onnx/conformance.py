@@ -26,6 +26,7 @@ ROUNDED = (
     "test_roialign_aligned_true",
 )
 _RTOL, _ATOL = 1e-5, 1e-6
+_HALF_RTOL = {"float16": 2**-9, "bfloat16": 2**-6}
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,16 @@ def outcomes(cases: Sequence[TestCase], run: Callable[..., Any]) -> Iterator[Out
 
 def _check(case: TestCase, run: Callable[..., Any]) -> None:
     rounded = case.name.removesuffix("_expanded") in ROUNDED
-    for inputs, expected in case.data_sets or ():
+    for inputs, given in case.data_sets or ():
+        expected = [_array(each) for each in given]
         outputs = run(case.model, [_array(each) for each in inputs])
-        Runner.assert_similar_outputs(
-            [_array(each) for each in expected],
-            outputs,
-            case.rtol if rounded else _RTOL,
-            _ATOL,
-        )
+        rtol = case.rtol if rounded else max([_RTOL, *map(_precision, expected)])
+        Runner.assert_similar_outputs(expected, outputs, rtol, _ATOL)
+
+
+def _precision(expected: Any) -> float:
+    """Two units in the last place of half precision; others are compared more closely."""
+    return _HALF_RTOL.get(str(getattr(expected, "dtype", "")), 0.0)
 
 
 def _array(value: Any) -> Any:

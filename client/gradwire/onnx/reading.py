@@ -6,22 +6,17 @@ arrays until a gate uses them, floating initializers become parameters when one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from gradwire import tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Graph, Handle
 from gradwire.errors import (
-    FileError,
     GradwireError,
     InvalidRequestError,
     LimitError,
@@ -29,10 +24,22 @@ from gradwire.errors import (
     nearest,
 )
 from gradwire.onnx import control, upgrading
-from gradwire.onnx.external import load_external
+from gradwire.onnx.messages import (
+    Model,
+    array_of,
+    attribute_of,
+    declared_kinds,
+    dense_array_of,
+    domain_of,
+    dtype_of,
+    load_model,
+    resolved,
+    tensor_dtype,
+    versions_of,
+    without_absent,
+)
 from gradwire.onnx.refusals import REFUSED_DOMAINS, REFUSED_OPERATORS
 from gradwire.onnx.values import (
-    MOST_ELEMENTS,
     OF_SHAPES,
     Origin,
     Value,
@@ -45,11 +52,7 @@ from gradwire.tensors import Array
 
 MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 _DATA_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
-
-#: A path, a serialized model, or the message.
-Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
 def from_onnx(
@@ -68,12 +71,7 @@ def from_onnx(
     FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
     """
-    return Reader(load_onnx(model), fixed or {}, sizes or {}, max_nodes).graph
-
-
-def operator_set(model: onnx.ModelProto) -> int:
-    """The version of ONNX's operator set that a model imports, or 0."""
-    return _versions(model.opset_import).get("", 0)
+    return Reader(load_model(model), fixed or {}, sizes or {}, max_nodes).graph
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,9 @@ class Reader:
         self._names: dict[int, tuple[int, str]] = {}
         self._initializers: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
         self._functions = {
-            (_domain(each.domain), each.name, each.overload): each for each in model.functions
+            (domain_of(each.domain), each.name, each.overload): each for each in model.functions
         }
-        scope = Scope(_versions(model.opset_import))
+        scope = Scope(versions_of(model.opset_import))
         scope.values.update(self.initializers(model.graph, scope))
         self._read_inputs(model.graph, scope, fixed, sizes)
         self.read_nodes(model.graph.node, scope)
@@ -196,7 +194,7 @@ class Reader:
         for each in graph.input:
             with _at(f"input {each.name!r}"):
                 if each.name in fixed:
-                    dtype = _tensor_dtype(each.type)
+                    dtype = tensor_dtype(each.type)
                     array = tensors.from_value("fixed", fixed[each.name], dtype)
                     scope.values[each.name] = constant(array)
                 elif each.name not in scope.values:
@@ -210,7 +208,7 @@ class Reader:
     def _input(
         self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
     ) -> Value:
-        dtype = _tensor_dtype(info.type)
+        dtype = tensor_dtype(info.type)
         tensor = info.type.tensor_type
         if not tensor.HasField("shape"):
             raise UnsupportedError(
@@ -316,16 +314,20 @@ class Reader:
         inputs = [scope.find(name) if name else None for name in node.input]
         while inputs and inputs[-1] is None:
             inputs.pop()
-        attributes = {}
-        for each in node.attribute:
-            given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
-            if given is not None:
-                attributes[each.name] = attribute_of(given)
-        version = scope.versions.get(_domain(node.domain), 0)
+        domain = domain_of(node.domain)
+        version = scope.versions.get(domain, 0)
+        given = list(resolved(node, scope.attributes))
+        attributes = {each.name: attribute_of(each) for each in given}
+        kinds = declared_kinds(node.op_type, version, domain)
+        for each in given:
+            if each.type != kinds.get(each.name, each.type):
+                raise InvalidRequestError(
+                    "ATTRIBUTE_INVALID", f"attribute {each.name!r} is of another kind than in ONNX"
+                )
         return Call(node, node.op_type, version, inputs, attributes, len(node.output))
 
     def _run(self, call: Call, scope: Scope) -> list[Value]:
-        domain = _domain(call.node.domain)
+        domain = domain_of(call.node.domain)
         function = self._functions.get((domain, call.operator, call.node.overload))
         if function is not None:
             return self._expand(function, call, scope)
@@ -355,14 +357,11 @@ class Reader:
     def _expand(self, function: onnx.FunctionProto, call: Call, scope: Scope) -> list[Value]:
         """Outputs of a function, written out."""
         attributes = {each.name: each for each in function.attribute_proto}
-        for each in call.node.attribute:
-            given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
-            if given is not None:
-                attributes[each.name] = given
+        attributes |= {each.name: each for each in resolved(call.node, scope.attributes)}
         inside = replace(
             scope.inside(f"{call.label}/"),
             outer=None,
-            versions={**scope.versions, **_versions(function.opset_import)},
+            versions={**scope.versions, **versions_of(function.opset_import)},
             attributes=attributes,
         )
         absent: set[str] = set()
@@ -372,7 +371,7 @@ class Reader:
                 absent.add(name)
             else:
                 inside.values[name] = value
-        self.read_nodes(_without_absent(function.node, absent), inside)
+        self.read_nodes(without_absent(function.node, absent), inside)
         return [inside.find(name) for name in function.output[: call.outputs]]
 
     def _expand_of_domain(self, domain: str, call: Call, scope: Scope) -> list[Value]:
@@ -383,7 +382,14 @@ class Reader:
                 f"there is no such operator in the domain {domain or 'ai.onnx'!r}, and no such "
                 f"function in the model{nearest(call.operator, SIGNATURES)}",
             )
-        schema = onnx.defs.get_schema(call.operator, max(call.version, 1), domain)
+        try:
+            schema = onnx.defs.get_schema(call.operator, max(call.version, 1), domain)
+        except onnx.defs.SchemaError:
+            raise UnsupportedError(
+                "OPERATOR_SET_UNSUPPORTED",
+                f"is not in operator set {call.version} of {domain or 'ai.onnx'!r}, which the model "
+                "imports",
+            ) from None
         function = _definition(schema, call, scope)
         if function is None:
             raise _unknown(call, REFUSED_DOMAINS.get(domain, "no gate computes it"))
@@ -423,91 +429,6 @@ class Reader:
 def constant(array: Array) -> Value:
     """A value that is known."""
     return Value(array=array, of_floats=str(array.dtype) in tensors.FLOATS)
-
-
-def dtype_of(number: int) -> str:
-    """The name of a data type by ONNX's number (DATA_TYPE_UNSUPPORTED)."""
-    try:
-        return tensors.dtype_of(number)
-    except InvalidRequestError:
-        names = {value: name.lower() for name, value in onnx.TensorProto.DataType.items()}
-        name = names.get(number, str(number))
-        raise UnsupportedError(
-            "DATA_TYPE_UNSUPPORTED",
-            f"data type {name} is not one of " + ", ".join(tensors.DTYPES),
-            {"data_type": name},
-        ) from None
-
-
-def array_of(tensor: onnx.TensorProto) -> Array:
-    """Elements of ONNX's tensor (DATA_TYPE_UNSUPPORTED, TENSOR_INVALID)."""
-    dtype_of(tensor.data_type)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise InvalidRequestError(
-            "TENSOR_INVALID", "its elements are in another file; read the model by its path"
-        )
-    if any(size < 0 for size in tensor.dims):
-        raise InvalidRequestError("TENSOR_INVALID", f"has the shape {tuple(tensor.dims)}")
-    try:
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
-    except (TypeError, ValueError) as failure:
-        raise InvalidRequestError("TENSOR_INVALID", f"cannot be read: {failure}") from None
-
-
-def dense_array_of(sparse: onnx.SparseTensorProto) -> Array:
-    """A sparse tensor with its zeros (TENSOR_INVALID)."""
-    shape = tuple(sparse.dims)
-    values, places = array_of(sparse.values), array_of(sparse.indices)
-    if any(size < 0 for size in shape) or prod(shape) > MOST_ELEMENTS:
-        raise InvalidRequestError(
-            "TENSOR_INVALID", f"a sparse tensor has shape {shape}, over {MOST_ELEMENTS} elements"
-        )
-    if places.ndim == 2 and places.shape == (values.size, len(shape)):
-        inside = bool(np.all((places >= 0) & (places < np.array(shape))))
-        places = np.ravel_multi_index(tuple(places.T), shape) if inside else np.array([-1])
-    inside = places.shape == (values.size,) and bool(np.all((places >= 0) & (places < prod(shape))))
-    if not inside:
-        raise InvalidRequestError(
-            "TENSOR_INVALID", f"the indices of a sparse tensor do not lie in its shape {shape}"
-        )
-    dense = np.zeros(prod(shape), values.dtype)
-    dense[places] = values.reshape(-1)
-    return dense.reshape(shape)
-
-
-def attribute_of(attribute: onnx.AttributeProto) -> Any:
-    """ONNX's attribute as ours; subgraphs, types and sparse tensors as they are."""
-    kinds = onnx.AttributeProto
-    try:
-        match attribute.type:
-            case kinds.FLOAT:
-                return _real(attribute.f)
-            case kinds.INT:
-                return attribute.i
-            case kinds.STRING:
-                return attribute.s.decode()
-            case kinds.TENSOR:
-                return array_of(attribute.t)
-            case kinds.FLOATS:
-                return tuple(map(_real, attribute.floats))
-            case kinds.INTS:
-                return tuple(attribute.ints)
-            case kinds.STRINGS:
-                return tuple(each.decode() for each in attribute.strings)
-            case kinds.GRAPH:
-                return attribute.g
-            case kinds.SPARSE_TENSOR:
-                return attribute.sparse_tensor
-    except UnicodeDecodeError:
-        raise UnsupportedError(
-            "ATTRIBUTE_INVALID", f"attribute {attribute.name!r} is no text"
-        ) from None
-    return attribute
-
-
-def _real(number: float) -> float:
-    """The shortest number that is the same float32: 0.01 and not 0.009999999776482582."""
-    return float(str(np.float32(number)))
 
 
 def _stored(call: Call) -> Array:
@@ -585,60 +506,23 @@ def _definition(schema: Any, call: Call, scope: Scope) -> onnx.FunctionProto | N
         types = [onnx.TypeProto() if each is None else type_of(each) for each in call.inputs]
         if not usable:
             return None
-        body = schema.get_context_dependent_function_with_opset_version(
-            max(usable),
-            _resolved(call.node, scope).SerializeToString(),
-            [(each or onnx.TypeProto()).SerializeToString() for each in types],
-        )
+        node = onnx.NodeProto()
+        node.CopyFrom(call.node)
+        del node.attribute[:]
+        node.attribute.extend(resolved(call.node, scope.attributes))
+        try:
+            body = schema.get_context_dependent_function_with_opset_version(
+                max(usable),
+                node.SerializeToString(),
+                [(each or onnx.TypeProto()).SerializeToString() for each in types],
+            )
+        except (RuntimeError, UnicodeDecodeError) as failure:
+            raise UnsupportedError(
+                "MODEL_INVALID", f"ONNX does not write it out: {failure}"
+            ) from None
     else:
         return None
     return onnx.FunctionProto.FromString(body) if body else None
-
-
-def _resolved(node: onnx.NodeProto, scope: Scope) -> onnx.NodeProto:
-    """A node with the attributes that the function around it gives."""
-    found = onnx.NodeProto()
-    found.CopyFrom(node)
-    del found.attribute[:]
-    for each in node.attribute:
-        given = scope.attributes.get(each.ref_attr_name) if each.ref_attr_name else each
-        if given is not None:
-            found.attribute.add().CopyFrom(given)
-            found.attribute[-1].name = each.name
-    return found
-
-
-def _without_absent(nodes: Iterable[onnx.NodeProto], absent: set[str]) -> Iterator[onnx.NodeProto]:
-    """Nodes of a function, where those inputs of it are left out."""
-    for node in nodes:
-        if absent.isdisjoint(node.input):
-            yield node
-            continue
-        changed = onnx.NodeProto()
-        changed.CopyFrom(node)
-        changed.input[:] = ["" if name in absent else name for name in node.input]
-        yield changed
-
-
-def _tensor_dtype(kind: onnx.TypeProto) -> str:
-    """Data type of a tensor (DATA_TYPE_UNSUPPORTED for other kinds of values)."""
-    which = kind.WhichOneof("value")
-    if which != "tensor_type":
-        name = (which or "value_type").removesuffix("_type")
-        raise UnsupportedError(
-            "DATA_TYPE_UNSUPPORTED",
-            f"is of kind {name}, but gate graphs have only tensors",
-            {"data_type": name},
-        )
-    return dtype_of(kind.tensor_type.elem_type)
-
-
-def _domain(name: str) -> str:
-    return "" if name in _DEFAULT_DOMAINS else name
-
-
-def _versions(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    return {_domain(each.domain): each.version for each in imports}
 
 
 @contextmanager
@@ -652,21 +536,3 @@ def _at(place: str) -> Iterator[None]:
         kind = UnsupportedError if error.reason == "DATA_TYPE_UNSUPPORTED" else type(error)
         facts = {**error.facts, "place": place}
         raise kind(error.reason, f"{place}: {error.message}", facts) from None
-
-
-def load_onnx(model: Model) -> onnx.ModelProto:
-    """The message of a model, with its external data where it is a path (FILE_INVALID)."""
-    if isinstance(model, onnx.ModelProto):
-        return model
-    place = "the model" if isinstance(model, bytes) else str(os.fspath(model))
-    try:
-        data = model if isinstance(model, bytes) else Path(model).read_bytes()
-        found = onnx.ModelProto.FromString(data)
-    except OSError as failure:
-        reason = failure.strerror or str(failure)
-        raise FileError("FILE_INVALID", f"{place}: cannot be read: {reason}") from None
-    except DecodeError:
-        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
-    if not isinstance(model, bytes):
-        load_external(found, Path(model).parent)
-    return found

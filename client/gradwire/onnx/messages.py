@@ -1,0 +1,232 @@
+"""ONNX's messages as what they mean here: whole models, tensors, attributes. None is trusted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from gradwire import tensors
+from gradwire.errors import FileError, InvalidRequestError, UnsupportedError
+from gradwire.onnx.external import load_external
+from gradwire.onnx.values import MOST_ELEMENTS
+from gradwire.tensors import Array
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+_KINDS = onnx.AttributeProto
+
+#: A path, a serialized model, or the message.
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def load_model(model: Model) -> onnx.ModelProto:
+    """The message of a model (FILE_INVALID)."""
+    if isinstance(model, onnx.ModelProto):
+        _check_text(model)
+        return model
+    place = "the model" if isinstance(model, bytes) else str(os.fspath(model))
+    try:
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+        found = onnx.ModelProto.FromString(data)
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        raise FileError("FILE_INVALID", f"{place}: cannot be read: {reason}") from None
+    except DecodeError:
+        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
+    _check_text(found)
+    if not isinstance(model, bytes):
+        load_external(found, Path(model).parent)
+    return found
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """Names are text, which protobuf does not check here (MODEL_INVALID)."""
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    graphs = [model.graph]
+    for function in model.functions:
+        _require_text(function.name, function.domain, function.overload)
+        _require_text(*function.input, *function.output, *function.attribute)
+        _require_text(*(each.domain for each in function.opset_import))
+        for attribute in function.attribute_proto:
+            _require_text(attribute.name)
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+    _require_text(*(each.domain for each in model.opset_import))
+    while nodes or graphs:
+        if graphs:
+            graph = graphs.pop()
+            nodes.extend(graph.node)
+            _require_text(graph.name)
+            for info in (*graph.input, *graph.output):
+                dims = info.type.tensor_type.shape.dim
+                _require_text(info.name, *(dim.dim_param for dim in dims))
+            _require_text(*(tensor.name for tensor in graph.initializer))
+            _require_text(*(sparse.values.name for sparse in graph.sparse_initializer))
+            continue
+        node = nodes.pop()
+        _require_text(node.name, node.op_type, node.domain, node.overload)
+        _require_text(*node.input, *node.output)
+        for attribute in node.attribute:
+            _require_text(attribute.name, attribute.ref_attr_name)
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+
+
+def _require_text(*names: str) -> None:
+    for name in names:
+        if not isinstance(name, str):  # protobuf yields bytes that are no UTF-8 as they are
+            raise InvalidRequestError("MODEL_INVALID", f"the name {name!r} is not UTF-8")
+
+
+def domain_of(name: str) -> str:
+    """A domain, by the shorter of its names."""
+    return "" if name in _DEFAULT_DOMAINS else name
+
+
+def versions_of(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    """Operator sets by domain."""
+    return {domain_of(each.domain): each.version for each in imports}
+
+
+def tensor_dtype(kind: onnx.TypeProto) -> str:
+    """Data type of a tensor (DATA_TYPE_UNSUPPORTED for other kinds of values)."""
+    which = kind.WhichOneof("value")
+    if which != "tensor_type":
+        name = (which or "value_type").removesuffix("_type")
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            f"is of kind {name}, but gate graphs have only tensors",
+            {"data_type": name},
+        )
+    return dtype_of(kind.tensor_type.elem_type)
+
+
+def dtype_of(number: int) -> str:
+    """The name of a data type by ONNX's number (DATA_TYPE_UNSUPPORTED)."""
+    try:
+        return tensors.dtype_of(number)
+    except InvalidRequestError:
+        names = {value: name.lower() for name, value in onnx.TensorProto.DataType.items()}
+        name = names.get(number, str(number))
+        raise UnsupportedError(
+            "DATA_TYPE_UNSUPPORTED",
+            f"data type {name} is not one of " + ", ".join(tensors.DTYPES),
+            {"data_type": name},
+        ) from None
+
+
+def array_of(tensor: onnx.TensorProto) -> Array:
+    """Elements of ONNX's tensor (DATA_TYPE_UNSUPPORTED, TENSOR_INVALID)."""
+    dtype_of(tensor.data_type)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise InvalidRequestError(
+            "TENSOR_INVALID", "its elements are in another file; read the model by its path"
+        )
+    if any(size < 0 for size in tensor.dims):
+        raise InvalidRequestError("TENSOR_INVALID", f"has the shape {tuple(tensor.dims)}")
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (TypeError, ValueError) as failure:
+        raise InvalidRequestError("TENSOR_INVALID", f"cannot be read: {failure}") from None
+
+
+def dense_array_of(sparse: onnx.SparseTensorProto) -> Array:
+    """A sparse tensor with its zeros (TENSOR_INVALID)."""
+    shape = tuple(sparse.dims)
+    values, places = array_of(sparse.values), array_of(sparse.indices)
+    if any(size < 0 for size in shape) or prod(shape) > MOST_ELEMENTS:
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"a sparse tensor has shape {shape}, over {MOST_ELEMENTS} elements"
+        )
+    if places.ndim == 2 and places.shape == (values.size, len(shape)):
+        inside = bool(np.all((places >= 0) & (places < np.array(shape))))
+        places = np.ravel_multi_index(tuple(places.T), shape) if inside else np.array([-1])
+    inside = places.shape == (values.size,) and bool(np.all((places >= 0) & (places < prod(shape))))
+    if not inside:
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"the indices of a sparse tensor do not lie in its shape {shape}"
+        )
+    dense = np.zeros(prod(shape), values.dtype)
+    dense[places] = values.reshape(-1)
+    return dense.reshape(shape)
+
+
+def attribute_of(attribute: onnx.AttributeProto) -> Any:
+    """ONNX's attribute as ours; subgraphs, types and sparse tensors as they are."""
+    try:
+        match attribute.type:
+            case _KINDS.FLOAT:
+                return _real(attribute.f)
+            case _KINDS.INT:
+                return attribute.i
+            case _KINDS.STRING:
+                return attribute.s.decode()
+            case _KINDS.TENSOR:
+                return array_of(attribute.t)
+            case _KINDS.FLOATS:
+                return tuple(map(_real, attribute.floats))
+            case _KINDS.INTS:
+                return tuple(attribute.ints)
+            case _KINDS.STRINGS:
+                return tuple(each.decode() for each in attribute.strings)
+            case _KINDS.GRAPH:
+                return attribute.g
+            case _KINDS.SPARSE_TENSOR:
+                return attribute.sparse_tensor
+    except UnicodeDecodeError:
+        raise UnsupportedError(
+            "ATTRIBUTE_INVALID", f"attribute {attribute.name!r} is no text"
+        ) from None
+    if attribute.type in (_KINDS.TYPE_PROTO, _KINDS.GRAPHS, _KINDS.TENSORS):
+        return attribute
+    raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {attribute.name!r} has no kind")
+
+
+def _real(number: float) -> float:
+    """The shortest number that is the same float32: 0.01 and not 0.009999999776482582."""
+    return float(str(np.float32(number)))
+
+
+@cache
+def declared_kinds(operator: str, version: int, domain: str) -> Mapping[str, int]:
+    """The kind of each attribute of an operator, or none where ONNX has no such operator."""
+    if not onnx.defs.has(operator, domain):
+        return {}
+    try:
+        schema: Any = onnx.defs.get_schema(operator, version, domain)
+    except onnx.defs.SchemaError:  # it is younger
+        return {}
+    return {name: int(each.type.value) for name, each in schema.attributes.items()}
+
+
+def resolved(
+    node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]
+) -> Iterator[onnx.AttributeProto]:
+    """The attributes of a node, where the function around it gives some."""
+    for each in node.attribute:
+        if not each.ref_attr_name:
+            yield each
+        elif each.ref_attr_name in given:
+            found = onnx.AttributeProto()
+            found.CopyFrom(given[each.ref_attr_name])
+            found.name = each.name
+            yield found
+
+
+def without_absent(nodes: Iterable[onnx.NodeProto], absent: set[str]) -> Iterator[onnx.NodeProto]:
+    """Nodes of a function, where those inputs of it are left out."""
+    for node in nodes:
+        if absent.isdisjoint(node.input):
+            yield node
+            continue
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        changed.input[:] = ["" if name in absent else name for name in node.input]
+        yield changed
