@@ -225,9 +225,8 @@ def test_operator_that_onnx_has_in_float32_only_computes_between_casts() -> None
     graph.output("y", gw.rotary_embedding(x, table, table))
     model = gw.to_onnx(graph)
     onnx.checker.check_model(model, full_check=True)
-    made = [node.op_type for node in model.graph.node]
-    assert made[-3:] == ["Cast", "RotaryEmbedding", "Cast"]
-    assert made.count("Cast") == 2  # constants are converted when they are written
+    made = [node.op_type for node in model.graph.node if node.op_type != "Constant"]
+    assert made == ["Cast", "RotaryEmbedding", "Cast"]  # constants are converted as written
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.DOUBLE
 
 
@@ -390,7 +389,7 @@ def test_hostile_external_data_is_refused(
 def test_location_that_is_no_text_is_refused(tmp_path: Path) -> None:
     data = external(tmp_path, location="Latin").SerializeToString()
     model = onnx.ModelProto.FromString(data.replace(b"Latin", b"L\xe4nge"))
-    with pytest.raises(gw.FileError, match="'w': its external data b.* is not UTF-8"):
+    with pytest.raises(gw.FileError, match=r"'w': its external data b.* is not UTF-8"):
         load_external(model, tmp_path)
 
 

@@ -119,6 +119,7 @@ class _Writer:
         self._dtypes = graph.dtypes()
         self._constants: dict[int, Leaf] = {}
         self._lists: dict[tuple[int, ...], str] = {}
+        self._cast: dict[tuple[int, str], str] = {}
         self._name_values()
         self._add_leaves()
         self._add_nodes()
@@ -253,7 +254,10 @@ class _Writer:
 
     def _as_dtype(self, value_id: int, dtype: str) -> str:
         """The name of a value in another data type; a constant stays one, as shapes may need it."""
+        if (value_id, dtype) in self._cast:
+            return self._cast[value_id, dtype]
         name = self._fresh(f"{self._names[value_id]}_{dtype}")
+        self._cast[value_id, dtype] = name
         if value_id in self._constants:
             self._add_constant(name, _value(self._constants[value_id]).astype(dtype))
         else:
