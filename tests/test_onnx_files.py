@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 import gradwire as gw
 from gradwire.onnx.external import load_external
+from gradwire.v1 import graph_pb2
 from gradwire_server.gates import GATES
 from gradwire_server.specs import Tensor
 
@@ -252,6 +253,50 @@ def test_without_the_package_onnx_it_is_one_sentence() -> None:
     assert found.stderr == (
         "gradwire: ONNX models need the package onnx: pip install 'gradwire[onnx]'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        (
+            "NODE_INVALID",
+            lambda message: set_forward(message, "RandomNormalLike"),
+        ),  # which is no gate
+        ("OUTPUT_INVALID", lambda message: message.circuit.outputs[0].value_ids.append(99)),
+        ("OUTPUT_INVALID", lambda message: message.circuit.outputs[0].ClearField("value_ids")),
+        ("NAME_INVALID", lambda message: message.circuit.named_ids.__setitem__(0, 99)),
+        ("ATTRIBUTE_INVALID", lambda message: set_alpha(message, string_value="steep")),
+        ("OPERATOR_SET_UNSUPPORTED", lambda message: set_alpha(message, name="beta")),
+        ("INPUT_COUNT_INVALID", lambda message: set_counts(message, 0, 1)),
+        ("OUTPUT_COUNT_INVALID", lambda message: set_counts(message, 1, 2)),
+    ],
+)
+def test_graph_that_no_server_would_take_is_refused(
+    reason: str, change: Callable[[graph_pb2.Graph], None]
+) -> None:
+    graph = gw.Graph()
+    y = gw.leaky_relu(graph.input("x"), alpha=0.5).named("y")
+    graph.output("f", gw.leaky_relu(y, alpha=0.25))
+    message = graph_pb2.Graph.FromString(graph.to_bytes())
+    change(message)
+    with pytest.raises(gw.GradwireError) as refused:
+        gw.to_onnx(gw.Graph.from_bytes(message.SerializeToString()))
+    assert refused.value.reason == reason
+
+
+def set_alpha(message: graph_pb2.Graph, **fields: Any) -> None:
+    message.gates[0].attributes[0].MergeFrom(graph_pb2.Attribute(**fields))
+
+
+def set_forward(message: graph_pb2.Graph, operator: str) -> None:
+    message.gates[0].operator = operator
+    message.circuit.node_inputs[0] = 3
+
+
+def set_counts(message: graph_pb2.Graph, inputs: int, outputs: int) -> None:
+    message.gates[0].input_count, message.gates[0].output_count = inputs, outputs
+    if not inputs:
+        del message.circuit.node_inputs[0]
 
 
 def test_ten_thousand_gates_keep_their_order_and_count() -> None:

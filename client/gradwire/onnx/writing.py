@@ -132,6 +132,8 @@ class _Writer:
         leaves = {leaf.name: leaf for leaf in self._graph.leaves if leaf.kind != "constant"}
         self._taken = {*leaves, *self._outputs}
         for name, ids in self._graph.ids_by_name().items():
+            if ids:
+                self._require_values("NAME_INVALID", f"name {name!r}", ids)
             whole = name not in leaves or not leaves[name].elements
             same = self._outputs.get(name) == [*ids] and whole
             if name in leaves:
@@ -145,12 +147,21 @@ class _Writer:
                 names[ids[0]] = name
                 self._taken.add(name)
         for name, sources in self._outputs.items():
+            self._require_values("OUTPUT_INVALID", f"output {name!r}", sources)
             if len(sources) == 1 and not names[sources[0]]:
                 names[sources[0]] = name
         for value_id in range(1, len(names)):
             if not names[value_id]:
                 names[value_id] = self._fresh(f"v{value_id}")
         self._names = names
+
+    def _require_values(self, reason: str, place: str, ids: Sequence[int]) -> None:
+        """A graph that was read may say anything, until it is sent to a server."""
+        if not ids or min(ids) < 1 or max(ids) >= len(self._dtypes):
+            raise InvalidRequestError(
+                reason,
+                f"{place}: is of values {[*ids][:4]}, but ids are 1 to {len(self._dtypes) - 1}",
+            )
 
     def _fresh(self, name: str) -> str:
         while name in self._taken:
@@ -215,6 +226,12 @@ class _Writer:
             if _schema(each.operator, self._version) is None:
                 missing.add(each.operator)
                 continue
+            if each.inputs and max(each.inputs) >= each.outputs.start:
+                raise InvalidRequestError(
+                    "NODE_INVALID",
+                    f"a {each.operator} that yields value {each.outputs.start} uses value "
+                    f"{max(each.inputs)}, which is not before it",
+                )
             inputs = [names[value_id] for value_id in each.inputs]
             outputs = [names[value_id] for value_id in each.outputs]
             casts = _casts(
@@ -283,7 +300,14 @@ class _Writer:
                     f"{node.op_type}: attribute {name!r} is {each!r}, but ONNX's are float32",
                 )
         kind = onnx.AttributeProto.AttributeType.Value(str(declared.type).rpartition(".")[2])
-        node.attribute.append(onnx.helper.make_attribute(name, value, attr_type=kind))
+        try:
+            node.attribute.append(onnx.helper.make_attribute(name, value, attr_type=kind))
+        except (TypeError, ValueError):
+            raise InvalidRequestError(
+                "ATTRIBUTE_INVALID",
+                f"{node.op_type}: attribute {name!r} is {value!r}, but ONNX's is of kind "
+                f"{str(declared.type).rpartition('.')[2]}",
+            ) from None
 
     def _fill(self, tensor: onnx.TensorProto, value: tensors.Array) -> None:
         tensor.data_type = _number(str(value.dtype))
@@ -370,6 +394,8 @@ def _casts(
     """The Casts that a node of these data types needs, or None (DATA_TYPE_UNSUPPORTED)."""
     schema = _schema(operator, version)
     assert schema is not None
+    _require_count(operator, "inputs", len(given), schema.min_input, schema.max_input)
+    _require_count(operator, "outputs", len(made), schema.min_output, schema.max_output)
     cast: dict[str, str] = {}  # by ONNX's type variable
     inputs = [schema.inputs[min(slot, len(schema.inputs) - 1)] for slot in range(len(given))]
     for each, dtype in zip(inputs, given, strict=True):
@@ -390,6 +416,14 @@ def _casts(
         ),
         tuple("" if come == dtype else come for come, dtype in zip(comes, made, strict=True)),
     )
+
+
+def _require_count(operator: str, what: str, count: int, least: int, most: int) -> None:
+    if not least <= count <= most:
+        raise InvalidRequestError(
+            f"{what[:-1].upper()}_COUNT_INVALID",
+            f"{operator}: has {count} {what}, but ONNX's has {least} to {most}",
+        )
 
 
 def _onnx_type(dtype: str) -> str:
