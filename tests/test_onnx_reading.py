@@ -131,6 +131,8 @@ def test_axes_without_names_are_symbols_that_can_be_bound() -> None:
     given = model("g (float[?, 3] x) => (float[?, 3] y) { y = Neg(x) }")
     assert gw.from_onnx(given).leaves[0].axes == ("x.0", 3)
     assert gw.from_onnx(given, sizes={"x.0": 2}).leaves[0].axes == (2, 3)
+    given.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1  # as some exporters write it
+    assert gw.from_onnx(given).leaves[0].axes == ("x.0", 3)
     with pytest.raises(gw.InvalidRequestError, match=r"no input has an axis 'x\.2'; did you mean"):
         gw.from_onnx(given, sizes={"x.2": 2})
 
@@ -292,8 +294,15 @@ def test_endless_loops_are_limited() -> None:
             { c2 = Identity(c)  b = Neg(a) }>
         }"""
     )
-    with pytest.raises(gw.LimitError, match="more than 500 nodes"):
-        reading.from_onnx(endless, max_nodes=500)
+    idle = model(
+        """g (float[n] x, int64 k) => (float[n] y) {
+          go = Constant<value = bool {1}>()
+          y = Loop(k, go, x) <body = body (int64 i, bool c, float[n] a) => (bool c, float[n] a) {}>
+        }"""
+    )
+    for given, fixed in ((endless, {}), (idle, {"k": 1 << 60})):
+        with pytest.raises(gw.LimitError, match="more than 500 nodes"):
+            reading.from_onnx(given, fixed=fixed, max_nodes=500)
 
 
 @pytest.mark.parametrize("backwards", [0, 1])

@@ -20,6 +20,7 @@ import gradwire
 from gradwire.builder import OPERATOR_SET_VERSION, Graph
 from gradwire.connection import Connection
 from gradwire.errors import InvalidRequestError, UnsupportedError
+from gradwire.onnx.messages import axes_of
 from gradwire.onnx.reading import from_onnx
 from gradwire.tensors import Array, data_type
 
@@ -92,13 +93,13 @@ class Prepared(BackendRep):
     def _with_fixed(self, given: Mapping[str, Array], which: Callable[[Array], bool]) -> Graph:
         """The graph for inputs of these sizes, with some as constants."""
         fixed = {name: each for name, each in given.items() if which(each)}
-        sizes = {}
-        for info in self._model.graph.input:
-            if info.name in given and info.name not in fixed:
-                for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-                    if not dim.HasField("dim_value"):
-                        symbol = dim.dim_param or f"{info.name}.{axis}"
-                        sizes[symbol] = given[info.name].shape[axis]
+        sizes = {
+            symbol: size
+            for info in self._model.graph.input
+            if info.name in given and info.name not in fixed
+            for symbol, size in zip(axes_of(info), given[info.name].shape, strict=False)
+            if isinstance(symbol, str)
+        }
         return from_onnx(self._model, fixed=fixed, sizes=sizes)
 
     def _evaluate(self, graph: Graph, given: Mapping[str, Array]) -> tuple[Array, ...]:

@@ -108,6 +108,16 @@ def tensor_dtype(kind: onnx.TypeProto) -> str:
     return dtype_of(kind.tensor_type.elem_type)
 
 
+def axes_of(info: onnx.ValueInfoProto) -> list[int | str]:
+    """Sizes and symbols of an input's axes; one without either is called "x.0" after the input."""
+    return [
+        dim.dim_value
+        if dim.HasField("dim_value") and dim.dim_value >= 0
+        else dim.dim_param or f"{info.name}.{axis}"
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim)
+    ]
+
+
 def dtype_of(number: int) -> str:
     """The name of a data type by ONNX's number (DATA_TYPE_UNSUPPORTED)."""
     try:

@@ -28,6 +28,7 @@ from gradwire.onnx.messages import (
     Model,
     array_of,
     attribute_of,
+    axes_of,
     declared_kinds,
     dense_array_of,
     domain_of,
@@ -145,7 +146,7 @@ class Reader:
     ) -> None:
         self.graph = Graph()
         self._max_nodes = max_nodes
-        self._nodes = 0
+        self._steps = 0
         self._names: dict[int, tuple[int, str]] = {}
         self._initializers: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
         self._functions = {
@@ -209,20 +210,16 @@ class Reader:
         self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
     ) -> Value:
         dtype = tensor_dtype(info.type)
-        tensor = info.type.tensor_type
-        if not tensor.HasField("shape"):
+        if not info.type.tensor_type.HasField("shape"):
             raise UnsupportedError(
                 "SHAPE_MISMATCH", f"its number of axes is not declared; give {fix_hint(info.name)}"
             )
-        axes: list[int | str] = []
-        for axis, dim in enumerate(tensor.shape.dim):
-            symbol = dim.dim_param or f"{info.name}.{axis}"
-            if not dim.HasField("dim_value"):
-                symbols.add(symbol)
-            axes.append(dim.dim_value if dim.HasField("dim_value") else sizes.get(symbol, symbol))
+        declared = axes_of(info)
+        symbols.update(axis for axis in declared if isinstance(axis, str))
+        axes = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in declared]
         handle = self.graph.input(info.name, axes, dtype)
-        declared = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
-        return Value(info.name, handle, type=declared, of_floats=dtype in tensors.FLOATS)
+        kind = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
+        return Value(info.name, handle, type=kind, of_floats=dtype in tensors.FLOATS)
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -231,7 +228,7 @@ class Reader:
         for node in nodes:
             place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
             with _at(place):
-                self._count(1)
+                self._count_step()
                 call = self._call(node, scope)
                 outputs = self._run(call, scope)
                 for name, value in zip(node.output, outputs, strict=False):
@@ -254,6 +251,7 @@ class Reader:
                 f"the graph {graph.name!r} takes {len(graph.input)} inputs but is given "
                 f"{len(inputs)}",
             )
+        self._count_step()
         scope.values.update(self.initializers(graph, scope))
         for each, value in zip(graph.input, inputs, strict=True):
             scope.values[each.name] = value
@@ -269,7 +267,6 @@ class Reader:
     ) -> list[Value]:
         """The values of a new node of the graph."""
         given = {name: each for name, each in (attributes or {}).items() if each is not None}
-        self._count(1)
         declared = SIGNATURES[operator].declared_inputs(len(inputs))
         handles = [
             None if each is None else self._known(each) if slot.known else self.handle(each)
@@ -387,8 +384,8 @@ class Reader:
         except onnx.defs.SchemaError:
             raise UnsupportedError(
                 "OPERATOR_SET_UNSUPPORTED",
-                f"is not in operator set {call.version} of {domain or 'ai.onnx'!r}, which the model "
-                "imports",
+                f"is not in operator set {call.version} of {domain or 'ai.onnx'!r}, which is "
+                "the one that the model imports",
             ) from None
         function = _definition(schema, call, scope)
         if function is None:
@@ -415,9 +412,9 @@ class Reader:
             used.add(free)
             self.graph.name(Handle(self.graph, key, ""), free)
 
-    def _count(self, nodes: int) -> None:
-        self._nodes += nodes
-        if self._nodes > self._max_nodes:
+    def _count_step(self) -> None:
+        self._steps += 1
+        if max(self._steps, self.graph.node_count) > self._max_nodes:
             raise LimitError(
                 "LIMIT_EXCEEDED",
                 f"the model, with its loops and functions written out, has more than "
