@@ -343,6 +343,15 @@ def test_file_has_what_the_graph_has(server: gw.Connection, tmp_path: Path, exte
     )
 
 
+def test_tensors_go_beside_a_model_that_would_be_too_large_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradwire.onnx.writing._MOST_INSIDE", 6000)
+    gw.to_onnx(large(), tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").stat().st_size == 2 * 4096 + 1600  # in whole pages
+    assert (tmp_path / "model.onnx").stat().st_size < 1000
+
+
 def test_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(gw.FileError, match=r"model\.onnx: cannot be written: No such file"):
         gw.to_onnx(large(), tmp_path / "nowhere" / "model.onnx")
