@@ -127,6 +127,14 @@ def test_table_shows_every_node() -> None:
         (["eval", NEURON, "--set", "w0=two"], 2, "'two' is not a number"),
         (["eval", NEURON, "--server", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
         (["gates", "Sigmoi"], 1, "there is no gate 'Sigmoi'; did you mean 'Sigmoid'?"),
+        (["eval", "nowhere.onnx"], 1, "nowhere.onnx: cannot be read: No such file"),
+        (["convert", "nowhere.onnx", "a.gate"], 1, "nowhere.onnx: cannot be read: No such file"),
+        (["convert", "nowhere.gate", "a.onnx"], 1, "nowhere.gate: cannot be read: No such file"),
+        (["convert", NEURON, "/nowhere/a.onnx"], 1, "/nowhere/a.onnx: cannot be written: No such"),
+        (["convert", NEURON, "a.gate"], 2, "one must end in .onnx, the other in .gate"),
+        (["convert", NEURON, "a.onnx", "--size", "n=2"], 2, "--fix are for ONNX models"),
+        (["convert", "a.onnx", "a.gate", "--size", "n=two"], 2, "write SYMBOL=N"),
+        (["convert", "a.onnx", "a.gate", "--fix", "n"], 2, "write NAME=VALUE, such as --fix x"),
         (["serve", "--listen", "nowhere.invalid:1"], 1, "cannot listen on nowhere.invalid:1"),
         (["serve", "--max-nodes", "0"], 2, "max-nodes"),
     ],
@@ -139,6 +147,33 @@ def test_error_is_one_sentence(arguments: list[object], code: int, words: str) -
     assert not found.stdout
     if code == 1:
         assert found.stderr.count("\n") == 1
+
+
+def test_graph_is_converted_to_onnx_and_back(tmp_path: Path) -> None:
+    model, back = tmp_path / "neuron.onnx", tmp_path / "neuron.gate"
+    made = gradwire("convert", NEURON, model)
+    assert made.stdout == f"{model}: 8 nodes, 0 parameters, operator set 28 -> 28\n"
+    assert gradwire("convert", model, back).returncode == 0
+    f, slope = slope_at(W, X)
+    for file in (model, back):
+        found = json.loads(gradwire("eval", file, "--json").stdout)
+        assert found["outputs"]["f"] == pytest.approx(f, rel=1e-12)
+        assert found["gradients"]["w0"] == pytest.approx(slope * X[0], rel=1e-12)
+    assert "w0*x0 = Mul(w0, x0)" in gradwire("show", model).stdout
+
+
+def test_convert_binds_sizes_and_fixes_inputs(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x, shape = graph.input("x", ("n", 2)), graph.input("shape", (1,), "int64")
+    graph.output("f", gw.reshape(x, shape))
+    model, target = tmp_path / "model.onnx", tmp_path / "model.gate"
+    gw.to_onnx(graph, model)
+    made = gradwire("convert", model, target, "--size", "n=3", "--fix", "shape=[6]")
+    assert made.stdout == f"{target}: 1 nodes, 0 parameters, operator set 28 -> 28\n"
+    assert "input x: float64[3, 2]" in gradwire("show", target).stdout
+    refused = gradwire("convert", model, target, "--size", "m=3")
+    assert refused.returncode == 1
+    assert "no input has an axis 'm'" in refused.stderr
 
 
 def test_show_prints_the_graph() -> None:
@@ -157,6 +192,6 @@ def test_gates_lists_the_catalogue() -> None:
 def test_help_loads_neither_numpy_nor_grpc() -> None:
     program = (
         "import sys; from gradwire.cli import main; main(['--help'], standalone_mode=False); "
-        "sys.exit(bool({'numpy', 'grpc', 'rich', 'google'} & {*sys.modules}))"
+        "sys.exit(bool({'numpy', 'grpc', 'rich', 'google', 'onnx'} & {*sys.modules}))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

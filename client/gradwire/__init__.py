@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gradwire.local import local
-    from gradwire.onnx import from_onnx
+    from gradwire.onnx import from_onnx, to_onnx
     from gradwire.operators import *  # noqa: F403
     from gradwire.results import Event, Result, Summary
 
@@ -57,7 +57,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "local": ("local",),
-    "onnx": ("from_onnx",),
+    "onnx": ("from_onnx", "to_onnx"),
     "results": ("Event", "Result", "Summary"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -89,6 +89,7 @@ __all__ = [
     "load",
     "local",
     "save",
+    "to_onnx",
 ]
 
 

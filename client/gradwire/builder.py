@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -46,6 +46,20 @@ class Leaf:
     axes: tuple[int | str, ...]
     elements: bool
     value: tensors.Array | None
+
+    @property
+    def id_count(self) -> int:
+        """How many value ids it takes: one, or one for each element."""
+        return _slots(self)
+
+
+class Node(NamedTuple):
+    """One use of an operator; inputs and outputs by value id, 0 for an omitted input."""
+
+    operator: str
+    attributes: dict[str, Any]
+    inputs: list[int]
+    outputs: range
 
 
 class Handle:
@@ -242,6 +256,24 @@ class Graph:
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return tuple(self._outputs)
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node, in evaluation order."""
+        places, shift = self._places()
+        inputs = _ids(self._node_inputs, places, shift)
+        start = 0
+        for row, key in zip(self._node_rows, self._node_firsts, strict=True):
+            operator, attributes, count, outputs = self._row_list[row]
+            first = key + shift
+            yield Node(
+                operator, attributes, inputs[start : start + count], range(first, first + outputs)
+            )
+            start += count
+
+    def dtypes(self) -> list[str]:
+        """Data type of every value, by id; that of id 0, an omitted input, is empty."""
+        leaves = [leaf.dtype for leaf in self.leaves for _ in range(leaf.id_count)]
+        return ["", *leaves, *self._dtypes]
 
     def output_ids(self) -> dict[str, list[int]]:
         """Value ids of every output."""
@@ -529,14 +561,6 @@ class Graph:
                 "GRAPH_INVALID", "the graph has no output; name at least one value"
             )
         places, shift = self._places()
-
-        def ids(keys: Iterable[int]) -> Any:
-            column = np.array(keys, np.int64)
-            found = column + shift
-            found[column == 0] = 0
-            found[column < 0] = places[-column[column < 0]]
-            return found.tolist()
-
         message = graph_pb2.Graph(
             format_version=FORMAT_VERSION,
             operator_set_version=OPERATOR_SET_VERSION,
@@ -552,9 +576,9 @@ class Graph:
         for leaf in self._leaves:
             columns[leaf.kind].append(_encode_leaf(leaf))
         circuit.node_gates.extend(self._node_rows.tolist())
-        circuit.node_inputs.extend(ids(self._node_inputs))
+        circuit.node_inputs.extend(_ids(self._node_inputs, places, shift))
         for name, keys in self._outputs.items():
-            circuit.outputs.add(name=name, value_ids=ids(keys))
+            circuit.outputs.add(name=name, value_ids=_ids(keys, places, shift))
         for key in sorted(self._names):
             circuit.named_ids.append(key + shift)
             circuit.names.append(self._names[key])
@@ -718,6 +742,16 @@ def _check_axes(place: str, axes: tuple[int | str, ...], elements: bool) -> None
 
 def _slots(leaf: Leaf) -> int:
     return prod(axis for axis in leaf.axes if isinstance(axis, int)) if leaf.elements else 1
+
+
+def _ids(keys: Iterable[int], places: Any, shift: int) -> list[int]:
+    """Value ids of keys; `places` and `shift` are the graph's."""
+    column = np.array(keys, np.int64)
+    found = column + shift
+    found[column == 0] = 0
+    found[column < 0] = places[-column[column < 0]]
+    numbers: list[int] = found.tolist()
+    return numbers
 
 
 def _hashable(item: tuple[str, Any]) -> tuple[str, Any]:

@@ -59,15 +59,13 @@ def main() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: bool) -> None:
-    """Evaluate a .gate FILE: every node's value and gradient.
+    """Evaluate a .gate or .onnx FILE: every node's value and gradient.
 
     The JSON object has `outputs` {name: value}, `gradients` {leaf: value} and `nodes` [{id, name,
     operator, value, gradient}]. A gradient of null was not computed, which is not 0. NaN and
     infinities are the strings "NaN", "Infinity" and "-Infinity".
     """
-    from gradwire.builder import Graph
-
-    graph = Graph.load(file)
+    graph = _load(file)
     inputs = dict(map(_setting, settings))
     with _connected(server) as connection:
         if sys.stderr.isatty() and graph.node_count >= _LONG:
@@ -92,12 +90,53 @@ def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: 
 @main.command()
 @click.argument("file", type=click.Path())
 def show(file: str) -> None:
-    """Show what is in a .gate FILE."""
-    from gradwire.builder import Graph
-
-    graph = Graph.load(file)
+    """Show what is in a .gate or .onnx FILE."""
+    graph = _load(file)
     click.echo(f"{file}: {graph.node_count} nodes, digest {graph.digest}")
     click.echo(str(graph))
+
+
+@main.command()
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
+@click.option(
+    "--size", "sizes", multiple=True, metavar="SYMBOL=N",
+    help="Length of a symbolic axis of an ONNX model. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--fix", "fixed", multiple=True, metavar="NAME=VALUE",
+    help="Makes an input of an ONNX model a constant, as --set of eval. May be repeated.",
+)  # fmt: skip
+def convert(source: str, target: str, sizes: tuple[str, ...], fixed: tuple[str, ...]) -> None:
+    """Convert SOURCE.onnx to TARGET.gate, or back."""
+    ends = [os.path.splitext(each)[1].lower() for each in (source, target)]
+    if sorted(ends) != [".gate", ".onnx"]:
+        raise click.UsageError(f"{source} to {target}: one must end in .onnx, the other in .gate")
+    if ends[0] == ".gate" and (sizes or fixed):
+        raise click.UsageError(f"{source}: --size and --fix are for ONNX models")
+    click.echo(_convert(source, target, dict(map(_size, sizes)), dict(map(_fix, fixed))))
+
+
+def _convert(source: str, target: str, sizes: dict[str, int], fixed: dict[str, Any]) -> str:
+    """Writes the target; a line of what is in it."""
+    from gradwire.builder import OPERATOR_SET_VERSION, Graph
+    from gradwire.onnx import from_onnx, to_onnx
+    from gradwire.onnx.messages import load_model, versions_of
+
+    if source.lower().endswith(".onnx"):
+        model = load_model(source)
+        graph = from_onnx(model, fixed=fixed, sizes=sizes)
+        graph.save(target)
+        before, after = versions_of(model.opset_import).get("", 0), OPERATOR_SET_VERSION
+    else:
+        graph = Graph.load(source)
+        model = to_onnx(graph, target)
+        before, after = OPERATOR_SET_VERSION, versions_of(model.opset_import)[""]
+    parameters = sum(leaf.kind == "parameter" for leaf in graph.leaves)
+    return (
+        f"{target}: {graph.node_count} nodes, {parameters} parameters, "
+        f"operator set {before} -> {after}"
+    )
 
 
 @main.command()
@@ -220,6 +259,16 @@ def health(address: str) -> None:
     click.echo("serving")
 
 
+def _load(file: str) -> Graph:
+    if file.lower().endswith(".onnx"):
+        from gradwire.onnx import from_onnx
+
+        return from_onnx(file)
+    from gradwire.builder import Graph
+
+    return Graph.load(file)
+
+
 def _connected(server: str | None) -> Connection:
     if server is not None:
         from gradwire.connection import Connection
@@ -253,23 +302,34 @@ def _evaluate_with_progress(connection: Connection, graph: Graph, inputs: dict[s
     return replace(result, node_values=found["value"], node_gradients=found["gradient"])
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _size(text: str) -> tuple[str, int]:
+    symbol, _, size = text.rpartition("=")
+    if not symbol or not (size.isascii() and size.isdigit()):
+        raise click.UsageError(f"--size {text}: write SYMBOL=N, such as --size batch=8")
+    return symbol, int(size)
+
+
+def _fix(text: str) -> tuple[str, Any]:
+    return _setting(text, "--fix")
+
+
+def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
     """NAME=VALUE, the value as a number, a list, or the array in a file."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise click.UsageError(f"--set {text}: write NAME=VALUE, such as --set x=1.5")
+        raise click.UsageError(f"{option} {text}: write NAME=VALUE, such as {option} x=1.5")
     if value.startswith("@"):
         import numpy as np
 
         try:
             return name, np.load(value[1:], allow_pickle=False)
         except (OSError, ValueError) as failure:
-            _fail(f"--set {name}: {value[1:]} cannot be read as .npy: {failure}")
+            _fail(f"{option} {name}: {value[1:]} cannot be read as .npy: {failure}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         raise click.UsageError(
-            f"--set {name}: {value!r} is not a number, a JSON list, or @file.npy"
+            f"{option} {name}: {value!r} is not a number, a JSON list, or @file.npy"
         ) from None
 
 

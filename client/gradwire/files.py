@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from gradwire.errors import FileError
+from gradwire.payloads import Buffer
 from gradwire.v1 import graph_pb2
 
 FORMAT = "gradwire graph"
@@ -18,19 +20,23 @@ FORMAT = "gradwire graph"
 def write(path: str | os.PathLike[str], graph: bytes) -> None:
     """Writes a serialized Graph as a file, whole or not at all (FILE_INVALID)."""
     message = graph_pb2.GraphFile(format=FORMAT, graph=graph, sha256=sha256(graph).digest())
-    target = Path(path)
+    replace(path, [message.SerializeToString(deterministic=True)])
+
+
+def replace(path: str | os.PathLike[str], pieces: Iterable[Buffer]) -> None:
+    """Puts a file in the place of another, whole or not at all (FILE_INVALID)."""
     try:
-        _replace(target, message.SerializeToString(deterministic=True))
+        _replace(Path(path), pieces)
     except OSError as failure:
         reason = failure.strerror or str(failure)
         raise FileError("FILE_INVALID", f"{path}: cannot be written: {reason}") from None
 
 
-def _replace(target: Path, data: bytes) -> None:
+def _replace(target: Path, pieces: Iterable[Buffer]) -> None:
     handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(draft, 0o644)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from gradwire.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from gradwire_server.codec import decode_graph
 from gradwire_server.engine import kernels
+from gradwire_server.engine.symbolic import leaf_specs
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.entry import serve as serve_forever
+from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limit, Limits
+from gradwire_server.plan import make_plan
 from gradwire_server.segments import SharedMemoryError
 from gradwire_server.workers import AddressError, WorkerError
 
@@ -82,6 +87,19 @@ def serve(
 
 def _unshared(failure: SharedMemoryError) -> GradwireError:
     return UnsupportedError("SHARED_MEMORY_UNSUPPORTED", str(failure))
+
+
+def output_shapes(graph: bytes, sizes: Mapping[str, int]) -> list[tuple[int, ...]] | None:
+    """The shape of every output of a serialized graph; None where its plan is refused."""
+    try:
+        decoded = decode_graph(graph, Limits())
+        plan = make_plan(decoded, leaf_specs(decoded, sizes))
+    except Refusal:
+        return None
+    return [
+        plan.shape(output.value_ids[0]) if len(output.value_ids) == 1 else (len(output.value_ids),)
+        for output in decoded.outputs
+    ]
 
 
 def compile_kernels() -> Path:

@@ -12,5 +12,6 @@ if find_spec("onnx") is None:
     )
 
 from gradwire.onnx.reading import from_onnx
+from gradwire.onnx.writing import to_onnx
 
-__all__ = ["from_onnx"]
+__all__ = ["from_onnx", "to_onnx"]

@@ -217,6 +217,8 @@ def _place(what: str, tensor: onnx.TensorProto) -> _Place:
     """Where a tensor says that its elements are (FILE_INVALID)."""
     entries: dict[str, str] = {}
     for entry in tensor.external_data:
+        if not (isinstance(entry.key, str) and isinstance(entry.value, str)):
+            raise _invalid(f"{what}: its external data {entry.value!r} is not UTF-8")
         if entry.key in entries:
             raise _invalid(f"{what}: says {entry.key!r} of its external data twice")
         entries[entry.key] = entry.value

@@ -470,7 +470,7 @@ def gradient_graph(
     block of nodes, where nobody waits any more.
     """
     differentiated = leaves_to_differentiate(graph, names)
-    plan = make_plan(graph, _leaf_specs(graph, sizes))
+    plan = make_plan(graph, leaf_specs(graph, sizes))
     _require_short_axes(plan, limits)
     recorder = Recorder(limits)
     firsts = graph.leaf_first_ids
@@ -507,7 +507,8 @@ def _require_short_axes(plan: Plan, limits: Limits) -> None:
         raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what)
 
 
-def _leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
+def leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
+    """What is known of each leaf before it is bound (SYMBOL_UNBOUND, SHAPE_MISMATCH)."""
     symbols = {symbol: (size, "symbol_sizes") for symbol, size in sizes.items()}
     for leaf in graph.leaves:
         if leaf.value is not None:
