@@ -11,6 +11,7 @@ from math import prod as size_of
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 from numpy import (
     abs,
     acos,
@@ -118,8 +119,32 @@ Array = Any
 
 
 def astype(x: Array, dtype: str) -> Array:
-    """Elements converted; a float becomes an integer towards zero."""
-    return np.asarray(x).astype(dtype)
+    """Elements converted, rounded once to nearest even; a float becomes an integer towards zero."""
+    x = np.asarray(x)
+    if np.dtype(dtype) == _BFLOAT16 and x.dtype in _OVER_FLOAT32:
+        x = _rounded_to_odd(x.astype(np.float64))
+    found = x.astype(dtype)
+    return found if found.ndim else found[()]
+
+
+_BFLOAT16 = np.dtype(bfloat16)
+#: What ml_dtypes rounds to float32 before it rounds to bfloat16.
+_OVER_FLOAT32 = [np.dtype(name) for name in ("int32", "int64", "uint32", "uint64", "float64")]
+
+
+def _rounded_to_odd(x: Array) -> Array:
+    """float32s from which rounding to fewer bits gives what rounding x itself would give.
+
+    What is not exact gets an odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd").
+    """
+    with np.errstate(over="ignore"):
+        nearest = x.astype(np.float32)
+    back = nearest.astype(np.float64)
+    away = np.abs(back) > np.abs(x)
+    bits = nearest.view(np.int32)
+    is_exact = (back == x) | np.isnan(x)
+    return np.where(is_exact, bits, (bits - away) | np.int32(1)).view(np.float32)
 
 
 def full(shape: Shape, fill: float, dtype: str) -> Array:

@@ -104,7 +104,7 @@ class Attention(Gate):
         Attribute("right_window_size", "int", -1, doc="Keys allowed behind a query; -1: all."),
         Attribute("scale", "float", doc="Scales the products; 1 / sqrt(size) by default."),
         Attribute("softcap", "float", 0.0, doc="Bound of the scores; 0 is none."),
-        Attribute("softmax_precision", "int", choices=(1, 11),
+        Attribute("softmax_precision", "int", choices=(1, 10, 11, 16),
                   doc="ONNX's number of a data type: P is computed in it if it is wider."),
     )  # fmt: skip
     outputs = (1, 4)

@@ -140,6 +140,10 @@ class Gate:
     #: how it is written). The last entry holds for further outputs; none means "input:0" or
     #: whichever input is the first of group T.
     output_dtypes: ClassVar[tuple[str, ...]] = ()
+    #: Whether `forward` takes half precision as it is, since it moves elements or asks for their
+    #: data type. To other gates, and to every `vjp`, it comes as float32, and the engine rounds
+    #: what they yield.
+    takes_halves: ClassVar[bool] = False
     examples: ClassVar[tuple[Example, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     rejections: ClassVar[tuple[Rejection, ...]] = ()

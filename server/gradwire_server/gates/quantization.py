@@ -32,12 +32,15 @@ from gradwire_server.gates.common import (
     vector_shape,
 )
 from gradwire_server.specs import (
+    COMPUTED,
     FLOATS,
+    HALVES,
     ONNX_NUMBERS,
     Shape,
     Tensor,
     TensorSpec,
     broadcast_shapes,
+    computed_in,
     normalize_axis,
 )
 
@@ -70,6 +73,7 @@ class QuantizeLinear(Gate):
     """
 
     operator = "QuantizeLinear"
+    takes_halves = True
     inputs = (
         Input("x", (*FLOATS, "int32")),
         Input("y_scale", (*FLOATS, "int32"), "S", domain=(0.5, 2.0)),
@@ -128,10 +132,13 @@ class QuantizeLinear(Gate):
         precision = str(scale.dtype) if str(scale.dtype) in FLOATS else "float64"
         if attributes["precision"]:
             precision = dtype_numbered(attributes["precision"])
-        steps = xp.astype(_spread(xp, scale, x.shape, attributes), precision)
-        level = xp.round(xp.astype(x, precision) / steps)
+        wide = computed_in(precision)
+        quotient = _held(xp, x, precision) / _held(
+            xp, _spread(xp, scale, x.shape, attributes), precision
+        )
+        level = xp.round(quotient if wide == precision else _held(xp, quotient, precision))
         if zero is not None:
-            level = level + xp.astype(_spread(xp, zero, x.shape, attributes), precision)
+            level = level + xp.astype(_spread(xp, zero, x.shape, attributes), wide)
         return xp.round_to(level, dtype)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: int) -> tuple[None, ...]:
@@ -192,7 +199,7 @@ class DequantizeLinear(Gate):
         self, xp: Namespace, x: Array, scale: Array, zero: Array | None = None, **attributes: int
     ) -> Array:
         number = attributes["output_dtype"]
-        dtype = dtype_numbered(number) if number else str(scale.dtype)
+        dtype = computed_in(dtype_numbered(number) if number else str(scale.dtype))
         steps = xp.astype(_spread(xp, scale, x.shape, attributes), dtype)
         return self._levels(xp, x, zero, dtype, attributes) * steps
 
@@ -221,6 +228,12 @@ class DequantizeLinear(Gate):
         if zero is None:
             return levels
         return levels - xp.astype(_spread(xp, zero, x.shape, attributes), dtype)
+
+
+def _held(xp: Namespace, x: Array, precision: str) -> Array:
+    """Numbers as a floating data type holds them, ready to compute with."""
+    held = xp.astype(x, precision)
+    return xp.astype(held, "float32") if precision in HALVES else held
 
 
 def _require_fitting(
@@ -302,7 +315,7 @@ class DynamicQuantizeLinear(Gate):
     """
 
     operator = "DynamicQuantizeLinear"
-    inputs = (Input("x"),)
+    inputs = (Input("x", COMPUTED),)
     outputs = (3, 3)
     output_dtypes = ("uint8", "input:0", "uint8")
     examples = (
