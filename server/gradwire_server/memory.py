@@ -202,7 +202,7 @@ class _Timeline:
         rounded = self._is_half & (born >= 0) & ~gone
         rounded[:first] = False
         halved = (self._wide_nbytes - self._nbytes)[rounded]
-        shrunk += np.bincount(self._producers[rounded[first:]], halved, nodes + 1)
+        shrunk = shrunk + np.bincount(self._producers[rounded[first:]], halved, nodes + 1)
         values = np.where(self._views == np.arange(len(born)), self._nbytes, 0)
         loose = self._after_forward & ~self.kept.values
         loose[:first] = False
@@ -280,16 +280,19 @@ class _Timeline:
         counted for them.
         """
         graph, nodes = self.plan.graph, self.plan.graph.node_count
-        found = np.zeros(nodes, np.int64)
         if not self.plan.has_halves:
-            return found
+            return np.zeros(nodes, np.int64)
         wide = np.where(self._is_half, self._wide_nbytes, 0)
-        is_free = np.array([row.gate.takes_halves for row in graph.rows], bool)[graph.node_rows]
         inputs = np.bincount(self._consumers, wide[graph.node_inputs], nodes)
         outs = np.bincount(self._producers, wide[graph.leaf_first_ids[-1] :], nodes)
-        found += inputs.astype(np.int64) if way else np.where(is_free, 0, inputs).astype(np.int64)
-        outs_again = np.where(is_free, 0, outs).astype(np.int64)
-        return found + outs_again + way * (outs // 2).astype(np.int64)
+        computes = np.array([not row.gate.takes_halves for row in graph.rows], bool)
+        made = np.where(computes[graph.node_rows], outs, 0)
+        if way:
+            made += inputs + outs / 2
+        else:
+            made += np.where(computes[graph.node_rows], inputs, 0)
+        found: Ids = made.astype(np.int64)
+        return found
 
     def _scratch(self, way: int) -> Ids:
         """By node: bytes of the arrays that its gate makes on the way, forward (0) or back (1)."""

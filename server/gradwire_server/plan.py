@@ -95,9 +95,9 @@ class Plan:
         ):
             uses = np.bincount(np.asarray(ids, np.int64), minlength=len(self.specs)).tolist()
             for spec, use in zip(self.specs, uses, strict=True):
-                # a gradient in half precision is summed in float32
-                share = 2 if spec.dtype in HALVES else 1
-                copies = 1 + share if gradients and spec.is_floating else 1
+                copies = 2 if gradients and spec.is_floating else 1
+                if spec.dtype in HALVES:
+                    copies *= 4  # in float32 while gates run, which is twice as wide
                 total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
         return total
 

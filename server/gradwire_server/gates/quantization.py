@@ -132,13 +132,9 @@ class QuantizeLinear(Gate):
         precision = str(scale.dtype) if str(scale.dtype) in FLOATS else "float64"
         if attributes["precision"]:
             precision = dtype_numbered(attributes["precision"])
-        wide = computed_in(precision)
-        quotient = _held(xp, x, precision) / _held(
-            xp, _spread(xp, scale, x.shape, attributes), precision
-        )
-        level = xp.round(quotient if wide == precision else _held(xp, quotient, precision))
+        level = xp.round(_quotient(xp, x, _spread(xp, scale, x.shape, attributes), precision))
         if zero is not None:
-            level = level + xp.astype(_spread(xp, zero, x.shape, attributes), wide)
+            level = level + xp.astype(_spread(xp, zero, x.shape, attributes), str(level.dtype))
         return xp.round_to(level, dtype)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: int) -> tuple[None, ...]:
@@ -230,10 +226,12 @@ class DequantizeLinear(Gate):
         return levels - xp.astype(_spread(xp, zero, x.shape, attributes), dtype)
 
 
-def _held(xp: Namespace, x: Array, precision: str) -> Array:
-    """Numbers as a floating data type holds them, ready to compute with."""
-    held = xp.astype(x, precision)
-    return xp.astype(held, "float32") if precision in HALVES else held
+def _quotient(xp: Namespace, x: Array, steps: Array, precision: str) -> Array:
+    """x / steps as a floating data type holds it, ready to compute with."""
+    if precision not in HALVES:
+        return xp.astype(x, precision) / xp.astype(steps, precision)
+    held, divisor = (xp.astype(xp.astype(each, precision), "float32") for each in (x, steps))
+    return xp.astype(xp.astype(held / divisor, precision), "float32")
 
 
 def _require_fitting(
