@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from gate_cases import Case, all_cases, is_floating, spread
 from test_gradient_graph import differentiable, label, one_node
 
-from gradwire_server import arrays
+import gradwire as gw
+from gradwire import tensors
+from gradwire.cli import main
+from gradwire_server.codec import decode_graph
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
-from gradwire_server.engine.evaluation import ALL, Binding, Evaluation
+from gradwire_server.engine.compiled import NOTHING
+from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
-from gradwire_server.specs import HALVES
+from gradwire_server.specs import HALVES, ONNX_NUMBERS
 
 HALF = pytest.mark.parametrize("dtype", HALVES)
 EPSILON = {dtype: float(ml_dtypes.finfo(dtype).eps) for dtype in HALVES}
@@ -129,9 +138,7 @@ def test_gradient_graph_in_half_precision_gives_the_same_gradient(dtype: str, ca
         assert_half_close(found[f"grad/{name}"], expected, dtype, half)
 
 
-def assert_half_close(
-    found: Any, expected: Any, dtype: str, case: Case, steps: float = 1
-) -> None:
+def assert_half_close(found: Any, expected: Any, dtype: str, case: Case, steps: float = 1) -> None:
     """One float32 computation may take another order than the other: a last bit may differ."""
     found, expected = as_doubles(found), as_doubles(expected)
     tolerance = steps * EPSILON[dtype] * spread(expected)
@@ -163,3 +170,199 @@ def twice(case: Case) -> dict[str, Any]:
     }
     _, found = run(once, Evaluation(bound, seeds=seeds))
     return found
+
+
+@HALF
+def test_gradient_of_a_value_used_often_is_summed_in_float32(dtype: str) -> None:
+    """Added one by one in half precision, the small parts would all be lost."""
+    graph = gw.Graph()
+    x = graph.input("x", dtype=dtype)
+    small = EPSILON[dtype] / 4
+    total = x
+    for _ in range(16):
+        total = total + x * small
+    graph.output("f", total)
+    _, gradients = run(decoded(graph), bound(graph, {"x": 1.0}))
+    assert float(gradients["x"]) == 1 + 4 * EPSILON[dtype]
+
+
+@HALF
+def test_gradient_keeps_the_digits_that_rounding_took_from_the_output(dtype: str) -> None:
+    graph = gw.Graph()
+    graph.output("f", gw.tanh(graph.input("x", dtype=dtype)))
+    outputs, gradients = run(decoded(graph), bound(graph, {"x": 5.0}))
+    assert outputs["f"] == 1
+    assert float(gradients["x"]) == pytest.approx(1 / np.cosh(5.0) ** 2, rel=EPSILON[dtype])
+
+
+@HALF
+def test_batch_of_halves_equals_its_rows(dtype: str) -> None:
+    graph, numbers = gw.Graph(), np.random.default_rng(1)
+    x = graph.input("x", (5,), dtype=dtype)
+    w = graph.parameter("w", numbers.normal(size=(5, 3)), dtype=dtype)
+    graph.output("y", gw.softmax(gw.cum_sum(gw.tanh(x) @ w, 0)))
+    stack = numbers.normal(size=(40, 5)).astype(dtype)
+    seeds = numbers.normal(size=(40, 3)).astype(dtype)
+    batched = Evaluation({"x": Binding(stack, True)}, 40, {"y": seeds})
+    outs, grads = run(decoded(graph), batched)
+    singles = [
+        run(decoded(graph), Evaluation({"x": Binding(row)}, seeds={"y": seed}))
+        for row, seed in zip(stack, seeds, strict=True)
+    ]
+    case = Case("Softmax", (stack,), {})
+    for name, found in (("y", outs["y"]), ("x", grads["x"])):
+        side = 0 if name == "y" else 1
+        rows = np.stack([single[side][name] for single in singles])
+        assert_half_close(found, rows, dtype, case)
+    assert_half_close(
+        grads["w"], sum(as_doubles(single[1]["w"]) for single in singles), dtype, case, steps=4
+    )
+
+
+def decoded(graph: gw.Graph) -> Graph:
+    return decode_graph(graph.to_bytes(), Limits())
+
+
+def bound(graph: gw.Graph, inputs: dict[str, Any]) -> Evaluation:
+    dtypes = {leaf.name: leaf.dtype for leaf in decoded(graph).leaves}
+    return Evaluation(
+        {name: Binding(np.asarray(x).astype(dtypes[name])) for name, x in inputs.items()}
+    )
+
+
+@HALF
+def test_engine_that_the_plan_chooses_rounds_as_the_array_engine_does(dtype: str) -> None:
+    """Regions and tapes leave half precision alone, and compute what lies beside it."""
+    graph = gw.Graph()
+    x = graph.input("x", (300, 300), dtype=dtype)
+    wide = gw.cast(x, to=1)
+    for _ in range(5):
+        wide = gw.sigmoid(wide * wide) + wide
+    narrow = gw.cast_like(wide, x)
+    for _ in range(5):
+        narrow = gw.tanh(narrow) * x
+    graph.output("f", gw.reduce_sum(narrow, keepdims=0))
+    given = np.random.default_rng(2).uniform(-1, 1, (300, 300))
+    job = evaluate.prepare(decoded(graph), bound(graph, {"x": given}), Limits())
+    assert [region.tape.slot for region in job.compiled.regions.values()], "there is a region"
+    found, expected = (
+        runs.run(each, lambda: False) for each in (job, replace(job, compiled=NOTHING))
+    )
+    case = Case("Tanh", (given,), {})
+    for some, others in zip(found[:2], expected[:2], strict=True):
+        for (_, one), (_, other) in zip(some, others, strict=True):
+            assert_half_close(one, other, dtype, case, steps=4)
+
+
+@HALF
+def test_scalar_circuit_in_half_precision_is_left_to_the_array_engine(dtype: str) -> None:
+    graph = gw.Graph()
+    x = graph.elements("x", 4, dtype=dtype)
+    graph.output("f", x[0] * x[1] + x[2] * x[3])
+    given = np.array([1, 2, 3, 4], dtype)
+    job = evaluate.prepare(decoded(graph), bound(graph, {"x": given}), Limits())
+    assert job.compiled.program is None
+    outputs, gradients = run(decoded(graph), bound(graph, {"x": given}))
+    assert (outputs["f"], outputs["f"].dtype) == (14, dtype)
+    np.testing.assert_array_equal(gradients["x"], np.array([2, 1, 4, 3], dtype))
+
+
+#: float64s around the middle between two bfloat16s, or float16s, and what they round to.
+ROUNDED = [
+    ("bfloat16", 1 + 2.0**-8, 1.0), ("bfloat16", 1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-7),
+    ("bfloat16", 1 + 3 * 2.0**-8, 1 + 2.0**-6),
+    ("bfloat16", 1 + 3 * 2.0**-8 - 2.0**-40, 1 + 2.0**-7),
+    ("bfloat16", -1 - 2.0**-8 - 2.0**-40, -1 - 2.0**-7), ("bfloat16", 1e39, np.inf),
+    ("bfloat16", 3.4e38, np.inf), ("bfloat16", 3.39e38, float(ml_dtypes.finfo("bfloat16").max)),
+    ("bfloat16", -1e300, -np.inf), ("bfloat16", 1e-300, 0.0), ("bfloat16", np.inf, np.inf),
+    ("bfloat16", np.nan, np.nan),
+    ("float16", 1 + 2.0**-11, 1.0), ("float16", 1 + 2.0**-11 + 2.0**-40, 1 + 2.0**-10),
+    ("float16", 1 + 3 * 2.0**-11 - 2.0**-40, 1 + 2.0**-10), ("float16", 65519.99, 65504.0),
+    ("float16", 65520.0, np.inf), ("float16", 2.0**-25 + 2.0**-60, 2.0**-24),
+    ("float16", 2.0**-25, 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "number", "expected"), ROUNDED)
+def test_cast_rounds_float64_once(dtype: str, number: float, expected: float) -> None:
+    for attributes in ({"to": ONNX_NUMBERS[dtype]}, {"to": ONNX_NUMBERS[dtype], "saturate": 0}):
+        (out,) = Case("Cast", (np.float64(number),), attributes).run()
+        np.testing.assert_array_equal(as_doubles(out), expected)
+        assert out.dtype == dtype
+    (out,) = Case("CastLike", (np.full(3, number), np.ones(2, dtype)), {}).run()
+    np.testing.assert_array_equal(as_doubles(out), [expected] * 3)
+
+
+def test_cast_rounds_integers_once() -> None:
+    just_over = 2**30 + 2**22 + 1  # float32 would round it to the middle of two bfloat16s
+    for dtype in ("int32", "int64", "uint32", "uint64"):
+        (out,) = Case("Cast", (np.array([just_over], dtype),), {"to": 16}).run()
+        assert float(out[0]) == 2**30 + 2**23
+
+
+def test_bits_of_one_half_are_read_as_the_other() -> None:
+    (out,) = Case("BitCast", (np.array([1.0, -2.0], "float16"),), {"to": 16}).run()
+    assert out.tobytes() == np.array([1.0, -2.0], "float16").tobytes()
+    assert out.dtype == "bfloat16"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[gw.Connection]:
+    with gw.local() as connection:
+        yield connection
+
+
+def squares(dtype: str, *shape: int | str) -> gw.Graph:
+    graph = gw.Graph()
+    x = graph.input("x", shape, dtype=dtype)
+    graph.output("f", gw.reduce_sum((x * x * 0.5).named("halved"), keepdims=0))
+    return graph
+
+
+@HALF
+def test_large_halves_are_streamed_in_pieces_of_two_bytes_an_element(
+    server: gw.Connection, dtype: str
+) -> None:
+    given = np.random.default_rng(4).uniform(-0.5, 0.5, (700, 1000)).astype(dtype)
+    events = [*server.stream(squares(dtype, 700, 1000), {"x": given})]
+    found = {(e.kind, e.name): e.content for e in events if isinstance(e, gw.Event)}
+    square = (as_doubles(given) ** 2).astype("float32").astype(dtype)
+    halved = (as_doubles(square) / 2).astype("float32").astype(dtype)
+    np.testing.assert_array_equal(as_doubles(found["value", "halved"]), as_doubles(halved))
+    np.testing.assert_array_equal(as_doubles(found["gradient", "x"]), as_doubles(given))
+    assert found["gradient", "x"].dtype == dtype
+    assert tensors.encode(given).ByteSize() < given.size * 2 + 100
+
+
+@HALF
+def test_session_of_halves_changes_what_it_is_sent(server: gw.Connection, dtype: str) -> None:
+    with server.session(squares(dtype, "n"), {"x": np.ones(3, dtype)}) as session:
+        for factor in (1.0, 3.0):
+            result = session.step({"x": [factor] * 3})
+            assert float(result["f"].value) == 1.5 * factor**2
+            np.testing.assert_array_equal(result["x"].gradient, np.full(3, factor, dtype))
+        value, gradient = session.value_and_gradient({"x": np.full(3, 2, dtype)})
+        assert (float(value), gradient["x"].dtype) == (6.0, dtype)
+
+
+@HALF
+def test_summary_of_halves(server: gw.Connection, dtype: str) -> None:
+    given = np.array([1.0, np.nan, -np.inf, 4.0], dtype)
+    summary = server.evaluate(squares(dtype, 4), {"x": given}, values=["x"], summary=True)["x"]
+    assert isinstance(summary.value, gw.Summary)
+    assert (summary.value.nan_count, summary.value.infinity_count) == (1, 1)
+    assert (summary.value.minimum, summary.value.maximum) == (-np.inf, 4.0)
+
+
+@HALF
+def test_file_of_halves_is_evaluated_by_the_command_line(dtype: str, tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (2,), dtype=dtype)
+    graph.output("f", gw.reduce_sum(x * x * graph.parameter("w", 0.5, dtype=dtype), keepdims=0))
+    gw.save(graph, tmp_path / "halves.gate")
+    assert gw.load(tmp_path / "halves.gate").digest == graph.digest
+    found = CliRunner().invoke(
+        main, ["eval", str(tmp_path / "halves.gate"), "--set", "x=[1, 0.5]", "--json"]
+    )
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.output)["outputs"]["f"] == 0.625
