@@ -24,6 +24,7 @@ from gradwire_server.engine import runs
 from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.engine.symbolic import gradient_graph
+from gradwire_server.errors import Invalid
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.specs import HALVES, ONNX_NUMBERS
@@ -361,8 +362,58 @@ def test_file_of_halves_is_evaluated_by_the_command_line(dtype: str, tmp_path: P
     graph.output("f", gw.reduce_sum(x * x * graph.parameter("w", 0.5, dtype=dtype), keepdims=0))
     gw.save(graph, tmp_path / "halves.gate")
     assert gw.load(tmp_path / "halves.gate").digest == graph.digest
-    found = CliRunner().invoke(
-        main, ["eval", str(tmp_path / "halves.gate"), "--set", "x=[1, 0.5]", "--json"]
-    )
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.output)["outputs"]["f"] == 0.625
+    np.save(tmp_path / "x.npy", np.array([1.0, 0.5], dtype))
+    for x in ("[1, 0.5]", f"@{tmp_path / 'x.npy'}"):
+        found = CliRunner().invoke(
+            main, ["eval", str(tmp_path / "halves.gate"), "--set", f"x={x}", "--json"]
+        )
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.output)["outputs"]["f"] == 0.625
+
+
+F, H = "float32", "float16"
+#: Calls of mixed data types: operator, shapes and data types of the inputs, attributes, outputs'.
+MIXED = [
+    ("RMSNormalization", (((2, 4), H), ((4,), F)), {}, (F,)),
+    ("RMSNormalization", (((2, 4), F), ((4,), H)), {}, (H,)),
+    ("BatchNormalization", (((3, 2), H), *(((2,), F),) * 4), {}, (H,)),
+    ("BatchNormalization", (((3, 2), H), *(((2,), H),) * 2, *(((2,), F),) * 2),
+     {"training_mode": 1}, (H, F, F)),
+    ("LinearAttention", (*(((1, 3, 4), H),) * 3, ((1, 2, 2, 2), F)),
+     {"q_num_heads": 2, "kv_num_heads": 2, "update_rule": "linear"}, (H, F)),
+    ("Attention", (*(((1, 1, 3, 4), H),) * 2, ((1, 1, 3, 4), F), ((3, 3), F)), {}, (H, H, F, H)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("operator", "inputs", "attributes", "outputs"), MIXED)
+def test_half_precision_may_lie_beside_float32_where_onnx_says_so(
+    operator: str, inputs: Any, attributes: dict[str, Any], outputs: tuple[str, ...]
+) -> None:
+    rng = np.random.default_rng(5)
+    given = tuple(rng.uniform(0.5, 1.5, shape).astype(dtype) for shape, dtype in inputs)
+    case = Case(operator, given, attributes)
+    single = case.as_dtype("float32")
+    graph = one_node(case)
+    seeds = {
+        f"out{slot}": np.ones(np.shape(out), dtype)
+        for slot, (out, dtype) in enumerate(zip(case.run(), outputs, strict=True))
+    }
+    found, gradients = run(graph, Evaluation(seeds=seeds))
+    builder = gw.Graph()
+    known = builder.apply(operator, [*map(builder.constant, given)], attributes, len(outputs))
+    for slot, (out, dtype) in enumerate(zip(single.run(), outputs, strict=True)):
+        assert found[f"out{slot}"].dtype == dtype == known[slot].dtype
+        np.testing.assert_array_equal(as_doubles(found[f"out{slot}"]), rounded(out, dtype))
+    wide = tuple(seed.astype(F) for seed in seeds.values())
+    for slot, to_input in enumerate(single.pull(wide)):
+        expected = np.zeros_like(given[slot]) if to_input is None else to_input
+        assert gradients[f"x{slot}"].dtype == given[slot].dtype
+        np.testing.assert_array_equal(
+            as_doubles(gradients[f"x{slot}"]), rounded(expected, given[slot].dtype)
+        )
+
+
+def test_half_precision_beside_float64_is_refused() -> None:
+    case = Case("RMSNormalization", (np.ones((2, 4), H), np.ones(4)), {})
+    with pytest.raises(Invalid, match="X is float16 but scale is float64; Cast one of them"):
+        case.gate.check(case.specs(), case.attributes)

@@ -3594,7 +3594,7 @@ SIGNATURES = {
         "RMSNormalization",
         (
             Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
-            Input("scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("scale", ("float16", "bfloat16", "float32", "float64"), "V", False, False, False),
         ),
         (
             Attribute("axis", "int", -1, False, ()),
@@ -3602,7 +3602,7 @@ SIGNATURES = {
             Attribute("stash_type", "int", 1, False, (1,)),
         ),
         (1, 1),
-        ("input:0",),
+        ("input:1",),
     ),
     "GroupNormalization": Signature(
         "GroupNormalization",
@@ -3634,18 +3634,25 @@ SIGNATURES = {
         "BatchNormalization",
         (
             Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
-            Input("scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
-            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "scale", ("float16", "bfloat16", "float32", "float64"), "T1", False, False, False
+            ),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T1", False, False, False),
             Input(
                 "input_mean",
                 ("float16", "bfloat16", "float32", "float64"),
-                "T",
+                "T2",
                 False,
                 False,
                 False,
             ),
             Input(
-                "input_var", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+                "input_var",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T2",
+                False,
+                False,
+                False,
             ),
         ),
         (
@@ -3654,7 +3661,7 @@ SIGNATURES = {
             Attribute("training_mode", "int", 0, False, (0, 1)),
         ),
         (1, 3),
-        ("input:0",),
+        ("input:0", "input:3"),
     ),
     "LRN": Signature(
         "LRN",
@@ -3690,7 +3697,7 @@ SIGNATURES = {
         (
             Input("Q", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("K", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
-            Input("V", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("V", ("float16", "bfloat16", "float32", "float64"), "T2", False, False, False),
             Input(
                 "attn_mask",
                 ("float16", "bfloat16", "float32", "float64", "bool"),
@@ -3703,7 +3710,12 @@ SIGNATURES = {
                 "past_key", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
             ),
             Input(
-                "past_value", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+                "past_value",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T2",
+                True,
+                False,
+                False,
             ),
             Input("nonpad_kv_seqlen", ("int64",), "nonpad_kv_seqlen", True, False, False),
         ),
@@ -3719,7 +3731,7 @@ SIGNATURES = {
             Attribute("softmax_precision", "int", None, False, (1, 10, 11, 16)),
         ),
         (1, 4),
-        ("input:0",),
+        ("input:0", "input:0", "input:2", "input:0"),
     ),
     "RotaryEmbedding": Signature(
         "RotaryEmbedding",
@@ -3748,7 +3760,7 @@ SIGNATURES = {
             Input("key", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("value", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input(
-                "past_state", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+                "past_state", ("float16", "bfloat16", "float32", "float64"), "S", True, False, False
             ),
             Input("decay", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
             Input("beta", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
@@ -3767,7 +3779,7 @@ SIGNATURES = {
             ),
         ),
         (1, 2),
-        ("input:0",),
+        ("input:0", "input:3|input:0"),
     ),
     "RNN": Signature(
         "RNN",

@@ -209,7 +209,9 @@ class RMSNormalization(Gate):
     """
 
     operator = "RMSNormalization"
-    inputs = (Input("X"), Input("scale"))
+    inputs = (Input("X"), Input("scale", group="V"))
+    output_dtypes = ("input:1",)
+    mixed_groups = ("T", "V")
     attributes = (_FIRST_AXIS, _EPSILON, _STASH_TYPE)
     examples = (
         Example(([[1.0, 7.0]], [1.0, 2.0]), [[0.2, 2.8]],
@@ -232,7 +234,7 @@ class RMSNormalization(Gate):
     def infer(self, x: TensorSpec, scale: TensorSpec, *, axis: int, **_: Any) -> TensorSpec:
         normalize_axis(axis, x.rank)
         _require_broadcast("scale", scale, x)
-        return TensorSpec(x.shape, x.dtype)
+        return TensorSpec(x.shape, scale.dtype)
 
     def forward(
         self, xp: Namespace, x: Array, scale: Array, *, axis: int, epsilon: float, stash_type: int
@@ -461,11 +463,13 @@ class BatchNormalization(Gate):
     operator = "BatchNormalization"
     inputs = (
         Input("X"),
-        Input("scale"),
-        Input("B"),
-        Input("input_mean"),
-        Input("input_var", domain=(0.5, 2.0)),
+        Input("scale", group="T1"),
+        Input("B", group="T1"),
+        Input("input_mean", group="T2"),
+        Input("input_var", group="T2", domain=(0.5, 2.0)),
     )
+    output_dtypes = ("input:0", "input:3")
+    mixed_groups = ("T", "T1", "T2")
     attributes = (
         _EPSILON,
         Attribute("momentum", "float", 0.9, doc="Share of the old running statistics."),
