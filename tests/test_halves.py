@@ -10,9 +10,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from gate_cases import Case, all_cases, is_floating, spread
+from onnx.reference import ReferenceEvaluator
 from test_gradient_graph import differentiable, label, one_node
 
 import gradwire as gw
@@ -25,6 +27,7 @@ from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid
+from gradwire_server.gates import OPERATOR_SETS
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.specs import HALVES, ONNX_NUMBERS
@@ -417,3 +420,42 @@ def test_half_precision_beside_float64_is_refused() -> None:
     case = Case("RMSNormalization", (np.ones((2, 4), H), np.ones(4)), {})
     with pytest.raises(Invalid, match="X is float16 but scale is float64; Cast one of them"):
         case.gate.check(case.specs(), case.attributes)
+
+
+def reference(case: Case, dtype: str) -> Any:
+    """What ONNX's own evaluator yields for a node of one output."""
+    given = {f"x{slot}": x for slot, x in enumerate(case.inputs)}
+    info = {
+        name: onnx.helper.make_tensor_value_info(name, ONNX_NUMBERS[str(x.dtype)], x.shape)
+        for name, x in given.items()
+    }
+    out = onnx.helper.make_tensor_value_info("out", ONNX_NUMBERS[dtype], None)
+    node = onnx.helper.make_node(case.operator, list(given), ["out"], **case.attributes)
+    graph = onnx.helper.make_graph([node], "one", list(info.values()), [out])
+    opset = onnx.helper.make_opsetid("", OPERATOR_SETS[1])
+    model = onnx.helper.make_model(graph, opset_imports=[opset])
+    return ReferenceEvaluator(model).run(None, given)[0]
+
+
+@HALF
+@pytest.mark.parametrize("held", [*HALVES, "float32"])
+def test_quotient_of_quantization_is_rounded_to_its_precision(dtype: str, held: str) -> None:
+    """Many quotients become ties, which a quotient of float32 would not be."""
+    numbers = np.random.default_rng(6).uniform(-2000, 2000, 1000).astype(held)
+    given = (numbers, np.array(0.3, held), np.array(3, "int16"))
+    case = Case("QuantizeLinear", given, {"precision": ONNX_NUMBERS[dtype]})
+    (out,) = case.run()
+    np.testing.assert_array_equal(out, reference(case, "int16"))
+    (wide,) = Case("QuantizeLinear", given, {"precision": ONNX_NUMBERS["float32"]}).run()
+    assert (out != wide).any()
+
+
+@HALF
+@pytest.mark.parametrize("scale_dtype", [*HALVES, "float32"])
+def test_dequantization_to_half_precision_is_rounded_once(dtype: str, scale_dtype: str) -> None:
+    levels = np.random.default_rng(7).integers(-30000, 30000, 1000).astype("int16")
+    given = (levels, np.array(0.0123, scale_dtype), np.array(7, "int16"))
+    case = Case("DequantizeLinear", given, {"output_dtype": ONNX_NUMBERS[dtype]})
+    outputs, _ = run(one_node(case), Evaluation(forward_only=True))
+    assert outputs["out0"].dtype == dtype
+    np.testing.assert_array_equal(as_doubles(outputs["out0"]), as_doubles(reference(case, dtype)))
