@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -459,3 +459,45 @@ def test_dequantization_to_half_precision_is_rounded_once(dtype: str, scale_dtyp
     outputs, _ = run(one_node(case), Evaluation(forward_only=True))
     assert outputs["out0"].dtype == dtype
     np.testing.assert_array_equal(as_doubles(outputs["out0"]), as_doubles(reference(case, dtype)))
+
+
+def written_out(operator: Callable[..., gw.Handle], *operands: gw.Handle) -> gw.Handle:
+    """What half precision means: cast to float32, compute, cast back."""
+    found = operator(*(gw.cast(each, to=ONNX_NUMBERS["float32"]) for each in operands))
+    return gw.cast_like(found, operands[0])
+
+
+def random_graph(
+    seed: int, dtype: str, apply: Callable[..., gw.Handle]
+) -> tuple[gw.Graph, dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    graph = gw.Graph()
+    values = [graph.input("x", (4, 4), dtype=dtype), graph.input("y", (4, 1), dtype=dtype)]
+    values.append(graph.parameter("w", rng.normal(0, 0.5, (4, 4)), dtype=dtype))
+    unary = (gw.tanh, gw.sigmoid, gw.softmax, gw.exp, lambda x: gw.reduce_mean(x, [-1]))
+    binary = (gw.add, gw.mul, gw.sub, gw.max)
+    for _ in range(30):
+        first, second = (values[i] for i in rng.integers(len(values) // 2, len(values), 2))
+        if rng.random() < 0.4:
+            found = apply(unary[rng.integers(len(unary))], first)
+        else:
+            found = apply(binary[rng.integers(len(binary))], first, second)
+        values.append(apply(gw.tanh, found))
+    total = apply(gw.sum, *values)
+    graph.output("f", apply(lambda x: gw.reduce_sum(x, keepdims=0), total))
+    given = {"x": rng.normal(size=(4, 4)), "y": rng.normal(size=(4, 1))}
+    return graph, given
+
+
+@HALF
+@pytest.mark.parametrize("seed", range(8))
+def test_graph_in_half_precision_is_the_graph_with_its_casts_written_out(
+    dtype: str, seed: int
+) -> None:
+    short, given = random_graph(seed, dtype, lambda operator, *operands: operator(*operands))
+    long, _ = random_graph(seed, dtype, written_out)
+    outputs, gradients = run(decoded(short), bound(short, given))
+    expected, expected_gradients = run(decoded(long), bound(long, given))
+    assert outputs["f"] == expected["f"]
+    for name, grad in gradients.items():
+        np.testing.assert_array_equal(as_doubles(grad), as_doubles(expected_gradients[name]))

@@ -49,8 +49,9 @@ def forward(
 ) -> Iterator[int]:
     """Appends the values of all nodes to those of the leaves (with None for id 0).
 
-    Values that are released become None once nothing needs them. Yields, after each block and at
-    the end, the first id that is not computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
+    Half precision is computed in float32 and rounded once. Values that are released become None
+    once nothing needs them. Yields, after each block and at the end, the first id that is not
+    computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
     gate finds an index outside its axis.
     """
     uses = _uses(plan)

@@ -149,8 +149,8 @@ class Gate:
     #: whichever input is the first of group T.
     output_dtypes: ClassVar[tuple[str, ...]] = ()
     #: Whether `forward` takes half precision as it is, since it moves elements or asks for their
-    #: data type. To other gates, and to every `vjp`, it comes as float32, and the engine rounds
-    #: what they yield.
+    #: data type; its `vjp` does not use `out`. To other gates, and as inputs and gradients to every
+    #: `vjp`, half precision comes as float32, and the engine rounds what they yield.
     takes_halves: ClassVar[bool] = False
     #: Groups of inputs that are computed with together: beside float32 the others may be of half
     #: precision, and no other data types may be mixed.
