@@ -20,6 +20,7 @@ from test_gradient_graph import differentiable, label, one_node
 import gradwire as gw
 from gradwire import tensors
 from gradwire.cli import main
+from gradwire_server import arrays
 from gradwire_server.codec import decode_graph
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
@@ -295,6 +296,19 @@ def test_cast_rounds_float64_once(dtype: str, number: float, expected: float) ->
         assert out.dtype == dtype
     (out,) = Case("CastLike", (np.full(3, number), np.ones(2, dtype)), {}).run()
     np.testing.assert_array_equal(as_doubles(out), [expected] * 3)
+
+
+def test_cast_of_float32_to_float16_is_numpys() -> None:
+    """Every sign and exponent, around the middle of neighbours, and what is no number."""
+    bits = np.arange(0, 1 << 32, 4093, dtype=np.uint32)
+    middles = (np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)).view("u4")
+    near = np.concatenate([middles + np.uint32(step) for step in (4095, 4096, 4097, 0)])
+    numbers = np.concatenate([bits, near]).view(np.float32)
+    with np.errstate(all="ignore"):
+        expected = numbers.astype(np.float16)
+        found = arrays.astype(numbers, "float16")
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
 
 
 def test_cast_rounds_integers_once() -> None:

@@ -297,10 +297,13 @@ class _Timeline:
     def _scratch(self, way: int) -> Ids:
         """By node: bytes of the arrays that its gate makes on the way, forward (0) or back (1)."""
         graph = self.plan.graph
-        counts = [
-            SCRATCH.get(row.operator, (0, 0) if row.operator in _NO_SCRATCH else _SCRATCH)[way]
+        # going back, outputs of half precision are computed again
+        ways = range(0 if self.plan.has_halves else way, way + 1)
+        pairs = [
+            SCRATCH.get(row.operator, (0, 0) if row.operator in _NO_SCRATCH else _SCRATCH)
             for row in graph.rows
         ]
+        counts = [max(pair[each] for each in ways) for pair in pairs]
         widest = self._wide_nbytes[graph.first_ids[:-1]]
         takes = np.flatnonzero(np.diff(graph.input_starts))
         inputs = graph.node_inputs[graph.input_starts[takes]]
