@@ -22,7 +22,12 @@ the gates' own classes by `scripts/generate`.
 - The engine sums the gradient of a broadcast input back to the input's shape.
 - An input marked *known* must be a stored value, or computed from shapes: its elements are needed
   before evaluation.
-- Every floating input has the data types float32 and float64.
+- Every floating input has the data types float16, bfloat16, float32 and float64, but where ONNX
+  lists fewer.
+- Half precision (float16, bfloat16) is what values are held in. A gate is given float32, and its
+  output is rounded once, to nearest even. Its gradients are those that float32 gives at the same
+  inputs: outputs are computed again without rounding where a gradient needs them, gradients are
+  summed in float32, and each is rounded once when it is complete. The gradient of rounding is 1.
 - In an example, `gradient` is that of the output (the first, if there are several) with a seed of
   ones; `None` is an input that has no gradient.
 """

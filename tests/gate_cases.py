@@ -13,7 +13,7 @@ from gradwire_server import arrays
 from gradwire_server.engine.array import sum_to_shape
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import ElementwiseGate, Example, first_outputs
-from gradwire_server.specs import FLOATS, Tensor, TensorSpec
+from gradwire_server.specs import FLOATS, HALVES, Tensor, TensorSpec, computed_in
 
 #: Relative to the largest number compared; by data type only.
 TOLERANCES = {"float64": 1e-9, "float32": 2e-5}
@@ -41,11 +41,15 @@ class Case:
         return f"run({self.operator!r}, {self.inputs!r}, {dict(self.attributes)!r})"
 
     def given(self, inputs: tuple[Any, ...] | None = None) -> list[Any]:
-        """Inputs as the engine hands them over: known ones as tuples."""
+        """Inputs as the engine hands them over: known ones as tuples, halves as float32."""
         inputs = self.inputs if inputs is None else inputs
         declared = self.gate.declared_inputs(len(inputs))
         return [
-            tuple(array.reshape(-1).tolist()) if each.flat and array is not None else array
+            tuple(array.reshape(-1).tolist())
+            if each.flat and array is not None
+            else array
+            if array is None or self.gate.takes_halves
+            else array.astype(computed_in(str(array.dtype)))
             for each, array in zip(declared, inputs, strict=True)
         ]
 
@@ -63,11 +67,17 @@ class Case:
         )
 
     def run(self, inputs: tuple[Any, ...] | None = None, xp: Any = arrays) -> tuple[Any, ...]:
-        """All outputs."""
+        """All outputs; rounded to half precision where inputs have it."""
         with np.errstate(all="ignore"):
             out = self.gate.forward(xp, *self.given(inputs), **self.gate.complete(self.attributes))
             count = len(out) if isinstance(out, tuple) else 1
-            return first_outputs(out, count)
+            outs = first_outputs(out, count)
+            if not any(x is not None and str(x.dtype) in HALVES for x in self.inputs):
+                return outs
+            specs = self.gate.check(self.specs(), self.attributes)
+            return tuple(
+                xp.astype(each, spec.dtype) for each, spec in zip(outs, specs, strict=True)
+            )
 
     def pull(self, grads: tuple[Any, ...], xp: Any = arrays) -> list[Any]:
         """The gradient of each input, in its shape; None where it has none."""
@@ -91,10 +101,15 @@ class Case:
         """The same with floating inputs converted."""
         with np.errstate(over="ignore"):
             inputs = tuple(
-                array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
+                array.astype(dtype) if array is not None and is_floating(array) else array
                 for array in self.inputs
             )
         return Case(self.operator, inputs, self.attributes, self.example)
+
+
+def is_floating(array: Any) -> bool:
+    """Whether it has a gradient; NumPy counts bfloat16 among the bytes."""
+    return str(np.asarray(array).dtype) in FLOATS
 
 
 def to_array(value: Any) -> Any:

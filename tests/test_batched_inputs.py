@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gate_cases import Case, all_cases
+from gate_cases import Case, all_cases, is_floating
 from test_gradient_graph import label, one_node
 
 from gradwire_server.engine import evaluation as evaluate
@@ -23,7 +23,7 @@ def floating(case: Case) -> list[int]:
     return [
         slot
         for slot, (each, x) in enumerate(zip(declared, case.inputs, strict=True))
-        if x is not None and x.dtype.kind == "f" and not each.known
+        if x is not None and is_floating(x) and not each.known
     ]
 
 
@@ -31,7 +31,7 @@ def is_batched_at_once(case: Case) -> bool:
     complete = case.gate.complete(case.attributes)
     return (
         len(floating(case)) > 1
-        and all(np.asarray(out).dtype.kind == "f" for out in case.run())
+        and all(is_floating(out) for out in case.run())
         and case.gate.aligned_shapes(*case.specs(), **complete) is not None
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gate_cases import Case, all_cases, spread
+from gate_cases import Case, all_cases, is_floating, spread
 
 from gradwire_server import codec
 from gradwire_server.engine import evaluation as evaluate
@@ -30,8 +30,8 @@ def label(case: Case) -> str:
 
 def differentiable(case: Case) -> bool:
     declared = case.gate.declared_inputs(len(case.inputs))
-    return any(np.asarray(out).dtype.kind == "f" and np.size(out) for out in case.run()) and any(
-        x is not None and x.dtype.kind == "f" and x.size and not each.known
+    return any(is_floating(out) and np.size(out) for out in case.run()) and any(
+        x is not None and is_floating(x) and x.size and not each.known
         for each, x in zip(declared, case.inputs, strict=True)
     )
 
@@ -48,7 +48,7 @@ def one_node(case: Case) -> Graph:
         if x is None:
             names.append(None)
             continue
-        kind = "input" if x.dtype.kind == "f" and not each.known else "constant"
+        kind = "input" if is_floating(x) and not each.known else "constant"
         names.append(f"x{slot}")
         data = Tensor(str(x.dtype), x.shape, np.ascontiguousarray(x).tobytes())
         leaves.append(Leaf(kind, f"x{slot}", str(x.dtype), x.shape, False, data))
@@ -64,7 +64,7 @@ def one_node(case: Case) -> Graph:
         tuple(
             Output(f"out{slot}", np.array([len(leaves) + 1 + slot]))
             for slot, out in enumerate(outs)
-            if np.asarray(out).dtype.kind == "f"
+            if is_floating(out)
         ),
     )
 

@@ -703,10 +703,10 @@ def _result_dtype(source: str, dtypes: Sequence[str | None], attributes: dict[st
         if not place:
             return kind
         which, _, means = place.partition("=")
-        if kind == "input":
+        if kind in ("input", "computed"):
             found = dtypes[int(which)] if int(which) < len(dtypes) else None
             if found:
-                return found
+                return "float32" if kind == "computed" and found in tensors.HALVES else found
         elif which in attributes:
             return means or _attribute_dtype(attributes[which])
     return "float64"

@@ -368,8 +368,8 @@ def _unpacked(graph: Graph, flat: Array) -> dict[str, Array]:
 
 def _packed(graph: Graph, result: Result, flat: Array) -> Array:
     """The leaves' gradients as one vector, of the type of the one that was given."""
-    pieces = [result.gradients[name].reshape(-1) for name, _, _ in _floating(graph)]
-    return np.concatenate(pieces).astype(flat.dtype, copy=False)
+    gradients = (result.gradients[name] for name, _, _ in _floating(graph))
+    return np.concatenate([each.reshape(-1).astype(flat.dtype, copy=False) for each in gradients])
 
 
 class AsyncConnection:

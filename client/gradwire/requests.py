@@ -278,6 +278,7 @@ def _aio_status(call: grpc.aio.AioRpcError) -> Any:
 
 def _as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
     """Numbers and lists take the declared type; an array must have it."""
+    given = tensors.recognized(given, dtype)
     if isinstance(given, (np.ndarray, np.generic)) and str(given.dtype) != dtype:
         raise InvalidRequestError(
             "DATA_TYPE_MISMATCH",

@@ -71,9 +71,9 @@ class Attribute:
 class Signature:
     """One operator.
 
-    An output's data type is "input:0", "attribute:to" (a tensor, or ONNX's number), a data type by
-    name, or "attribute:value_int=int64" where an attribute's presence decides; "a|b" is b where a
-    is left out.
+    An output's data type is "input:0", "computed:0" (that of input 0, float32 for half precision),
+    "attribute:to" (a tensor, or ONNX's number), a data type by name, or "attribute:value_int=int64"
+    where an attribute's presence decides; "a|b" is b where a is left out.
     """
 
     operator: str

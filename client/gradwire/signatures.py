@@ -9,6 +9,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -28,6 +30,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -55,6 +59,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -74,6 +80,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -101,6 +109,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -120,6 +130,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -147,6 +159,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -166,6 +180,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -190,10 +206,19 @@ SIGNATURES = {
     "Pow": Signature(
         "Pow",
         (
-            Input("X", ("float32", "float64", "int32", "int64"), "T", False, False, False),
+            Input(
+                "X",
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64"),
+                "T",
+                False,
+                False,
+                False,
+            ),
             Input(
                 "Y",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -220,7 +245,7 @@ SIGNATURES = {
         (
             Input(
                 "X",
-                ("float32", "float64", "int8", "int16", "int32", "int64"),
+                ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64"),
                 "T",
                 False,
                 False,
@@ -237,6 +262,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -260,14 +287,14 @@ SIGNATURES = {
     ),
     "Reciprocal": Signature(
         "Reciprocal",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Sqrt": Signature(
         "Sqrt",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
@@ -278,6 +305,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -305,6 +334,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -324,6 +355,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -347,35 +380,35 @@ SIGNATURES = {
     ),
     "Floor": Signature(
         "Floor",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Ceil": Signature(
         "Ceil",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Round": Signature(
         "Round",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Sum": Signature(
         "Sum",
-        (Input("data_0", ("float32", "float64"), "T", False, True, False),),
+        (Input("data_0", ("float16", "bfloat16", "float32", "float64"), "T", False, True, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Mean": Signature(
         "Mean",
-        (Input("data_0", ("float32", "float64"), "T", False, True, False),),
+        (Input("data_0", ("float16", "bfloat16", "float32", "float64"), "T", False, True, False),),
         (),
         (1, 1),
         ("input:0",),
@@ -386,6 +419,8 @@ SIGNATURES = {
             Input(
                 "data_0",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -413,6 +448,8 @@ SIGNATURES = {
             Input(
                 "data_0",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -436,112 +473,112 @@ SIGNATURES = {
     ),
     "Exp": Signature(
         "Exp",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Log": Signature(
         "Log",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Sin": Signature(
         "Sin",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Cos": Signature(
         "Cos",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Tan": Signature(
         "Tan",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Asin": Signature(
         "Asin",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Acos": Signature(
         "Acos",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Atan": Signature(
         "Atan",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Sinh": Signature(
         "Sinh",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Cosh": Signature(
         "Cosh",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Tanh": Signature(
         "Tanh",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Asinh": Signature(
         "Asinh",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Acosh": Signature(
         "Acosh",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Atanh": Signature(
         "Atanh",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Erf": Signature(
         "Erf",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Sigmoid": Signature(
         "Sigmoid",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
@@ -551,7 +588,7 @@ SIGNATURES = {
         (
             Input(
                 "X",
-                ("float32", "float64", "int8", "int16", "int32", "int64"),
+                ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64"),
                 "T",
                 False,
                 False,
@@ -564,7 +601,7 @@ SIGNATURES = {
     ),
     "LeakyRelu": Signature(
         "LeakyRelu",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("alpha", "float", 0.01, False, ()),),
         (1, 1),
         ("input:0",),
@@ -574,7 +611,7 @@ SIGNATURES = {
         (
             Input(
                 "X",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -582,7 +619,7 @@ SIGNATURES = {
             ),
             Input(
                 "slope",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -595,14 +632,14 @@ SIGNATURES = {
     ),
     "Elu": Signature(
         "Elu",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("alpha", "float", 1.0, False, ()),),
         (1, 1),
         ("input:0",),
     ),
     "Selu": Signature(
         "Selu",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute("alpha", "float", 1.6732632423543772, False, ()),
             Attribute("gamma", "float", 1.0507009873554805, False, ()),
@@ -612,35 +649,35 @@ SIGNATURES = {
     ),
     "Celu": Signature(
         "Celu",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("alpha", "float", 1.0, False, ()),),
         (1, 1),
         ("input:0",),
     ),
     "Gelu": Signature(
         "Gelu",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("approximate", "string", "none", False, ("none", "tanh")),),
         (1, 1),
         ("input:0",),
     ),
     "Softplus": Signature(
         "Softplus",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Softsign": Signature(
         "Softsign",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "HardSigmoid": Signature(
         "HardSigmoid",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute("alpha", "float", 0.2, False, ()),
             Attribute("beta", "float", 0.5, False, ()),
@@ -650,21 +687,21 @@ SIGNATURES = {
     ),
     "HardSwish": Signature(
         "HardSwish",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Mish": Signature(
         "Mish",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "ThresholdedRelu": Signature(
         "ThresholdedRelu",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("alpha", "float", 1.0, False, ()),),
         (1, 1),
         ("input:0",),
@@ -675,6 +712,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -694,6 +733,8 @@ SIGNATURES = {
             Input(
                 "min",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -713,6 +754,8 @@ SIGNATURES = {
             Input(
                 "max",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -736,7 +779,7 @@ SIGNATURES = {
     ),
     "Swish": Signature(
         "Swish",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("alpha", "float", 1.0, False, ()),),
         (1, 1),
         ("input:0",),
@@ -744,8 +787,8 @@ SIGNATURES = {
     "SwiGLU": Signature(
         "SwiGLU",
         (
-            Input("A", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", False, False, False),
+            Input("A", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
         ),
         (Attribute("alpha", "float", 1.0, False, ()),),
         (1, 1),
@@ -757,6 +800,7 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
                     "float32",
                     "float64",
                     "int8",
@@ -787,6 +831,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -807,6 +853,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -835,6 +883,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -854,6 +904,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -881,6 +933,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -900,6 +954,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -927,6 +983,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -946,6 +1004,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -973,6 +1033,8 @@ SIGNATURES = {
             Input(
                 "A",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -992,6 +1054,8 @@ SIGNATURES = {
             Input(
                 "B",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1053,6 +1117,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1073,6 +1139,8 @@ SIGNATURES = {
             Input(
                 "Y",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1097,14 +1165,14 @@ SIGNATURES = {
     ),
     "IsNaN": Signature(
         "IsNaN",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("bool",),
     ),
     "IsInf": Signature(
         "IsInf",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute("detect_negative", "int", 1, False, (0, 1)),
             Attribute("detect_positive", "int", 1, False, (0, 1)),
@@ -1229,7 +1297,7 @@ SIGNATURES = {
         (
             Input(
                 "data",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1249,7 +1317,7 @@ SIGNATURES = {
         (
             Input(
                 "data",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1270,6 +1338,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int32",
@@ -1300,6 +1370,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int32",
@@ -1329,7 +1401,7 @@ SIGNATURES = {
         (
             Input(
                 "data",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1349,7 +1421,7 @@ SIGNATURES = {
         (
             Input(
                 "data",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1369,7 +1441,7 @@ SIGNATURES = {
         (
             Input(
                 "data",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1387,7 +1459,7 @@ SIGNATURES = {
     "ReduceLogSum": Signature(
         "ReduceLogSum",
         (
-            Input("data", ("float32", "float64"), "T", False, False, False),
+            Input("data", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("axes", ("int64",), "axes", True, False, True),
         ),
         (
@@ -1400,7 +1472,7 @@ SIGNATURES = {
     "ReduceLogSumExp": Signature(
         "ReduceLogSumExp",
         (
-            Input("data", ("float32", "float64"), "T", False, False, False),
+            Input("data", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("axes", ("int64",), "axes", True, False, True),
         ),
         (
@@ -1415,7 +1487,7 @@ SIGNATURES = {
         (
             Input(
                 "data",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1435,7 +1507,7 @@ SIGNATURES = {
         (
             Input(
                 "x",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1455,7 +1527,7 @@ SIGNATURES = {
         (
             Input(
                 "x",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -1476,6 +1548,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1507,6 +1581,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1538,6 +1614,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1566,6 +1644,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1585,7 +1665,7 @@ SIGNATURES = {
             ),
         ),
         (
-            Attribute("to", "int", None, True, (1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13)),
+            Attribute("to", "int", None, True, (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16)),
             Attribute("saturate", "int", 1, False, (0, 1)),
             Attribute("round_mode", "string", "up", False, ()),
         ),
@@ -1598,6 +1678,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1618,6 +1700,8 @@ SIGNATURES = {
             Input(
                 "target_type",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1649,6 +1733,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1667,7 +1753,7 @@ SIGNATURES = {
                 False,
             ),
         ),
-        (Attribute("to", "int", None, True, (1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13)),),
+        (Attribute("to", "int", None, True, (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16)),),
         (1, 1),
         ("attribute:to",),
     ),
@@ -1677,6 +1763,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1706,6 +1794,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1734,6 +1824,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1763,6 +1855,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1792,6 +1886,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1821,6 +1917,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1849,6 +1947,8 @@ SIGNATURES = {
             Input(
                 "inputs_0",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1877,6 +1977,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1909,6 +2011,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1941,6 +2045,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1962,6 +2068,8 @@ SIGNATURES = {
             Input(
                 "constant_value",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -1991,6 +2099,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2020,6 +2130,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2049,6 +2161,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2080,6 +2194,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2111,6 +2227,8 @@ SIGNATURES = {
             Input(
                 "input_data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2140,6 +2258,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2169,6 +2289,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2198,6 +2320,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2227,6 +2351,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2248,6 +2374,8 @@ SIGNATURES = {
             Input(
                 "updates",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2279,6 +2407,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2300,6 +2430,8 @@ SIGNATURES = {
             Input(
                 "updates",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2328,6 +2460,8 @@ SIGNATURES = {
             Input(
                 "past_cache",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2348,6 +2482,8 @@ SIGNATURES = {
             Input(
                 "update",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2380,6 +2516,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2409,6 +2547,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2441,6 +2581,7 @@ SIGNATURES = {
             Input(
                 "indices",
                 (
+                    "float16",
                     "float32",
                     "float64",
                     "int8",
@@ -2460,6 +2601,7 @@ SIGNATURES = {
             Input(
                 "depth",
                 (
+                    "float16",
                     "float32",
                     "float64",
                     "int8",
@@ -2479,6 +2621,8 @@ SIGNATURES = {
             Input(
                 "values",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2507,6 +2651,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2539,6 +2685,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2567,6 +2715,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2598,6 +2748,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2629,6 +2781,8 @@ SIGNATURES = {
             Input(
                 "data",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2677,6 +2831,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2696,7 +2852,7 @@ SIGNATURES = {
             ),
         ),
         (
-            Attribute("dtype", "int", None, False, (1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13)),
+            Attribute("dtype", "int", None, False, (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16)),
             Attribute("k", "int", 0, False, ()),
         ),
         (1, 1),
@@ -2706,13 +2862,28 @@ SIGNATURES = {
         "Range",
         (
             Input(
-                "start", ("float32", "float64", "int16", "int32", "int64"), "T", False, False, True
+                "start",
+                ("float16", "bfloat16", "float32", "float64", "int16", "int32", "int64"),
+                "T",
+                False,
+                False,
+                True,
             ),
             Input(
-                "limit", ("float32", "float64", "int16", "int32", "int64"), "T", False, False, True
+                "limit",
+                ("float16", "bfloat16", "float32", "float64", "int16", "int32", "int64"),
+                "T",
+                False,
+                False,
+                True,
             ),
             Input(
-                "delta", ("float32", "float64", "int16", "int32", "int64"), "T", False, False, True
+                "delta",
+                ("float16", "bfloat16", "float32", "float64", "int16", "int32", "int64"),
+                "T",
+                False,
+                False,
+                True,
             ),
         ),
         (Attribute("stash_type", "int", 1, False, ()),),
@@ -2724,7 +2895,7 @@ SIGNATURES = {
         (
             Input(
                 "A",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -2732,7 +2903,7 @@ SIGNATURES = {
             ),
             Input(
                 "B",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -2748,7 +2919,7 @@ SIGNATURES = {
         (
             Input(
                 "A",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -2756,7 +2927,7 @@ SIGNATURES = {
             ),
             Input(
                 "B",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 False,
                 False,
@@ -2764,7 +2935,7 @@ SIGNATURES = {
             ),
             Input(
                 "C",
-                ("float32", "float64", "int32", "int64", "uint32", "uint64"),
+                ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint32", "uint64"),
                 "T",
                 True,
                 False,
@@ -2786,6 +2957,8 @@ SIGNATURES = {
             Input(
                 "Inputs",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2809,14 +2982,14 @@ SIGNATURES = {
     ),
     "Det": Signature(
         "Det",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "Cofactor": Signature(
         "Cofactor",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
@@ -2827,6 +3000,8 @@ SIGNATURES = {
             Input(
                 "X",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2844,7 +3019,7 @@ SIGNATURES = {
                 False,
                 False,
             ),
-            Input("roi", ("float32", "float64"), "R", True, False, True),
+            Input("roi", ("float16", "float32", "float64"), "R", True, False, True),
             Input("scales", ("float32", "float64"), "S", True, False, True),
             Input("sizes", ("int64",), "I", True, False, True),
         ),
@@ -2893,6 +3068,8 @@ SIGNATURES = {
             Input(
                 "input",
                 (
+                    "float16",
+                    "bfloat16",
                     "float32",
                     "float64",
                     "int8",
@@ -2924,7 +3101,7 @@ SIGNATURES = {
     "AffineGrid": Signature(
         "AffineGrid",
         (
-            Input("theta", ("float32", "float64"), "T", False, False, False),
+            Input("theta", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("size", ("int64",), "I", False, False, True),
         ),
         (Attribute("align_corners", "int", 0, False, (0, 1)),),
@@ -2934,8 +3111,8 @@ SIGNATURES = {
     "GridSample": Signature(
         "GridSample",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("grid", ("float32", "float64"), "G", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("grid", ("float16", "bfloat16", "float32", "float64"), "G", False, False, False),
         ),
         (
             Attribute("align_corners", "int", 0, False, (0, 1)),
@@ -2948,8 +3125,8 @@ SIGNATURES = {
     "RoiAlign": Signature(
         "RoiAlign",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("rois", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("rois", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("batch_indices", ("int64",), "I", False, False, False),
         ),
         (
@@ -2972,8 +3149,8 @@ SIGNATURES = {
     "MaxRoiPool": Signature(
         "MaxRoiPool",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("rois", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("rois", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
         ),
         (
             Attribute("pooled_shape", "ints", None, True, ()),
@@ -2985,8 +3162,8 @@ SIGNATURES = {
     "RoiArgMax": Signature(
         "RoiArgMax",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("rois", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("rois", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
         ),
         (
             Attribute("pooled_shape", "ints", None, True, ()),
@@ -2998,11 +3175,13 @@ SIGNATURES = {
     "DeformConv": Signature(
         "DeformConv",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("W", ("float32", "float64"), "T", False, False, False),
-            Input("offset", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
-            Input("mask", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("W", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "offset", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
+            Input("mask", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute("dilations", "ints", None, False, ()),
@@ -3018,7 +3197,7 @@ SIGNATURES = {
     "DFT": Signature(
         "DFT",
         (
-            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("dft_length", ("int32", "int64"), "N", True, False, True),
             Input("axis", ("int64",), "A", True, False, True),
         ),
@@ -3032,9 +3211,11 @@ SIGNATURES = {
     "STFT": Signature(
         "STFT",
         (
-            Input("signal", ("float32", "float64"), "T", False, False, False),
+            Input(
+                "signal", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input("frame_step", ("int32", "int64"), "I", False, False, True),
-            Input("window", ("float32", "float64"), "T", True, False, False),
+            Input("window", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
             Input("frame_length", ("int32", "int64"), "I", True, False, True),
         ),
         (Attribute("onesided", "int", 1, False, (0, 1)),),
@@ -3045,7 +3226,9 @@ SIGNATURES = {
         "HannWindow",
         (Input("size", ("int32", "int64"), "I", False, False, True),),
         (
-            Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),
+            Attribute(
+                "output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16)
+            ),
             Attribute("periodic", "int", 1, False, (0, 1)),
         ),
         (1, 1),
@@ -3055,7 +3238,9 @@ SIGNATURES = {
         "HammingWindow",
         (Input("size", ("int32", "int64"), "I", False, False, True),),
         (
-            Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),
+            Attribute(
+                "output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16)
+            ),
             Attribute("periodic", "int", 1, False, (0, 1)),
         ),
         (1, 1),
@@ -3065,7 +3250,9 @@ SIGNATURES = {
         "BlackmanWindow",
         (Input("size", ("int32", "int64"), "I", False, False, True),),
         (
-            Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),
+            Attribute(
+                "output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16)
+            ),
             Attribute("periodic", "int", 1, False, (0, 1)),
         ),
         (1, 1),
@@ -3077,18 +3264,32 @@ SIGNATURES = {
             Input("num_mel_bins", ("int32", "int64"), "I", False, False, True),
             Input("dft_length", ("int32", "int64"), "I", False, False, True),
             Input("sample_rate", ("int32", "int64"), "I", False, False, True),
-            Input("lower_edge_hertz", ("float32", "float64"), "T", False, False, True),
-            Input("upper_edge_hertz", ("float32", "float64"), "T", False, False, True),
+            Input(
+                "lower_edge_hertz",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T",
+                False,
+                False,
+                True,
+            ),
+            Input(
+                "upper_edge_hertz",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T",
+                False,
+                False,
+                True,
+            ),
         ),
-        (Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)),),
+        (Attribute("output_datatype", "int", 1, False, (1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16)),),
         (1, 1),
         ("attribute:output_datatype|float32",),
     ),
     "Dropout": Signature(
         "Dropout",
         (
-            Input("data", ("float32", "float64"), "T", False, False, False),
-            Input("ratio", ("float32", "float64"), "R", True, False, True),
+            Input("data", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("ratio", ("float16", "bfloat16", "float32", "float64"), "R", True, False, True),
             Input("training_mode", ("bool",), "B", True, False, True),
         ),
         (Attribute("seed", "int", None, False, ()),),
@@ -3098,15 +3299,29 @@ SIGNATURES = {
     "QuantizeLinear": Signature(
         "QuantizeLinear",
         (
-            Input("x", ("float32", "float64", "int32"), "T", False, False, False),
-            Input("y_scale", ("float32", "float64", "int32"), "S", False, False, False),
+            Input(
+                "x",
+                ("float16", "bfloat16", "float32", "float64", "int32"),
+                "T",
+                False,
+                False,
+                False,
+            ),
+            Input(
+                "y_scale",
+                ("float16", "bfloat16", "float32", "float64", "int32"),
+                "S",
+                False,
+                False,
+                False,
+            ),
             Input("y_zero_point", ("int8", "uint8", "int16", "uint16"), "Z", True, False, False),
         ),
         (
             Attribute("axis", "int", 1, False, ()),
             Attribute("block_size", "int", 0, False, ()),
             Attribute("output_dtype", "int", 0, False, (0, 2, 3, 4, 5)),
-            Attribute("precision", "int", 0, False, (0, 1, 11)),
+            Attribute("precision", "int", 0, False, (0, 1, 10, 11, 16)),
             Attribute("saturate", "int", 1, False, (0, 1)),
         ),
         (1, 1),
@@ -3116,7 +3331,9 @@ SIGNATURES = {
         "DequantizeLinear",
         (
             Input("x", ("int8", "uint8", "int16", "uint16", "int32"), "Q", False, False, False),
-            Input("x_scale", ("float32", "float64"), "T", False, False, False),
+            Input(
+                "x_scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input(
                 "x_zero_point",
                 ("int8", "uint8", "int16", "uint16", "int32"),
@@ -3129,7 +3346,7 @@ SIGNATURES = {
         (
             Attribute("axis", "int", 1, False, ()),
             Attribute("block_size", "int", 0, False, ()),
-            Attribute("output_dtype", "int", 0, False, (0, 1, 11)),
+            Attribute("output_dtype", "int", 0, False, (0, 1, 10, 11, 16)),
         ),
         (1, 1),
         ("attribute:output_dtype|input:1",),
@@ -3145,12 +3362,18 @@ SIGNATURES = {
         "QLinearMatMul",
         (
             Input("a", ("int8", "uint8"), "A", False, False, False),
-            Input("a_scale", ("float32", "float64"), "T", False, False, False),
+            Input(
+                "a_scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input("a_zero_point", ("int8", "uint8"), "A", False, False, False),
             Input("b", ("int8", "uint8"), "B", False, False, False),
-            Input("b_scale", ("float32", "float64"), "T", False, False, False),
+            Input(
+                "b_scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input("b_zero_point", ("int8", "uint8"), "B", False, False, False),
-            Input("y_scale", ("float32", "float64"), "T", False, False, False),
+            Input(
+                "y_scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input("y_zero_point", ("int8", "uint8"), "Y", False, False, False),
         ),
         (),
@@ -3197,9 +3420,9 @@ SIGNATURES = {
     "Conv": Signature(
         "Conv",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("W", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("W", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute(
@@ -3221,9 +3444,9 @@ SIGNATURES = {
     "ConvTranspose": Signature(
         "ConvTranspose",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("W", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("W", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute(
@@ -3246,7 +3469,16 @@ SIGNATURES = {
     ),
     "MaxPool": Signature(
         "MaxPool",
-        (Input("X", ("float32", "float64", "int8", "uint8"), "T", False, False, False),),
+        (
+            Input(
+                "X",
+                ("float16", "bfloat16", "float32", "float64", "int8", "uint8"),
+                "T",
+                False,
+                False,
+                False,
+            ),
+        ),
         (
             Attribute(
                 "auto_pad",
@@ -3267,7 +3499,7 @@ SIGNATURES = {
     ),
     "AveragePool": Signature(
         "AveragePool",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute(
                 "auto_pad",
@@ -3288,7 +3520,7 @@ SIGNATURES = {
     ),
     "LpPool": Signature(
         "LpPool",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute(
                 "auto_pad",
@@ -3309,21 +3541,21 @@ SIGNATURES = {
     ),
     "GlobalMaxPool": Signature(
         "GlobalMaxPool",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "GlobalAveragePool": Signature(
         "GlobalAveragePool",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (),
         (1, 1),
         ("input:0",),
     ),
     "GlobalLpPool": Signature(
         "GlobalLpPool",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("p", "int", 2, False, ()),),
         (1, 1),
         ("input:0",),
@@ -3331,7 +3563,7 @@ SIGNATURES = {
     "MaxUnpool": Signature(
         "MaxUnpool",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("I", ("int64",), "I", False, False, False),
             Input("output_shape", ("int64",), "output_shape", True, False, True),
         ),
@@ -3346,9 +3578,9 @@ SIGNATURES = {
     "LayerNormalization": Signature(
         "LayerNormalization",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("Scale", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("Scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute("axis", "int", -1, False, ()),
@@ -3356,13 +3588,13 @@ SIGNATURES = {
             Attribute("stash_type", "int", 1, False, (1,)),
         ),
         (1, 3),
-        ("input:0",),
+        ("input:0", "computed:0"),
     ),
     "RMSNormalization": Signature(
         "RMSNormalization",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("scale", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("scale", ("float16", "bfloat16", "float32", "float64"), "V", False, False, False),
         ),
         (
             Attribute("axis", "int", -1, False, ()),
@@ -3370,14 +3602,14 @@ SIGNATURES = {
             Attribute("stash_type", "int", 1, False, (1,)),
         ),
         (1, 1),
-        ("input:0",),
+        ("input:1",),
     ),
     "GroupNormalization": Signature(
         "GroupNormalization",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("scale", ("float32", "float64"), "T", False, False, False),
-            Input("bias", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("bias", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
         ),
         (
             Attribute("epsilon", "float", 1e-05, False, ()),
@@ -3390,9 +3622,9 @@ SIGNATURES = {
     "InstanceNormalization": Signature(
         "InstanceNormalization",
         (
-            Input("input", ("float32", "float64"), "T", False, False, False),
-            Input("scale", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", False, False, False),
+            Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("scale", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
         ),
         (Attribute("epsilon", "float", 1e-05, False, ()),),
         (1, 1),
@@ -3401,11 +3633,27 @@ SIGNATURES = {
     "BatchNormalization": Signature(
         "BatchNormalization",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("scale", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", False, False, False),
-            Input("input_mean", ("float32", "float64"), "T", False, False, False),
-            Input("input_var", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "scale", ("float16", "bfloat16", "float32", "float64"), "T1", False, False, False
+            ),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T1", False, False, False),
+            Input(
+                "input_mean",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T2",
+                False,
+                False,
+                False,
+            ),
+            Input(
+                "input_var",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T2",
+                False,
+                False,
+                False,
+            ),
         ),
         (
             Attribute("epsilon", "float", 1e-05, False, ()),
@@ -3413,11 +3661,11 @@ SIGNATURES = {
             Attribute("training_mode", "int", 0, False, (0, 1)),
         ),
         (1, 3),
-        ("input:0",),
+        ("input:0", "input:3"),
     ),
     "LRN": Signature(
         "LRN",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute("alpha", "float", 0.0001, False, ()),
             Attribute("beta", "float", 0.75, False, ()),
@@ -3429,7 +3677,7 @@ SIGNATURES = {
     ),
     "LpNormalization": Signature(
         "LpNormalization",
-        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (
             Attribute("axis", "int", -1, False, ()),
             Attribute("p", "int", 2, False, (1, 2)),
@@ -3439,7 +3687,7 @@ SIGNATURES = {
     ),
     "MeanVarianceNormalization": Signature(
         "MeanVarianceNormalization",
-        (Input("X", ("float32", "float64"), "T", False, False, False),),
+        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("axes", "ints", (0, 2, 3), False, ()),),
         (1, 1),
         ("input:0",),
@@ -3447,12 +3695,28 @@ SIGNATURES = {
     "Attention": Signature(
         "Attention",
         (
-            Input("Q", ("float32", "float64"), "T", False, False, False),
-            Input("K", ("float32", "float64"), "T", False, False, False),
-            Input("V", ("float32", "float64"), "T", False, False, False),
-            Input("attn_mask", ("float32", "float64", "bool"), "U", True, False, False),
-            Input("past_key", ("float32", "float64"), "T", True, False, False),
-            Input("past_value", ("float32", "float64"), "T", True, False, False),
+            Input("Q", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("K", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("V", ("float16", "bfloat16", "float32", "float64"), "T2", False, False, False),
+            Input(
+                "attn_mask",
+                ("float16", "bfloat16", "float32", "float64", "bool"),
+                "U",
+                True,
+                False,
+                False,
+            ),
+            Input(
+                "past_key", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
+            Input(
+                "past_value",
+                ("float16", "bfloat16", "float32", "float64"),
+                "T2",
+                True,
+                False,
+                False,
+            ),
             Input("nonpad_kv_seqlen", ("int64",), "nonpad_kv_seqlen", True, False, False),
         ),
         (
@@ -3464,17 +3728,21 @@ SIGNATURES = {
             Attribute("right_window_size", "int", -1, False, ()),
             Attribute("scale", "float", None, False, ()),
             Attribute("softcap", "float", 0.0, False, ()),
-            Attribute("softmax_precision", "int", None, False, (1, 11)),
+            Attribute("softmax_precision", "int", None, False, (1, 10, 11, 16)),
         ),
         (1, 4),
-        ("input:0",),
+        ("input:0", "input:0", "input:2", "input:0"),
     ),
     "RotaryEmbedding": Signature(
         "RotaryEmbedding",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("cos_cache", ("float32", "float64"), "T", False, False, False),
-            Input("sin_cache", ("float32", "float64"), "T", False, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "cos_cache", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
+            Input(
+                "sin_cache", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input("position_ids", ("int64",), "M", True, False, False),
         ),
         (
@@ -3488,12 +3756,14 @@ SIGNATURES = {
     "LinearAttention": Signature(
         "LinearAttention",
         (
-            Input("query", ("float32", "float64"), "T", False, False, False),
-            Input("key", ("float32", "float64"), "T", False, False, False),
-            Input("value", ("float32", "float64"), "T", False, False, False),
-            Input("past_state", ("float32", "float64"), "T", True, False, False),
-            Input("decay", ("float32", "float64"), "T", True, False, False),
-            Input("beta", ("float32", "float64"), "T", True, False, False),
+            Input("query", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("key", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("value", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "past_state", ("float16", "bfloat16", "float32", "float64"), "S", True, False, False
+            ),
+            Input("decay", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
+            Input("beta", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute("chunk_size", "int", 64, False, ()),
@@ -3509,17 +3779,19 @@ SIGNATURES = {
             ),
         ),
         (1, 2),
-        ("input:0",),
+        ("input:0", "input:3|input:0"),
     ),
     "RNN": Signature(
         "RNN",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("W", ("float32", "float64"), "T", False, False, False),
-            Input("R", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("W", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("R", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
             Input("sequence_lens", ("int32",), "T1", True, False, False),
-            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+            Input(
+                "initial_h", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
         ),
         (
             Attribute("activation_alpha", "floats", None, False, ()),
@@ -3538,12 +3810,14 @@ SIGNATURES = {
     "GRU": Signature(
         "GRU",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("W", ("float32", "float64"), "T", False, False, False),
-            Input("R", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("W", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("R", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
             Input("sequence_lens", ("int32",), "T1", True, False, False),
-            Input("initial_h", ("float32", "float64"), "T", True, False, False),
+            Input(
+                "initial_h", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
         ),
         (
             Attribute("activation_alpha", "floats", None, False, ()),
@@ -3563,14 +3837,18 @@ SIGNATURES = {
     "LSTM": Signature(
         "LSTM",
         (
-            Input("X", ("float32", "float64"), "T", False, False, False),
-            Input("W", ("float32", "float64"), "T", False, False, False),
-            Input("R", ("float32", "float64"), "T", False, False, False),
-            Input("B", ("float32", "float64"), "T", True, False, False),
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("W", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("R", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input("B", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
             Input("sequence_lens", ("int32",), "T1", True, False, False),
-            Input("initial_h", ("float32", "float64"), "T", True, False, False),
-            Input("initial_c", ("float32", "float64"), "T", True, False, False),
-            Input("P", ("float32", "float64"), "T", True, False, False),
+            Input(
+                "initial_h", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
+            Input(
+                "initial_c", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
+            Input("P", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute("activation_alpha", "floats", None, False, ()),
@@ -3589,21 +3867,21 @@ SIGNATURES = {
     ),
     "Softmax": Signature(
         "Softmax",
-        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("axis", "int", -1, False, ()),),
         (1, 1),
         ("input:0",),
     ),
     "LogSoftmax": Signature(
         "LogSoftmax",
-        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("axis", "int", -1, False, ()),),
         (1, 1),
         ("input:0",),
     ),
     "Hardmax": Signature(
         "Hardmax",
-        (Input("input", ("float32", "float64"), "T", False, False, False),),
+        (Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
         (Attribute("axis", "int", -1, False, ()),),
         (1, 1),
         ("input:0",),
@@ -3611,9 +3889,13 @@ SIGNATURES = {
     "SoftmaxCrossEntropyLoss": Signature(
         "SoftmaxCrossEntropyLoss",
         (
-            Input("scores", ("float32", "float64"), "T", False, False, False),
+            Input(
+                "scores", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
             Input("labels", ("int32", "int64"), "I", False, False, False),
-            Input("weights", ("float32", "float64"), "T", True, False, False),
+            Input(
+                "weights", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
         ),
         (
             Attribute("reduction", "string", "mean", False, ("none", "sum", "mean")),
@@ -3625,9 +3907,9 @@ SIGNATURES = {
     "NegativeLogLikelihoodLoss": Signature(
         "NegativeLogLikelihoodLoss",
         (
-            Input("input", ("float32", "float64"), "T", False, False, False),
+            Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
             Input("target", ("int32", "int64"), "I", False, False, False),
-            Input("weight", ("float32", "float64"), "T", True, False, False),
+            Input("weight", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
         ),
         (
             Attribute("reduction", "string", "mean", False, ("none", "sum", "mean")),

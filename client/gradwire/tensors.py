@@ -6,6 +6,7 @@ import sys
 from math import prod
 from typing import Any
 
+import ml_dtypes  # noqa: F401 -- gives NumPy its bfloat16
 import numpy as np
 import numpy.typing as npt
 
@@ -18,12 +19,14 @@ Array = npt.NDArray[Any]
 _PREFIX = "DATA_TYPE_"
 #: Data types that arrays are sent in, by name.
 DTYPES = (
-    "float32", "float64", "bool",
+    "float16", "bfloat16", "float32", "float64", "bool",
     "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64",
 )  # fmt: skip
+#: Half precision: sent and held in it, computed in float32.
+HALVES = ("float16", "bfloat16")
 #: Those that have gradients.
-FLOATS = ("float32", "float64")
+FLOATS = (*HALVES, "float32", "float64")
 
 
 _NUMBERS = {name: tensor_pb2.DataType.Value(_PREFIX + name.upper()) for name in DTYPES}
@@ -59,6 +62,12 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
+def recognized(given: Any, dtype: str) -> Any:
+    """An array as it was saved: NumPy's files of bfloat16 say no more than two bytes an element."""
+    is_unnamed = dtype == "bfloat16" and getattr(given, "dtype", None) == "V2"
+    return given.view(dtype) if is_unnamed else given
+
+
 def from_value(what: str, given: Any, dtype: str) -> Array:
     """Numbers and lists as an array of that data type (TENSOR_INVALID)."""
     try:
@@ -85,7 +94,7 @@ def encode_type(array: Array) -> tensor_pb2.Tensor:
 def elements(array: Array) -> memoryview:
     """The elements of a tensor that has some, where they are."""
     contiguous: Any = np.ascontiguousarray(_little_endian(array))
-    return memoryview(contiguous).cast("B")
+    return memoryview(contiguous.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
 
 
 def _little_endian(array: Array) -> Array:

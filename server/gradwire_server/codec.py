@@ -632,7 +632,7 @@ def _data(array: Any) -> Buffer:
         small: bytes = array.tobytes()
         return small
     contiguous: Any = np.ascontiguousarray(array)
-    return memoryview(contiguous).cast("B")
+    return memoryview(contiguous.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
 
 
 def _set_ids(column: service_pb2.Column, ids: Ids) -> None:

@@ -191,7 +191,7 @@ class _Timeline:
         for output in graph.outputs:
             born[output.value_ids] = nodes
         parents = self._passed(pulled, born)
-        held = np.where(parents == np.arange(len(born)), self._nbytes, 0)
+        held = np.where(parents == np.arange(len(born)), self._wide_nbytes, 0)
         # a node and its values are done with when it has been pulled; what is kept, never is
         died = np.full(len(born), -1)
         died[first:] = np.where(self.kept.gradients[first:], -1, self._producers)
@@ -199,13 +199,17 @@ class _Timeline:
         grown = np.bincount(born[born >= 0], held[born >= 0], nodes + 1)
         gone = (died >= 0) & (born >= 0)
         shrunk = np.bincount(died[gone], held[gone], nodes + 1)
+        rounded = self._is_half & (born >= 0) & ~gone
+        rounded[:first] = False
+        halved = (self._wide_nbytes - self._nbytes)[rounded]
+        shrunk = shrunk + np.bincount(self._producers[rounded[first:]], halved, nodes + 1)
         values = np.where(self._views == np.arange(len(born)), self._nbytes, 0)
         loose = self._after_forward & ~self.kept.values
         loose[:first] = False
         shrunk += np.bincount(self._producers[loose[first:]], values[loose], nodes + 1)
         # what joins a gradient that is there already is made first
         joins = pulled & (self._consumers < born[ids])
-        made = np.bincount(self._consumers[joins], self._nbytes[ids[joins]], nodes)
+        made = np.bincount(self._consumers[joins], self._wide_nbytes[ids[joins]], nodes)
         made += np.where(self._pulled, self._scratch(1), 0)
         live = left + np.cumsum((grown - np.append(shrunk[1:], 0))[::-1])[::-1]
         return int((live + np.append(made, 0)).max())
@@ -257,19 +261,55 @@ class _Timeline:
             found[plan.batched] = rows[plan.spec_ids[plan.batched]]
         return found
 
+    @cached_property
+    def _is_half(self) -> Flags:
+        """By id: whether it is of half precision."""
+        return np.frombuffer(self.plan.half_flags, bool)
+
+    @cached_property
+    def _wide_nbytes(self) -> Ids:
+        """By id: bytes of one value, half precision in float32."""
+        is_array = self._nbytes > _SCALAR_BYTES
+        found: Ids = self._nbytes + self._is_half * is_array * (self._nbytes - _ARRAY_BYTES)
+        return found
+
+    def _widened(self, way: int) -> Ids:
+        """By node: bytes of float32 copies of half precision, forward (0) or back (1).
+
+        Back, the outputs are computed again, and their gradients are copied from halves of what is
+        counted for them.
+        """
+        graph, nodes = self.plan.graph, self.plan.graph.node_count
+        if not self.plan.has_halves:
+            return np.zeros(nodes, np.int64)
+        wide = np.where(self._is_half, self._wide_nbytes, 0)
+        inputs = np.bincount(self._consumers, wide[graph.node_inputs], nodes)
+        outs = np.bincount(self._producers, wide[graph.leaf_first_ids[-1] :], nodes)
+        computes = np.array([not row.gate.takes_halves for row in graph.rows], bool)
+        made = np.where(computes[graph.node_rows], outs, 0)
+        if way:
+            made += inputs + outs / 2
+        else:
+            made += np.where(computes[graph.node_rows], inputs, 0)
+        found: Ids = made.astype(np.int64)
+        return found
+
     def _scratch(self, way: int) -> Ids:
         """By node: bytes of the arrays that its gate makes on the way, forward (0) or back (1)."""
         graph = self.plan.graph
-        counts = [
-            SCRATCH.get(row.operator, (0, 0) if row.operator in _NO_SCRATCH else _SCRATCH)[way]
+        # going back, outputs of half precision are computed again
+        ways = range(0 if self.plan.has_halves else way, way + 1)
+        pairs = [
+            SCRATCH.get(row.operator, (0, 0) if row.operator in _NO_SCRATCH else _SCRATCH)
             for row in graph.rows
         ]
-        widest = self._nbytes[graph.first_ids[:-1]]
+        counts = [max(pair[each] for each in ways) for pair in pairs]
+        widest = self._wide_nbytes[graph.first_ids[:-1]]
         takes = np.flatnonzero(np.diff(graph.input_starts))
         inputs = graph.node_inputs[graph.input_starts[takes]]
-        widest[takes] = np.maximum(widest[takes], self._nbytes[inputs])
+        widest[takes] = np.maximum(widest[takes], self._wide_nbytes[inputs])
         found: Ids = np.array(counts, np.int64)[graph.node_rows] * widest
-        return found + self.plan.workspaces
+        return found + self.plan.workspaces + self._widened(way)
 
     @cached_property
     def _views(self) -> Ids:
@@ -301,6 +341,7 @@ class _Timeline:
         passes = pulled & (uses[ids] == 1) & self._marked(PASSING)[nodes]
         passes &= is_first | self._marked(PASSING_TO_ALL)[nodes]
         passes &= same | ~self._marked(PASSING_AS_SHAPED)[nodes]
+        passes &= ~self._is_half[ids]  # which are rounded
         shown = np.arange(len(born))
         shown[ids[passes]] = source[passes]
         return shown

@@ -21,7 +21,7 @@ from gradwire_server import arrays
 from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.gates.base import Gate, first_outputs
 from gradwire_server.graph import Graph, Ids, Leaf, Row
-from gradwire_server.specs import ITEM_SIZES, Shape, TensorSpec
+from gradwire_server.specs import HALVES, ITEM_SIZES, Shape, TensorSpec, computed_in
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
 KNOWN_SIZE = 1024
@@ -71,6 +71,18 @@ class Plan:
         found: npt.NDArray[np.bool_] = table[self.spec_ids]
         return found
 
+    @cached_property
+    def has_halves(self) -> bool:
+        """Whether any value is of half precision."""
+        return any(spec.dtype in HALVES for spec in self.specs)
+
+    @cached_property
+    def half_flags(self) -> bytes:
+        """By value id: 1 where it is of half precision."""
+        table = np.array([spec.dtype in HALVES for spec in self.specs])
+        found: bytes = table[self.spec_ids].tobytes()
+        return found
+
     def nbytes(self, gradients: bool) -> int:
         """Memory for every value, and every gradient, held at once; in bytes."""
         total = int(self.workspaces.max(initial=0))
@@ -84,6 +96,8 @@ class Plan:
             uses = np.bincount(np.asarray(ids, np.int64), minlength=len(self.specs)).tolist()
             for spec, use in zip(self.specs, uses, strict=True):
                 copies = 2 if gradients and spec.is_floating else 1
+                if spec.dtype in HALVES:
+                    copies *= 4  # in float32 while gates run, which is twice as wide
                 total += use * copies * (rows * spec.nbytes + _BYTES_OF_ONE)
         return total
 
@@ -104,7 +118,8 @@ class Plan:
             for ids in distinct.tolist():
                 specs = [None if i == _ABSENT else self.specs[i] for i in ids]
                 elements = row.gate.workspace(*specs, **row.gate.complete(row.attributes))
-                width = max(ITEM_SIZES[spec.dtype] for spec in specs if spec is not None)
+                widths = (ITEM_SIZES[computed_in(spec.dtype)] for spec in specs if spec is not None)
+                width = max(widths)
                 sizes.append(min(elements * width, _MOST_BYTES))
             found[nodes] = np.array(sizes, np.int64)[which.reshape(-1)]
         return found
@@ -264,11 +279,7 @@ def fold(
         return found
     declared = row.gate.declared_inputs(row.input_count)
     given = [
-        None
-        if spec is None
-        else spec.value
-        if each.flat
-        else np.array(spec.value, spec.dtype).reshape(spec.shape)
+        None if spec is None else spec.value if each.flat else _as_given(row.gate, spec)
         for each, spec in zip(declared, inputs, strict=True)
     ]
     with np.errstate(all="ignore"):
@@ -278,6 +289,12 @@ def fold(
         replace(spec, value=tuple(np.reshape(array, -1).tolist()))
         for spec, array in zip(found, outs, strict=True)
     )
+
+
+def _as_given(gate: Gate, spec: TensorSpec) -> arrays.Array:
+    """The known elements as an engine would give them to the gate."""
+    dtype = spec.dtype if gate.takes_halves else computed_in(spec.dtype)
+    return np.array(spec.value, dtype).reshape(spec.shape)
 
 
 def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:

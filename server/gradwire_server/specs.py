@@ -11,22 +11,31 @@ Shape = tuple[int, ...]
 
 #: Width of an element in bytes, by the data type's name (NumPy's and ONNX's are the same words).
 ITEM_SIZES = {
-    "float32": 4, "float64": 8, "bool": 1,
+    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "bool": 1,
     "int8": 1, "int16": 2, "int32": 4, "int64": 8,
     "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
 }  # fmt: skip
 #: ONNX's numbers of the data types, as Cast takes them.
 ONNX_NUMBERS = {
     "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
-    "bool": 9, "float64": 11, "uint32": 12, "uint64": 13,
+    "bool": 9, "float16": 10, "float64": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
 }  # fmt: skip
-FLOATS = ("float32", "float64")
+#: Half precision: what values are held in. Engines compute them in float32, and round once.
+HALVES = ("float16", "bfloat16")
+#: Floating data types that engines compute in.
+COMPUTED = ("float32", "float64")
+FLOATS = (*HALVES, *COMPUTED)
 INDICES = ("int32", "int64")
 SIGNED = (*FLOATS, "int8", "int16", "int32", "int64")
 NUMBERS = (*SIGNED, "uint8", "uint16", "uint32", "uint64")
 INTEGERS = tuple(dtype for dtype in NUMBERS if dtype not in FLOATS)
 BOOLS = ("bool",)
 ANY = (*NUMBERS, *BOOLS)
+
+
+def computed_in(dtype: str) -> str:
+    """The data type that numbers of one are computed in."""
+    return "float32" if dtype in HALVES else dtype
 
 
 @dataclass(frozen=True, slots=True)

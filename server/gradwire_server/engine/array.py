@@ -19,7 +19,7 @@ from gradwire_server.gates.base import Array, Namespace, first_outputs
 from gradwire_server.graph import Graph
 from gradwire_server.memory import Kept, Releases
 from gradwire_server.plan import Plan
-from gradwire_server.specs import Shape, TensorSpec
+from gradwire_server.specs import HALVES, Shape, TensorSpec
 
 #: A block ends after this long; a single node is never interrupted.
 BLOCK_SECONDS = 0.01
@@ -49,8 +49,9 @@ def forward(
 ) -> Iterator[int]:
     """Appends the values of all nodes to those of the leaves (with None for id 0).
 
-    Values that are released become None once nothing needs them. Yields, after each block and at
-    the end, the first id that is not computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
+    Half precision is computed in float32 and rounded once. Values that are released become None
+    once nothing needs them. Yields, after each block and at the end, the first id that is not
+    computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
     gate finds an index outside its axis.
     """
     uses = _uses(plan)
@@ -62,9 +63,11 @@ def forward(
             values.extend(stretches[node].forward(values))
         if first == len(values):
             try:
-                out = _run(xp, plan, use, ids, _given(plan, use, ids, values))
+                out = _run(xp, plan, use, ids, _given(xp, plan, use, ids, values))
             except Invalid as refusal:
                 raise refusal.at(plan.graph.place_of(node), node_index=node) from None
+            if plan.has_halves:
+                out = _rounded_outputs(xp, plan, first, out)
             if use.several:
                 values.extend(out)
             else:
@@ -89,8 +92,9 @@ def backward(
     """Chains gradients from the seeds in `grads` (by id, None for zero) back to the leaves.
 
     Only the gradients of `needed` ids are computed. Values and gradients of nodes that are not
-    `kept` become None once nothing needs them. Yields, after each block and at the end, the lowest
-    id whose gradient is complete.
+    `kept` become None once nothing needs them. Gradients of half precision are summed in float32
+    and rounded once, when they are complete. Yields, after each block and at the end, the lowest id
+    whose gradient is complete.
     """
     uses = _uses(plan)
     own: set[int] = set()  # ids whose gradient lies in a buffer that nothing else shows
@@ -107,8 +111,10 @@ def backward(
                 if needed[i]:
                     _add(grads, own, i, to_input, is_new=bool(to_input.shape))
             done = last_of[node].nodes[0]
+        if plan.has_halves:
+            _round_gradients(xp, plan, grads, outs)
         if node < done and any(grads[i] is not None for i in outs) and any(needed[i] for i in ids):
-            given = _given(plan, use, ids, values)
+            given = _given(xp, plan, use, ids, values, widened=True)
             pulled = _pull(xp, plan, use, outs, ids, given, values, grads, needed)
             for i, to_input, is_new in pulled:
                 _add(grads, own, i, to_input, is_new)
@@ -122,6 +128,8 @@ def backward(
         if monotonic() > block_ends:
             yield first
             block_ends = monotonic() + BLOCK_SECONDS
+    if plan.has_halves:
+        _round_gradients(xp, plan, grads, range(1, plan.graph.leaf_first_ids[-1]))
     yield 1
 
 
@@ -219,12 +227,74 @@ def _flags(kept: Kept) -> tuple[bytes, bytes]:
     return kept.values.tobytes(), kept.gradients.tobytes()
 
 
-def _given(plan: Plan, use: _Use, ids: list[int], values: list[Array]) -> list[Any]:
+def _given(
+    xp: Namespace,
+    plan: Plan,
+    use: _Use,
+    ids: list[int],
+    values: list[Array],
+    widened: bool = False,
+) -> list[Any]:
+    """The inputs as the gate takes them; `widened` even if its forward pass takes halves."""
     given = [values[i] for i in ids]
+    if plan.has_halves and (widened or not use.gate.takes_halves):
+        given = _widened(xp, plan, ids, given)
     for slot in use.known:
         if slot < len(ids) and ids[slot]:
             given[slot] = plan.spec(ids[slot]).value
     return given
+
+
+def _widened(
+    xp: Namespace, plan: Plan, ids: Iterable[int], held: Iterable[Array | None]
+) -> list[Array | None]:
+    """What is of half precision in float32, which holds all of it; the rest as it is."""
+    halves = plan.half_flags
+    return [
+        xp.astype(each, "float32") if halves[i] and each is not None else each
+        for i, each in zip(ids, held, strict=True)
+    ]
+
+
+def _unrounded(
+    xp: Namespace,
+    plan: Plan,
+    use: _Use,
+    outs: range,
+    ids: list[int],
+    given: list[Any],
+    out: tuple[Array, ...],
+) -> tuple[Array, ...]:
+    """The outputs of a node as they were before they were rounded to half precision.
+
+    They are computed again, since a gradient may need digits that rounding took: that of tanh would
+    be 0 where tanh rounds to 1.
+    """
+    if use.gate.takes_halves or not any(plan.half_flags[i] for i in outs):
+        return out
+    found = _run(xp, plan, use, ids, given)
+    return found if use.several else (found,)
+
+
+def _rounded(xp: Namespace, plan: Plan, value_id: int, x: Array) -> Array:
+    """A value, or a gradient, in the value's data type where that is of half precision."""
+    dtype = plan.spec(value_id).dtype
+    return xp.astype(x, dtype) if dtype in HALVES and str(x.dtype) != dtype else x
+
+
+def _rounded_outputs(xp: Namespace, plan: Plan, first: int, out: Any) -> Any:
+    if not isinstance(out, tuple):
+        return _rounded(xp, plan, first, out)
+    return tuple(_rounded(xp, plan, i, each) for i, each in enumerate(out, first))
+
+
+def _round_gradients(
+    xp: Namespace, plan: Plan, grads: list[Array | None], ids: Iterable[int]
+) -> None:
+    for i in ids:
+        before = grads[i]
+        if before is not None:
+            grads[i] = _rounded(xp, plan, i, before)
 
 
 def _layout(plan: Plan, use: _Use, ids: list[int]) -> _Layout | None:
@@ -308,6 +378,9 @@ def _pull(
     """What a node adds to the gradients of its inputs."""
     out: Any = tuple(values[i] for i in outs)
     grad: Any = tuple(grads[i] for i in outs)
+    if plan.has_halves:
+        out = _unrounded(xp, plan, use, outs, ids, given, out)
+        grad = tuple(_widened(xp, plan, outs, grad))
     layout = _layout(plan, use, ids)
     if layout is not None and layout.aligned is None:
         return _pull_rows(xp, plan, use, layout, ids, given, out, grad, needed)

@@ -32,7 +32,7 @@ from gradwire_server.plan import (
     reached,
     static_leaves,
 )
-from gradwire_server.specs import FLOATS, Shape, TensorSpec
+from gradwire_server.specs import FLOATS, HALVES, Shape, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
         output = by_name[name]
         _check_seed(plan, output, given)
         rows = (plan.batch_size,) if plan.batch_size else ()
+        if str(given.dtype) in HALVES:
+            given = arrays.astype(given, "float32")  # as gradients are summed in
         for position, value_id in enumerate(output.value_ids.tolist()):
             own = given if len(output.value_ids) == 1 else given[..., position]
             if rows and not plan.is_batched(value_id):

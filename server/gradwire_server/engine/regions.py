@@ -27,7 +27,7 @@ from gradwire_server.engine.tape import (
 )
 from gradwire_server.gates.base import Array
 from gradwire_server.plan import Plan
-from gradwire_server.specs import BOOLS, FLOATS, Shape
+from gradwire_server.specs import BOOLS, COMPUTED, Shape
 
 #: Elements of all a region's nodes together from which a region is worth its call.
 _WORTHWHILE = 1 << 16
@@ -152,7 +152,7 @@ def _stretches(plan: Plan) -> Iterator[range]:
     able = {
         (number, dtype)
         for number, row in enumerate(graph.rows)
-        for dtype in FLOATS
+        for dtype in COMPUTED
         if _has_opcode(row, dtype)
     }
     starts, inputs = graph.input_starts.tolist(), graph.node_inputs.tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from math import prod
 from typing import Any
@@ -22,7 +23,7 @@ from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limits
 from gradwire_server.plan import Plan, bind_symbols, known_value, make_plan, reached, static_leaves
-from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec
+from gradwire_server.specs import HALVES, ONNX_NUMBERS, Shape, Tensor, TensorSpec
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
 _BLOCK = 256  # nodes between two looks whether anybody still waits
@@ -556,22 +557,25 @@ def _record_backward(
 ) -> None:
     inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
     first_ids = graph.first_ids.tolist()
+    halves = _Halves(recorder, values)
     # consumers first, so every gradient is complete when its node is reached
     for node in range(graph.node_count - 1, -1, -1):
         if node % _BLOCK == 0 and stopped():
             raise Stopped
         row = graph.rows[int(graph.node_rows[node])]
         ids = inputs[starts[node] : starts[node + 1]]
-        own = slice(first_ids[node], first_ids[node + 1])
+        outs = range(first_ids[node], first_ids[node + 1])
+        own = slice(outs.start, outs.stop)
         if all(grad is None for grad in grads[own]) or not any(needed[i] for i in ids):
             continue
-        out: Any = tuple(values[own])
-        grad: Any = tuple(grads[own])
+        halves.round(grads, outs)
+        out: Any = halves.unrounded(row, ids, outs)
+        grad: Any = tuple(map(halves.widened, grads[own]))
         if row.gate.outputs == (1, 1):
             (out,), (grad,) = out, grad
         declared = row.gate.declared_inputs(len(ids))
         given = [
-            values[i].spec.value if each.flat and i else values[i]
+            values[i].spec.value if each.flat and i else halves.widened(values[i])
             for each, i in zip(declared, ids, strict=True)
         ]
         entries = row.gate.vjp(recorder, grad, out, *given, **row.gate.complete(row.attributes))
@@ -579,7 +583,73 @@ def _record_backward(
             if needed[i] and entry is not None:
                 to_input = entry() if callable(entry) else entry
                 summed = sum_to_shape(recorder, to_input, values[i].shape)
-                grads[i] = summed if grads[i] is None else grads[i] + summed
+                before = halves.widened(grads[i])
+                grads[i] = summed if before is None else before + summed
+    halves.round(grads, range(1, graph.leaf_first_ids[-1]))
+
+
+class _Halves:
+    """Half precision in a recorded backward pass, as the array engine has it: gradients are
+    computed and summed in float32, and rounded once.
+    """
+
+    def __init__(self, recorder: Recorder, values: list[Any]) -> None:
+        self._recorder = recorder
+        self._values = values
+        self._wide: dict[tuple[Any, ...], Handle] = {}
+
+    def widened(self, x: Handle | None) -> Handle | None:
+        """What is of half precision in float32, cast once; the rest as it is."""
+        if x is None or x.dtype not in HALVES:
+            return x
+        if x.key not in self._wide:
+            self._wide[x.key] = self._recorder.astype(x, "float32")
+        return self._wide[x.key]
+
+    def round(self, grads: list[Handle | None], ids: range) -> None:
+        """Complete gradients, in their values' data types."""
+        for i in ids:
+            grad = grads[i]
+            if grad is not None and grad.dtype != self._values[i].dtype in HALVES:
+                grads[i] = self._recorder.astype(grad, self._values[i].dtype)
+
+    def unrounded(self, row: Row, ids: Sequence[int], outs: range) -> tuple[Handle, ...]:
+        """The outputs of a node before they are rounded; recorded again, if they are used."""
+        found = tuple(self._values[i] for i in outs)
+        if row.gate.takes_halves or not any(each.dtype in HALVES for each in found):
+            return found
+
+        @cache
+        def again() -> tuple[Handle, ...]:
+            given = [self.widened(self._values[i]) for i in ids]
+            outputs = row.output_count
+            wide = self._recorder.apply(row.operator, *given, outputs=outputs, **row.attributes)
+            return wide if outputs > 1 else (wide,)
+
+        def deferred(slot: int, half: Handle) -> Handle:
+            spec = replace(half.spec, dtype="float32")
+            return _Deferred(self._recorder, spec, lambda: again()[slot])
+
+        return tuple(
+            deferred(slot, each) if each.dtype in HALVES else each
+            for slot, each in enumerate(found)
+        )
+
+
+class _Deferred(Handle):
+    """A handle whose node is recorded when it is first used."""
+
+    def __init__(self, recorder: Recorder, spec: TensorSpec, record: Callable[[], Handle]) -> None:
+        self._record = record
+        super().__init__(recorder, (), spec)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self._record().key
+
+    @key.setter
+    def key(self, _: tuple[Any, ...]) -> None:
+        """It has that of what is recorded."""
 
 
 def _needed(graph: Graph, floating: Any, marks: list[bool]) -> list[bool]:

@@ -28,7 +28,7 @@ from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids
 from gradwire_server.memory import Lifetimes
 from gradwire_server.plan import Plan
-from gradwire_server.specs import FLOATS, ITEM_SIZES, Shape
+from gradwire_server.specs import COMPUTED, FLOATS, ITEM_SIZES, Shape
 
 #: Nodes between two looks at whether anybody still waits: some milliseconds.
 CHUNK = 200_000
@@ -267,14 +267,18 @@ class Slots:
 
 
 def _scalar_dtype(plan: Plan) -> str | None:
-    """The one floating data type of a circuit of scalars and truths, or None."""
+    """The one floating data type of a circuit of scalars and truths, or None.
+
+    Tapes do not round after every node, so half precision is left to the array engine.
+    """
     uses = np.bincount(plan.spec_ids[1:], minlength=len(plan.specs))
     specs = [spec for spec, use in zip(plan.specs, uses.tolist(), strict=True) if use]
     dtypes = {spec.dtype for spec in specs}
     floating = dtypes & set(FLOATS)
     if any(spec.shape for spec in specs) or len(floating) != 1 or not dtypes <= {*floating, "bool"}:
         return None
-    return floating.pop()
+    dtype = floating.pop()
+    return dtype if dtype in COMPUTED else None
 
 
 def row_columns(graph: Graph, dtype: str) -> tuple[npt.NDArray[np.uint8], Array]:

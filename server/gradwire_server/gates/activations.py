@@ -17,7 +17,7 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
-from gradwire_server.specs import FLOATS, NUMBERS, Shape, TensorSpec, broadcast_shapes
+from gradwire_server.specs import FLOATS, NUMBERS, SIGNED, Shape, TensorSpec, broadcast_shapes
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
@@ -76,7 +76,7 @@ class Relu(ElementwiseGate):
     """
 
     operator = "Relu"
-    inputs = (Input("X", ("float32", "float64", "int8", "int16", "int32", "int64")),)
+    inputs = (Input("X", SIGNED),)
     examples = (
         Example(([-2.0, 3.0],), [0.0, 3.0], gradients=([0.0, 1.0],)),
         Example((0.0,), 0.0, gradients=(0.0,), at_kink=True),
@@ -116,6 +116,7 @@ class LeakyRelu(ElementwiseGate):
 
 
 _WHOLE_TOO = (*FLOATS, "int32", "int64", "uint32", "uint64")
+_NOT_BFLOAT16 = tuple(dtype for dtype in NUMBERS if dtype != "bfloat16")
 
 
 class PRelu(Gate):
@@ -513,7 +514,7 @@ class Shrink(ElementwiseGate):
     """
 
     operator = "Shrink"
-    inputs = (Input("input", NUMBERS),)
+    inputs = (Input("input", _NOT_BFLOAT16),)
     attributes = (
         Attribute("bias", "float", 0.0, doc="How far numbers are moved."),
         Attribute("lambd", "float", 0.5, doc="Largest number that becomes 0."),

@@ -19,7 +19,7 @@ from gradwire_server.gates.base import (
     Sample,
 )
 from gradwire_server.gates.common import integers
-from gradwire_server.specs import FLOATS, Shape, TensorSpec, broadcast_shapes
+from gradwire_server.specs import FLOATS, Shape, TensorSpec, broadcast_shapes, computed_in
 
 #: Tensors of scores, and states of each token, that a backward pass holds at once.
 _SCORES_HELD, _STATES_HELD = 8, 3
@@ -88,10 +88,10 @@ class Attention(Gate):
     inputs = (
         Input("Q"),
         Input("K"),
-        Input("V"),
+        Input("V", group="T2"),
         Input("attn_mask", (*FLOATS, "bool"), "U", optional=True),
         Input("past_key", optional=True),
-        Input("past_value", optional=True),
+        Input("past_value", group="T2", optional=True),
         Input("nonpad_kv_seqlen", ("int64",), "nonpad_kv_seqlen", optional=True),
     )
     attributes = (
@@ -104,10 +104,12 @@ class Attention(Gate):
         Attribute("right_window_size", "int", -1, doc="Keys allowed behind a query; -1: all."),
         Attribute("scale", "float", doc="Scales the products; 1 / sqrt(size) by default."),
         Attribute("softcap", "float", 0.0, doc="Bound of the scores; 0 is none."),
-        Attribute("softmax_precision", "int", choices=(1, 11),
+        Attribute("softmax_precision", "int", choices=(1, 10, 11, 16),
                   doc="ONNX's number of a data type: P is computed in it if it is wider."),
     )  # fmt: skip
     outputs = (1, 4)
+    output_dtypes = ("input:0", "input:0", "input:2", "input:0")
+    mixed_groups = ("T", "T2")
     examples = (
         Example(([[[[0.0], [2.0]]]], [[[[1.0], [1.0]]]], [[[[1.0], [3.0]]]]),
                 [[[[2.0], [2.0]]]],
@@ -213,8 +215,12 @@ class Attention(Gate):
         if found.packed:
             out = (found.batch, found.queries, found.heads * found.value_size)
         kept = (found.batch, found.groups, found.keys)
-        shapes = (out, (*kept, found.size), (*kept, found.value_size), found.scores)
-        return tuple(TensorSpec(shape, q.dtype) for shape in shapes)
+        return (
+            TensorSpec(out, q.dtype),
+            TensorSpec((*kept, found.size), q.dtype),
+            TensorSpec((*kept, found.value_size), v.dtype),
+            TensorSpec(found.scores, q.dtype),
+        )
 
     def workspace(self, q: Any, k: Any, v: Any, *more: Any, **attributes: Any) -> int:
         past_key = more[1] if len(more) > 1 else None
@@ -394,7 +400,7 @@ def _check_past(
 def _check_mask(found: _Heads, mask: TensorSpec | None, dtype: str) -> None:
     if mask is None:
         return
-    if mask.dtype not in ("bool", dtype):
+    if mask.dtype != "bool" and computed_in(mask.dtype) != computed_in(dtype):
         raise Invalid(
             "DATA_TYPE_MISMATCH", f"attn_mask is {mask.dtype} but Q is {dtype}; Cast one of them"
         )
@@ -792,7 +798,7 @@ class LinearAttention(Gate):
         Input("query"),
         Input("key"),
         Input("value"),
-        Input("past_state", optional=True),
+        Input("past_state", group="S", optional=True),
         Input("decay", optional=True),
         Input("beta", optional=True),
     )
@@ -806,6 +812,8 @@ class LinearAttention(Gate):
                   doc="Whether S decays, and whether what it holds for a key is replaced."),
     )  # fmt: skip
     outputs = (1, 2)
+    output_dtypes = ("input:0", "input:3|input:0")
+    mixed_groups = ("T", "S")
     examples = (
         Example(([[[1.0], [2.0]]], [[[1.0], [3.0]]], [[[2.0], [1.0]]]),
                 ([[[2.0], [10.0]]], [[[[5.0]]]]),
@@ -911,7 +919,7 @@ class LinearAttention(Gate):
                     f"{name} has shape {given.shape} but must be " + " or ".join(map(str, wanted)),
                 )
         out = TensorSpec((*each, heads * value_size), query.dtype)
-        return out, TensorSpec(state, query.dtype)
+        return out, TensorSpec(state, query.dtype if past is None else past.dtype)
 
     def workspace(self, query: Any, key: Any, value: Any, *more: Any, **how: Any) -> int:
         _, state = self.infer(query, key, value, *more, **how)

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gradwire_server.errors import Invalid, nearest
-from gradwire_server.specs import ANY, FLOATS, Shape, Tensor, TensorSpec, broadcast_shapes
+from gradwire_server.specs import (
+    ANY,
+    FLOATS,
+    Shape,
+    Tensor,
+    TensorSpec,
+    broadcast_shapes,
+    computed_in,
+)
 
 #: A NumPy array, an array of another library, or a symbolic handle: whatever `xp` computes with.
 Array = Any
@@ -140,6 +148,13 @@ class Gate:
     #: how it is written). The last entry holds for further outputs; none means "input:0" or
     #: whichever input is the first of group T.
     output_dtypes: ClassVar[tuple[str, ...]] = ()
+    #: Whether `forward` takes half precision as it is, since it moves elements or asks for their
+    #: data type; its `vjp` does not use `out`. To other gates, and as inputs and gradients to every
+    #: `vjp`, half precision comes as float32, and the engine rounds what they yield.
+    takes_halves: ClassVar[bool] = False
+    #: Groups of inputs that are computed with together: beside float32 the others may be of half
+    #: precision, and no other data types may be mixed.
+    mixed_groups: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[Example, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     rejections: ClassVar[tuple[Rejection, ...]] = ()
@@ -208,8 +223,18 @@ class Gate:
                     f"the elements of {declared.name} must be known before evaluation, but they "
                     "are computed from floating values or are too many; give a constant",
                 )
+        self._check_mixed(groups)
         found = self.infer(*specs, **self.complete(attributes))
         return found if isinstance(found, tuple) else (found,)
+
+    def _check_mixed(self, groups: Mapping[str, tuple[str, str]]) -> None:
+        given = [groups[each] for each in self.mixed_groups if each in groups]
+        for name, dtype in given[1:]:
+            if computed_in(dtype) != computed_in(given[0][1]):
+                raise Invalid(
+                    "DATA_TYPE_MISMATCH",
+                    f"{given[0][0]} is {given[0][1]} but {name} is {dtype}; Cast one of them",
+                )
 
     def declared_inputs(self, count: int) -> tuple[Input, ...]:
         """The declaration of each of `count` inputs (INPUT_COUNT_INVALID)."""

@@ -46,6 +46,7 @@ class Shape_(Gate):  # noqa: N801 -- Shape is a type here
     """
 
     operator = "Shape"
+    takes_halves = True
     output_dtypes = ("int64",)
     inputs = (Input("data", ANY),)
     attributes = (
@@ -82,6 +83,7 @@ class Size(Gate):
     """
 
     operator = "Size"
+    takes_halves = True
     output_dtypes = ("int64",)
     inputs = (Input("data", ANY),)
     examples = (
@@ -211,6 +213,7 @@ class EyeLike(Gate):
     """
 
     operator = "EyeLike"
+    takes_halves = True
     output_dtypes = ("attribute:dtype|input:0",)
     inputs = (Input("input", ANY),)
     attributes = (

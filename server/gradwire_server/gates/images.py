@@ -29,7 +29,7 @@ from gradwire_server.gates.common import (
     known,
     vector_shape,
 )
-from gradwire_server.specs import ANY, FLOATS, Shape, TensorSpec, normalize_axes
+from gradwire_server.specs import ANY, COMPUTED, FLOATS, Shape, TensorSpec, normalize_axes
 
 #: For each position of an output axis, the positions it is made from, with their weights.
 Rows = list[dict[int, float]]
@@ -54,8 +54,8 @@ class Resize(Gate):
     operator = "Resize"
     inputs = (
         Input("X", ANY),
-        Input("roi", FLOATS, "R", optional=True, known=True),
-        Input("scales", FLOATS, "S", optional=True, known=True),
+        Input("roi", ("float16", *COMPUTED), "R", optional=True, known=True),
+        Input("scales", COMPUTED, "S", optional=True, known=True),
         Input("sizes", ("int64",), "I", optional=True, known=True),
     )
     attributes = (

@@ -33,6 +33,7 @@ Take = Callable[[Array], Array]
 #: A copy of an array with updates at those places, combined in some way.
 Put = Callable[[Array, Array, str], Array]
 
+_NOT_BFLOAT16 = tuple(dtype for dtype in NUMBERS if dtype != "bfloat16")
 _REDUCTION = Attribute(
     "reduction", "string", "none", choices=("none", "add", "mul", "max", "min"),
     doc="How an update meets what is there.",
@@ -126,6 +127,7 @@ class Gather(Gate):
     """
 
     operator = "Gather"
+    takes_halves = True
     inputs = (Input("data", ANY), Input("indices", INDICES, "I"))
     attributes = (Attribute("axis", "int", 0, doc="Where slices are chosen."),)
     examples = (
@@ -786,8 +788,8 @@ class OneHot(Gate):
 
     operator = "OneHot"
     inputs = (
-        Input("indices", NUMBERS, "I"),
-        Input("depth", NUMBERS, "D", known=True),
+        Input("indices", _NOT_BFLOAT16, "I"),
+        Input("depth", _NOT_BFLOAT16, "D", known=True),
         Input("values", ANY),
     )
     attributes = (Attribute("axis", "int", -1, doc="Where depth is put in."),)

@@ -233,6 +233,7 @@ class Where(ElementwiseGate):
     """
 
     operator = "Where"
+    takes_halves = True
     inputs = (Input("condition", BOOLS, group="B"), Input("X", ANY), Input("Y", ANY))
     examples = (
         Example(([True, False], [1.0, 2.0], 9.0), [1.0, 9.0], gradients=(None, [1.0, 0.0], 1.0)),

@@ -21,6 +21,7 @@ from gradwire_server.specs import (
     Shape,
     TensorSpec,
     broadcast_shapes,
+    computed_in,
     normalize_axes,
     normalize_axis,
 )
@@ -30,8 +31,8 @@ Axes = tuple[int, ...]
 _EPSILON = Attribute("epsilon", "float", 1e-5, doc="Added to a variance before its root is taken.")
 _STASH_TYPE = Attribute(
     "stash_type", "int", 1, choices=(1,),
-    doc="ONNX's number of float32, the least that statistics are computed in; those of float64 are "
-    "computed in float64.",
+    doc="ONNX's number of float32, the least that statistics are computed in, and that Mean and "
+    "InvStdDev have; those of float64 are float64.",
 )  # fmt: skip
 _FIRST_AXIS = Attribute("axis", "int", -1, doc="First of the axes normalized together.")
 
@@ -92,6 +93,7 @@ class LayerNormalization(Gate):
     inputs = (Input("X"), Input("Scale"), Input("B", optional=True))
     attributes = (_FIRST_AXIS, _EPSILON, _STASH_TYPE)
     outputs = (1, 3)
+    output_dtypes = ("input:0", "computed:0")
     examples = (
         Example(([[1.0, 3.0]], [1.0, 2.0], [0.0, 0.5]), ([[-1.0, 2.5]], [[2.0]], [[1.0]]),
                 gradients=([[0.0, 0.0]], [-1.0, 1.0], [1.0, 1.0]), attributes={"epsilon": 0.0}),
@@ -120,7 +122,7 @@ class LayerNormalization(Gate):
         first = normalize_axis(axis, x.rank)
         _require_broadcast("Scale", scale, x)
         _require_broadcast("B", b, x)
-        kept = TensorSpec((*x.shape[:first], *(1,) * (x.rank - first)), x.dtype)
+        kept = TensorSpec((*x.shape[:first], *(1,) * (x.rank - first)), computed_in(x.dtype))
         return TensorSpec(x.shape, x.dtype), kept, kept
 
     def forward(
@@ -207,7 +209,9 @@ class RMSNormalization(Gate):
     """
 
     operator = "RMSNormalization"
-    inputs = (Input("X"), Input("scale"))
+    inputs = (Input("X"), Input("scale", group="V"))
+    output_dtypes = ("input:1",)
+    mixed_groups = ("T", "V")
     attributes = (_FIRST_AXIS, _EPSILON, _STASH_TYPE)
     examples = (
         Example(([[1.0, 7.0]], [1.0, 2.0]), [[0.2, 2.8]],
@@ -230,7 +234,7 @@ class RMSNormalization(Gate):
     def infer(self, x: TensorSpec, scale: TensorSpec, *, axis: int, **_: Any) -> TensorSpec:
         normalize_axis(axis, x.rank)
         _require_broadcast("scale", scale, x)
-        return TensorSpec(x.shape, x.dtype)
+        return TensorSpec(x.shape, scale.dtype)
 
     def forward(
         self, xp: Namespace, x: Array, scale: Array, *, axis: int, epsilon: float, stash_type: int
@@ -459,11 +463,13 @@ class BatchNormalization(Gate):
     operator = "BatchNormalization"
     inputs = (
         Input("X"),
-        Input("scale"),
-        Input("B"),
-        Input("input_mean"),
-        Input("input_var", domain=(0.5, 2.0)),
+        Input("scale", group="T1"),
+        Input("B", group="T1"),
+        Input("input_mean", group="T2"),
+        Input("input_var", group="T2", domain=(0.5, 2.0)),
     )
+    output_dtypes = ("input:0", "input:3")
+    mixed_groups = ("T", "T1", "T2")
     attributes = (
         _EPSILON,
         Attribute("momentum", "float", 0.9, doc="Share of the old running statistics."),

@@ -32,12 +32,15 @@ from gradwire_server.gates.common import (
     vector_shape,
 )
 from gradwire_server.specs import (
+    COMPUTED,
     FLOATS,
+    HALVES,
     ONNX_NUMBERS,
     Shape,
     Tensor,
     TensorSpec,
     broadcast_shapes,
+    computed_in,
     normalize_axis,
 )
 
@@ -70,6 +73,7 @@ class QuantizeLinear(Gate):
     """
 
     operator = "QuantizeLinear"
+    takes_halves = True
     inputs = (
         Input("x", (*FLOATS, "int32")),
         Input("y_scale", (*FLOATS, "int32"), "S", domain=(0.5, 2.0)),
@@ -128,10 +132,9 @@ class QuantizeLinear(Gate):
         precision = str(scale.dtype) if str(scale.dtype) in FLOATS else "float64"
         if attributes["precision"]:
             precision = dtype_numbered(attributes["precision"])
-        steps = xp.astype(_spread(xp, scale, x.shape, attributes), precision)
-        level = xp.round(xp.astype(x, precision) / steps)
+        level = xp.round(_quotient(xp, x, _spread(xp, scale, x.shape, attributes), precision))
         if zero is not None:
-            level = level + xp.astype(_spread(xp, zero, x.shape, attributes), precision)
+            level = level + xp.astype(_spread(xp, zero, x.shape, attributes), str(level.dtype))
         return xp.round_to(level, dtype)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: int) -> tuple[None, ...]:
@@ -192,7 +195,7 @@ class DequantizeLinear(Gate):
         self, xp: Namespace, x: Array, scale: Array, zero: Array | None = None, **attributes: int
     ) -> Array:
         number = attributes["output_dtype"]
-        dtype = dtype_numbered(number) if number else str(scale.dtype)
+        dtype = computed_in(dtype_numbered(number) if number else str(scale.dtype))
         steps = xp.astype(_spread(xp, scale, x.shape, attributes), dtype)
         return self._levels(xp, x, zero, dtype, attributes) * steps
 
@@ -221,6 +224,14 @@ class DequantizeLinear(Gate):
         if zero is None:
             return levels
         return levels - xp.astype(_spread(xp, zero, x.shape, attributes), dtype)
+
+
+def _quotient(xp: Namespace, x: Array, steps: Array, precision: str) -> Array:
+    """x / steps as a floating data type holds it, ready to compute with."""
+    if precision not in HALVES:
+        return xp.astype(x, precision) / xp.astype(steps, precision)
+    held, divisor = (xp.astype(xp.astype(each, precision), "float32") for each in (x, steps))
+    return xp.astype(xp.astype(held / divisor, precision), "float32")
 
 
 def _require_fitting(
@@ -302,7 +313,7 @@ class DynamicQuantizeLinear(Gate):
     """
 
     operator = "DynamicQuantizeLinear"
-    inputs = (Input("x"),)
+    inputs = (Input("x", COMPUTED),)
     outputs = (3, 3)
     output_dtypes = ("uint8", "input:0", "uint8")
     examples = (

@@ -52,6 +52,7 @@ class Identity(ElementwiseGate):
     """
 
     operator = "Identity"
+    takes_halves = True
     inputs = (Input("input", ANY),)
     examples = (Example((2.0,), 2.0, gradients=(1.0,)), Example(([True, False],), [True, False]))
 
@@ -71,6 +72,7 @@ class Cast(ElementwiseGate):
     """
 
     operator = "Cast"
+    takes_halves = True
     output_dtypes = ("attribute:to",)
     inputs = (Input("input", ANY),)
     attributes = (
@@ -116,6 +118,7 @@ class CastLike(Gate):
     """
 
     operator = "CastLike"
+    takes_halves = True
     output_dtypes = ("input:1",)
     inputs = (Input("input", ANY), Input("target_type", ANY, "U"))
     attributes = (
@@ -156,6 +159,7 @@ class BitCast(ElementwiseGate):
     """
 
     operator = "BitCast"
+    takes_halves = True
     output_dtypes = ("attribute:to",)
     inputs = (Input("input", ANY),)
     attributes = (
@@ -209,6 +213,7 @@ class Reshape(Gate):
     """
 
     operator = "Reshape"
+    takes_halves = True
     inputs = (Input("data", ANY), known("shape"))
     attributes = (Attribute("allowzero", "int", 0, choices=(0, 1), doc="0 means 0."),)
     examples = (
@@ -274,6 +279,7 @@ class Transpose(Gate):
     """
 
     operator = "Transpose"
+    takes_halves = True
     inputs = (Input("data", ANY),)
     attributes = (Attribute("perm", "ints", doc="Old axis at each new place."),)
     examples = (
@@ -325,6 +331,7 @@ class Expand(Gate):
     """
 
     operator = "Expand"
+    takes_halves = True
     inputs = (Input("input", ANY), known("shape"))
     examples = (
         Example(([[1.0], [2.0]], [3]), [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]],
@@ -359,6 +366,7 @@ class Squeeze(Gate):
     """
 
     operator = "Squeeze"
+    takes_halves = True
     inputs = (Input("data", ANY), known("axes", optional=True))
     examples = (
         Example(([[1.0], [2.0]], [1]), [1.0, 2.0], gradients=([[1.0], [1.0]], None)),
@@ -402,6 +410,7 @@ class Unsqueeze(Gate):
     """
 
     operator = "Unsqueeze"
+    takes_halves = True
     inputs = (Input("data", ANY), known("axes"))
     examples = (
         Example(([1.0, 2.0], [1]), [[1.0], [2.0]], gradients=([1.0, 1.0], None)),
@@ -440,6 +449,7 @@ class Flatten(Gate):
     """
 
     operator = "Flatten"
+    takes_halves = True
     inputs = (Input("input", ANY),)
     attributes = (Attribute("axis", "int", 1, doc="First axis of the columns."),)
     examples = (
@@ -482,6 +492,7 @@ class Concat(Gate):
     """
 
     operator = "Concat"
+    takes_halves = True
     inputs = (Input("inputs_0", ANY, variadic=True),)
     attributes = (Attribute("axis", "int", required=True, doc="Where they are joined."),)
     examples = (
@@ -538,6 +549,7 @@ class Split(Gate):
     """
 
     operator = "Split"
+    takes_halves = True
     inputs = (Input("input", ANY), known("split", optional=True))
     attributes = (
         Attribute("axis", "int", 0, doc="Where it is cut."),
@@ -617,6 +629,7 @@ class Slice(Gate):
     """
 
     operator = "Slice"
+    takes_halves = True
     inputs = (
         Input("data", ANY),
         Input("starts", INDICES, "I", known=True),
@@ -862,6 +875,7 @@ class Tile(Gate):
     """
 
     operator = "Tile"
+    takes_halves = True
     inputs = (Input("input", ANY), known("repeats"))
     examples = (
         Example(([1.0, 2.0], [2]), [1.0, 2.0, 1.0, 2.0], gradients=([2.0, 2.0], None)),
@@ -960,6 +974,7 @@ class DepthToSpace(Gate):
     """
 
     operator = "DepthToSpace"
+    takes_halves = True
     inputs = (Input("input", ANY),)
     attributes = (
         _BLOCKSIZE,
@@ -1021,6 +1036,7 @@ class SpaceToDepth(Gate):
     """
 
     operator = "SpaceToDepth"
+    takes_halves = True
     inputs = (Input("input", ANY),)
     attributes = (
         _BLOCKSIZE,
