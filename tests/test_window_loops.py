@@ -58,6 +58,8 @@ def test_windows_anywhere_have_the_numbers_of_the_reference(seed: int) -> None:
     features = int(rng.integers(1, 4))
     w = rng.standard_normal((features, x.shape[1], *placed.kernel))
     grad = rng.standard_normal((len(x), features, *placed.counts))
+    for each in (x, w, grad):
+        each.flags.writeable = False  # as a request's arrays are
     own = windows.namespace()
     for name, given in (
         ("convolve", (x, w, placed)),
@@ -74,6 +76,7 @@ def test_ties_and_nan_go_to_the_same_elements(seed: int) -> None:
     x, placed = drawn(rng)
     x = rng.integers(0, 3, x.shape).astype("float64")
     x[rng.random(x.shape) < 0.1] = np.nan
+    x.flags.writeable = False  # as a request's arrays are
     own = windows.namespace()
     largest = arrays.max_windows(x, placed)
     np.testing.assert_array_equal(own.argmax_windows(x, placed), arrays.argmax_windows(x, placed))

@@ -10,13 +10,26 @@ the processor's vectors. Compiled in the cache's own copy of this file (engine/k
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 U = np.uint64
 
 
-def _kernel(signature: str):
-    return njit([signature.format(f=f) for f in ("f4", "f8")], cache=True, nogil=True)
+def _kernel(*letters):
+    """Compiles for flat arrays, by letters: x is read, o written, p are places, w a `place`."""
+
+    def signature(number):
+        kinds = {
+            "x": types.Array(number, 1, "C", readonly=True),  # requests' arrays may not be written
+            "o": number[::1],
+            "p": types.int64[::1],
+            "w": types.int64[:, ::1],
+        }
+        rows = (types.int64, types.int64)
+        return types.void(*(kinds[letter] for letter in letters), *rows)
+
+    return njit([signature(number) for number in (types.float32, types.float64)],
+                cache=True, nogil=True)  # fmt: skip
 
 
 @njit(inline="always")
@@ -27,7 +40,7 @@ def _inside(offset, stride, size, count):
     return first, max(first, end)
 
 
-@_kernel("void({f}[::1], i8[:, ::1], {f}[::1], i8, i8)")
+@_kernel(*"xwo")
 def gather(x, place, patches, start, stop):
     """patches [rows, kernel, counts]: each window's elements; 0 where it sees padding."""
     kernel, strides, dilations, before, counts, sizes = place
@@ -61,7 +74,7 @@ def gather(x, place, patches, start, stop):
                         to += U(1)
 
 
-@_kernel("void({f}[::1], i8[:, ::1], {f}[::1], i8, i8)")
+@_kernel(*"xwo")
 def spread(patches, place, out, start, stop):
     """The adjoint of `gather`: adds each window's elements to `out` where they lie."""
     kernel, strides, dilations, before, counts, sizes = place
@@ -85,7 +98,7 @@ def spread(patches, place, out, start, stop):
                 first += counts[0] * counts[1]
 
 
-@_kernel("void({f}[::1], i8[:, ::1], {f}[::1], i8[::1], i8, i8)")
+@_kernel(*"xwop")
 def find_largest(x, place, largest, places, start, stop):
     """The largest element of each window, and where in its row it is: the first of equal ones.
 
@@ -117,7 +130,7 @@ def find_largest(x, place, largest, places, start, stop):
         places[each] = max(places[each], 0)
 
 
-@_kernel("void({f}[::1], {f}[::1], {f}[::1], i8[:, ::1], {f}[::1], i8, i8)")
+@_kernel(*"xxxwo")
 def spread_largest(grad, largest, x, place, out, start, stop):
     """Adds each window's number to the first of its elements that is its largest."""
     kernel, strides, dilations, before, counts, sizes = place
