@@ -134,7 +134,7 @@ DATA_TYPES_APART = {
     # ONNX lists no float64 for these, as it does everywhere else
     **{
         (operator, each.name): {"float64"}
-        for operator in ("RotaryEmbedding", "LinearAttention")
+        for operator in ("RotaryEmbedding", "LinearAttention", "CausalConvWithState")
         for each in GATES[operator].inputs
         if each.name != "position_ids"
     },
@@ -148,6 +148,9 @@ DATA_TYPES_APART = {
     ("QLinearMatMul", "a_scale"): {"float64"},
     ("QLinearMatMul", "b_scale"): {"float64"},
     ("QLinearMatMul", "y_scale"): {"float64"},
+    ("QLinearConv", "x_scale"): {"float64"},
+    ("QLinearConv", "w_scale"): {"float64"},
+    ("QLinearConv", "y_scale"): {"float64"},
 }
 
 
