@@ -188,8 +188,12 @@ this server cannot run are not among them. Inputs that are not differentiated ar
 model, as they are in real models, because converters need them so. *Forward*: all outputs have
 ONNX's shapes and, within 1e-3 of them, its numbers. *Gradient*: the gradients of all those inputs
 come out, and along a random direction they are, within 1e-3, the finite difference of the outputs
-computed in float64; at kinks, beside them. *Refused*: an exception, or more than 10 s. tinygrad
-runs on its device PYTHON, which needs no compiler and changes only the speed.
+computed in float64; at kinks, beside them. *Refused*: an exception, or more than 10 s.
+
+Each test keeps its own operator set, as a file would. Many refusals are of a new version of an
+operator whose older one the converter has (MaxPool of 22, say, which differs from 12 in data types
+only): exporting to an older operator set helps there. tinygrad runs on its device PYTHON, which
+needs no compiler and is slow: some of its refusals are for time.
 """
 
 
