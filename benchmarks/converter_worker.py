@@ -5,6 +5,7 @@ Takes the converter's name, the file of cases and the file of verdicts, which it
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import signal
@@ -117,6 +118,12 @@ def gradwire(model: Any) -> Run:
     return run
 
 
+MODULES = {
+    "gradwire": ("gradient_checks", "onnx_cases"),
+    "onnx2torch": ("torch", "onnx2torch"),
+    "jaxonnxruntime": ("jax", "jaxonnxruntime.call_onnx"),
+    "tinygrad": ("tinygrad", "tinygrad.nn.onnx"),
+}
 CONVERTERS = {each.__name__: each for each in (gradwire, onnx2torch, jaxonnxruntime, tinygrad)}
 
 
@@ -160,6 +167,8 @@ def gradient_is_right(prepare: Callable[[Any], Run], case: dict[str, Any]) -> bo
 
 
 def main(name: str, cases: Path, verdicts: Path) -> None:
+    for module in MODULES[name]:  # not on the first case's time: an interrupted import is broken
+        importlib.import_module(module)
     done = {json.loads(line)[0] for line in verdicts.read_text().splitlines()}
     with np.errstate(all="ignore"):
         for case in pickle.loads(cases.read_bytes()):
