@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 FOLDER = Path(__file__).parent
-CACHE, RESULTS = FOLDER / ".cache", FOLDER / "results" / "converters.json"
+CACHE, RESULTS = FOLDER / ".cache", FOLDER / "converters.json"
 PAGE = FOLDER.parent / "docs" / "onnx-converters.md"
 TESTS = FOLDER.parent / "tests"
 sys.path.append(str(TESTS))
@@ -180,16 +180,16 @@ INTRODUCTION = """\
 # ONNX node tests, through Gradwire and through converters
 
 Made by `python -m benchmarks.converters`; the verdict on every test is in
-`benchmarks/results/converters.json`.
+`benchmarks/converters.json`.
 
 The {count} node tests of onnx {onnx} that have a floating input to differentiate and a floating
 output, and whose data types and operator sets this server has: {kinds} operators. So tests that
 this server cannot run are not among them. Inputs that are not differentiated are stored in the
 model, as they are in real models, because converters need them so. *Forward*: all outputs have
 ONNX's shapes and, within 1e-3 of them, its numbers; one that does not come is wrong (all 19 tests
-of onnx2torch's LayerNormalization, whose first output is right). *Gradient*: the gradients of all those inputs
-come out, and along a random direction they are, within 1e-3, the finite difference of the outputs
-computed in float64; at kinks, beside them. *Refused*: an exception, or more than 10 s.
+of onnx2torch's LayerNormalization, whose first output is right). *Gradient*: the gradients of all
+those inputs come out, and along a random direction they are, within 1e-3, the finite difference of
+the outputs computed in float64; at kinks, beside them. *Refused*: an exception, or more than 10 s.
 
 Each test keeps its own operator set, as a file would. Many refusals are of a new version of an
 operator whose older one the converter has (MaxPool of 22, say, which differs from 12 in data types
