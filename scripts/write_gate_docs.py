@@ -1,7 +1,9 @@
-"""Writes docs/gates.md from the gates' table."""
+"""Writes docs/gates.md from the gates' table, and from what the tests hold the gates against."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import Attribute, Example, Input
 from gradwire_server.specs import Tensor
 
-PAGE = Path(__file__).parent.parent / "docs" / "gates.md"
+HERE = Path(__file__).parent.parent
+PAGE = HERE / "docs" / "gates.md"
+sys.path.append(str(HERE / "tests"))
+conformance = importlib.import_module("conformance")
 INTRODUCTION = """\
 # Gates
 
@@ -47,6 +52,7 @@ def page() -> Iterator[str]:
     for family, gates in families().items():
         links = ", ".join(f"[{gate.operator}](#{gate.operator.lower()})" for gate in gates)
         yield f"\n**{family}**: {links}\n"
+    yield from conformance.section()
     for family, gates in families().items():
         yield f"\n## {family}\n"
         for gate in gates:

@@ -7,17 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from gate_cases import Case, all_cases, is_floating, spread
+from gradient_checks import LIMITS, moving, one_node, run
 
 from gradwire_server import codec
-from gradwire_server.engine import evaluation as evaluate
-from gradwire_server.engine import runs
-from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.engine.symbolic import gradient_graph
-from gradwire_server.graph import Graph, Leaf, Output, Row
-from gradwire_server.limits import Limits
-from gradwire_server.specs import Tensor
 
-LIMITS = Limits()
 STEP = 1e-5
 
 
@@ -29,54 +23,11 @@ def label(case: Case) -> str:
 
 
 def differentiable(case: Case) -> bool:
-    declared = case.gate.declared_inputs(len(case.inputs))
-    return any(is_floating(out) and np.size(out) for out in case.run()) and any(
-        x is not None and is_floating(x) and x.size and not each.known
-        for each, x in zip(declared, case.inputs, strict=True)
-    )
+    floats = any(is_floating(out) and np.size(out) for out in case.run())
+    return floats and bool(moving(case))
 
 
 CASES = [case for case in all_cases() if case.smooth and differentiable(case)]
-
-
-def one_node(case: Case) -> Graph:
-    """A graph of one node: floating inputs are its inputs, the others constants."""
-    declared = case.gate.declared_inputs(len(case.inputs))
-    leaves: list[Leaf] = []
-    names: list[str | None] = []
-    for slot, (each, x) in enumerate(zip(declared, case.inputs, strict=True)):
-        if x is None:
-            names.append(None)
-            continue
-        kind = "input" if is_floating(x) and not each.known else "constant"
-        names.append(f"x{slot}")
-        data = Tensor(str(x.dtype), x.shape, np.ascontiguousarray(x).tobytes())
-        leaves.append(Leaf(kind, f"x{slot}", str(x.dtype), x.shape, False, data))
-    leaves.sort(key=lambda leaf: leaf.kind == "constant")
-    ids = {leaf.name: position for position, leaf in enumerate(leaves, 1)}
-    outs = case.run()
-    row = Row(case.operator, case.attributes, len(case.inputs), len(outs))
-    return Graph(
-        (row,),
-        tuple(leaves),
-        np.zeros(1, np.int64),
-        np.array([ids[name] if name else 0 for name in names], np.int64),
-        tuple(
-            Output(f"out{slot}", np.array([len(leaves) + 1 + slot]))
-            for slot, out in enumerate(outs)
-            if is_floating(out)
-        ),
-    )
-
-
-def run(graph: Graph, bindings: dict[str, Any], seeds: dict[str, Any] | None = None) -> Any:
-    """Outputs, and gradients where seeds are given."""
-    bound = {name: Binding(np.asarray(array)) for name, array in bindings.items()}
-    asked = Evaluation(bindings=bound, seeds=seeds or {}, forward_only=seeds is None)
-    with np.errstate(all="ignore"):
-        job = evaluate.prepare(graph, asked, LIMITS)
-        outputs, gradients, _, _ = runs.run(job, lambda: False)
-    return dict(outputs), dict(gradients)
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)

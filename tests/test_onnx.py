@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from gate_cases import Case, all_cases
-from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
+from onnx_cases import as_array, call, collected
 
 from gradwire_server.gates import GATES, OPERATOR_SETS
-from gradwire_server.specs import ANY, FLOATS, HALVES, ITEM_SIZES, ONNX_NUMBERS, Tensor
+from gradwire_server.specs import ANY, FLOATS, HALVES, ITEM_SIZES, ONNX_NUMBERS
 
 #: Cases whose expected numbers ONNX wrote down with four digits.
 ROUNDED = {
@@ -24,76 +20,8 @@ ROUNDED = {
     "test_roialign_aligned_false",
     "test_roialign_aligned_true",
 }
-
-
-@cache
-def collected() -> dict[str, Any]:
-    """ONNX's cases of one node of an operator, data types and operator set we have."""
-    found = {}
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # ONNX's own scripts warn while they make their numbers
-        cases = collect_testcases(None)
-    for case in cases:
-        graph = case.model.graph if case.model is not None else None
-        if graph is None or len(graph.node) != 1 or graph.node[0].op_type not in GATES:
-            continue
-        arrays = [as_array(each) for data in case.data_sets for side in data for each in side]
-        if (
-            graph.node[0].domain
-            or not has_our_meaning(graph.node[0].op_type, case.model.opset_import[0].version)
-            or not all(
-                isinstance(each, (np.ndarray, np.generic)) and str(each.dtype) in ITEM_SIZES
-                for each in arrays
-            )
-        ):
-            continue
-        found[case.name] = case
-    return found
-
-
-def has_our_meaning(operator: str, version: int) -> bool:
-    """Whether an operator of that operator set still is the one of the oldest that we know.
-
-    Cases name the operator set that their operator is from, which may be long before ours; an
-    operator may be younger than our oldest operator set.
-    """
-    born = min(
-        schema.since_version
-        for schema in onnx.defs.get_all_schemas_with_history()
-        if schema.name == operator and not schema.domain
-    )
-    ours = onnx.defs.get_schema(operator, max(born, OPERATOR_SETS[0]))
-    return bool(onnx.defs.get_schema(operator, version).since_version >= ours.since_version)
-
-
-def as_array(value: Any) -> Any:
-    """ONNX's message of a tensor as an array; anything else as it is."""
-    if isinstance(value, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(value)
-    return value
-
-
-def attribute(value: Any) -> Any:
-    """ONNX's attribute as ours."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, onnx.TensorProto):
-        array = as_array(value)
-        return Tensor(str(array.dtype), array.shape, array.tobytes())
-    if isinstance(value, (list, tuple)):
-        return tuple(map(attribute, value))
-    return value
-
-
-def call(case: Any, given: dict[str, Any]) -> Case:
-    node = case.model.graph.node[0]
-    inputs = [np.asarray(as_array(given[name])) if name else None for name in node.input]
-    while inputs and inputs[-1] is None:
-        inputs.pop()
-    attributes = {
-        each.name: attribute(onnx.helper.get_attribute_value(each)) for each in node.attribute
-    }
-    return Case(node.op_type, tuple(inputs), attributes)
+#: Operators whose numbers in half precision ONNX rounds at every step, and we once.
+ROUND_EACH_STEP = ("Attention", "CausalConvWithState")
 
 
 @pytest.mark.parametrize("name", sorted(collected()))
@@ -110,8 +38,8 @@ def test_node_case_of_onnx(name: str) -> None:
             assert out.dtype == expected.dtype, found
             assert out.shape == expected.shape, found
             rtol, atol = case.rtol if name in ROUNDED else 1e-5, 1e-6
-            if found.operator == "Attention" and str(out.dtype) in HALVES:
-                rtol = atol = 2 * float(ml_dtypes.finfo(out.dtype).eps)  # rounds at every step
+            if found.operator in ROUND_EACH_STEP and str(out.dtype) in HALVES:
+                rtol = atol = 2 * float(ml_dtypes.finfo(out.dtype).eps)
             np.testing.assert_allclose(out, expected, rtol=rtol, atol=atol, err_msg=str(found))
         assert [spec.shape for spec in specs] == [np.shape(out) for out in found.run()]
 
@@ -137,7 +65,7 @@ DATA_TYPES_APART = {
     # ONNX lists no float64 for these, as it does everywhere else
     **{
         (operator, each.name): {"float64"}
-        for operator in ("RotaryEmbedding", "LinearAttention")
+        for operator in ("RotaryEmbedding", "LinearAttention", "CausalConvWithState")
         for each in GATES[operator].inputs
         if each.name != "position_ids"
     },
@@ -151,6 +79,9 @@ DATA_TYPES_APART = {
     ("QLinearMatMul", "a_scale"): {"float64"},
     ("QLinearMatMul", "b_scale"): {"float64"},
     ("QLinearMatMul", "y_scale"): {"float64"},
+    ("QLinearConv", "x_scale"): {"float64"},
+    ("QLinearConv", "w_scale"): {"float64"},
+    ("QLinearConv", "y_scale"): {"float64"},
 }
 
 

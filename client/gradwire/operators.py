@@ -32,6 +32,7 @@ __all__ = [
     "blackman_window",
     "cast",
     "cast_like",
+    "causal_conv_with_state",
     "ceil",
     "celu",
     "center_crop_pad",
@@ -120,6 +121,7 @@ __all__ = [
     "pad",
     "pow",
     "prelu",
+    "q_linear_conv",
     "q_linear_mat_mul",
     "quantize_linear",
     "range",
@@ -2574,6 +2576,58 @@ def conv_integer(
     )
 
 
+def q_linear_conv(
+    x: Operand,
+    x_scale: Operand,
+    x_zero_point: Operand,
+    w: Operand,
+    w_scale: Operand,
+    w_zero_point: Operand,
+    y_scale: Operand,
+    y_zero_point: Operand,
+    b: Operand | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Handle:
+    """Convolution of quantized images, quantized again.
+
+    Formula:   y[n, m, l] = saturate(round((B[m] + sum of (w[m, c, k] - w_zero_point[m]) * (x[n,
+               c, l * stride + k * dilation - pad] - x_zero_point) over c and k) * x_scale *
+               w_scale[m] / y_scale) + y_zero_point), rounded to even; nothing outside the image
+               counts
+    Gradient:  None: y is an integer.
+    Shapes:    x is [N, C, *image], w [M, C / group, *kernel], B [M] and y [N, M, *blocks]. Scales
+               and zero points are one number; those of w may be a vector for its M channels.
+    """
+    return apply(
+        "QLinearConv",
+        (
+            x,
+            x_scale,
+            x_zero_point,
+            w,
+            w_scale,
+            w_zero_point,
+            y_scale,
+            y_zero_point,
+            b,
+        ),
+        {
+            "auto_pad": auto_pad,
+            "dilations": dilations,
+            "group": group,
+            "kernel_shape": kernel_shape,
+            "pads": pads,
+            "strides": strides,
+        },
+    )
+
+
 def conv(
     x: Operand,
     w: Operand,
@@ -2655,6 +2709,38 @@ def conv_transpose(
             "output_padding": output_padding,
             "output_shape": output_shape,
         },
+    )
+
+
+def causal_conv_with_state(
+    input: Operand,
+    weight: Operand,
+    bias: Operand | None = None,
+    past_state: Operand | None = None,
+    *,
+    activation: str = "none",
+) -> tuple[Handle, ...]:
+    """Convolution of each channel by itself over its present and past, with the past carried on.
+
+    Formula:   z = past_state then input;  u[n, c, i] = bias[c] + sum over k of weight[c, 0, k] *
+               z[n, c, i + k];  output = u, or u / (1 + exp(-u)) for silu;  present_state = z's
+               last K - 1 elements
+    Gradient:  to u = grad, or grad * (s + u * s * (1 - s)) with s = 1 / (1 + exp(-u));  to z =
+               ConvTranspose of that by weight, plus present_state's grad at z's end;  to weight =
+               sum over n, i of to u[n, c, i] * z[n, c, i + k];  to bias = sum of to u
+    Shapes:    input [N, C, L], weight [C, 1, K], bias [C], past_state [N, C, K - 1], zeros if
+               left out; output is as input, present_state as past_state.
+    """
+    return apply_several(
+        "CausalConvWithState",
+        (
+            input,
+            weight,
+            bias,
+            past_state,
+        ),
+        {"activation": activation},
+        2,
     )
 
 

@@ -3417,6 +3417,36 @@ SIGNATURES = {
         (1, 1),
         ("int32",),
     ),
+    "QLinearConv": Signature(
+        "QLinearConv",
+        (
+            Input("x", ("int8", "uint8"), "X", False, False, False),
+            Input("x_scale", ("float32", "float64"), "T", False, False, False),
+            Input("x_zero_point", ("int8", "uint8"), "X", False, False, False),
+            Input("w", ("int8", "uint8"), "W", False, False, False),
+            Input("w_scale", ("float32", "float64"), "T", False, False, False),
+            Input("w_zero_point", ("int8", "uint8"), "W", False, False, False),
+            Input("y_scale", ("float32", "float64"), "T", False, False, False),
+            Input("y_zero_point", ("int8", "uint8"), "Y", False, False, False),
+            Input("B", ("int32",), "B", True, False, False),
+        ),
+        (
+            Attribute(
+                "auto_pad",
+                "string",
+                "NOTSET",
+                False,
+                ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),
+            ),
+            Attribute("dilations", "ints", None, False, ()),
+            Attribute("group", "int", 1, False, ()),
+            Attribute("kernel_shape", "ints", None, False, ()),
+            Attribute("pads", "ints", None, False, ()),
+            Attribute("strides", "ints", None, False, ()),
+        ),
+        (1, 1),
+        ("input:7",),
+    ),
     "Conv": Signature(
         "Conv",
         (
@@ -3465,6 +3495,22 @@ SIGNATURES = {
             Attribute("output_shape", "ints", None, False, ()),
         ),
         (1, 1),
+        ("input:0",),
+    ),
+    "CausalConvWithState": Signature(
+        "CausalConvWithState",
+        (
+            Input("input", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "weight", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False
+            ),
+            Input("bias", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False),
+            Input(
+                "past_state", ("float16", "bfloat16", "float32", "float64"), "T", True, False, False
+            ),
+        ),
+        (Attribute("activation", "string", "none", False, ("none", "silu", "swish")),),
+        (1, 2),
         ("input:0",),
     ),
     "MaxPool": Signature(

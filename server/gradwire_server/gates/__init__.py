@@ -191,9 +191,11 @@ GATES: dict[str, Gate] = {
         quantization.QLinearMatMul,
         quantization.MatMulInteger,
         quantization.ConvInteger,
+        quantization.QLinearConv,
         # Convolution
         convolution.Conv,
         convolution.ConvTranspose,
+        convolution.CausalConvWithState,
         # Pooling
         pooling.MaxPool,
         pooling.AveragePool,

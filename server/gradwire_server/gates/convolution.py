@@ -1,4 +1,7 @@
-"""Convolution and its adjoint. The gradient of each is made of the other: both are in ONNX."""
+"""Convolution and its adjoint. The gradient of each is made of the other: both are in ONNX.
+
+And the causal convolution of each channel, which carries its past from call to call.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from math import prod
 from typing import Any
 
 from gradwire_server.errors import Invalid
+from gradwire_server.gates.activations import sigmoid
 from gradwire_server.gates.base import (
     Array,
     Attribute,
@@ -445,6 +449,167 @@ def _without_lead(xp: Namespace, grad: Array, placed: _Placed) -> Array:
         return grad
     rank = 2 + len(placed.lead)
     return xp.slice(grad, (0, 0, *placed.lead), (None,) * rank, (1,) * rank)
+
+
+class CausalConvWithState(Gate):
+    """Convolution of each channel by itself over its present and past, with the past carried on.
+
+    Formula:   z = past_state then input;  u[n, c, i] = bias[c] + sum over k of weight[c, 0, k] *
+               z[n, c, i + k];  output = u, or u / (1 + exp(-u)) for silu;  present_state = z's last
+               K - 1 elements
+    Gradient:  to u = grad, or grad * (s + u * s * (1 - s)) with s = 1 / (1 + exp(-u));  to z =
+               ConvTranspose of that by weight, plus present_state's grad at z's end;  to weight =
+               sum over n, i of to u[n, c, i] * z[n, c, i + k];  to bias = sum of to u
+    Shapes:    input [N, C, L], weight [C, 1, K], bias [C], past_state [N, C, K - 1], zeros if left
+               out; output is as input, present_state as past_state.
+    """
+
+    operator = "CausalConvWithState"
+    inputs = (
+        Input("input"),
+        Input("weight"),
+        Input("bias", optional=True),
+        Input("past_state", optional=True),
+    )
+    attributes = (
+        Attribute("activation", "string", "none", choices=("none", "silu", "swish"),
+                  doc="What is applied to the sum; silu and swish are one function."),
+    )  # fmt: skip
+    outputs = (1, 2)
+    examples = (
+        Example(
+            ([[[1.0, 2.0]]], [[[3.0, 4.0]]], [0.5], [[[5.0]]]),
+            ([[[19.5, 11.5]]], [[[2.0]]]),
+            gradients=([[[7.0, 4.0]]], [[[6.0, 3.0]]], [2.0], [[[3.0]]]),
+        ),
+        Example(
+            ([[[0.0, 1.0]]], [[[1.0]]]), ([[[0.0, 0.7310585786300049]]],),
+            gradients=([[[0.5, 0.9276705118714868]]], [[[0.9276705118714868]]]),
+            attributes={"activation": "silu"},
+        ),
+    )  # fmt: skip
+    samples = tuple(
+        Sample(tuple(shape if shape is None else TensorSpec(shape) for shape in shapes), attributes)
+        for *shapes, attributes in (
+            ((2, 3, 5), (3, 1, 4), (3,), (2, 3, 3), {"activation": "silu"}),
+            ((2, 3, 2), (3, 1, 4), None, (2, 3, 3), {"activation": "swish"}),
+            ((2, 3, 1), (3, 1, 3), (3,), {}),
+            ((1, 2, 4), (2, 1, 1), None, (1, 2, 0), {"activation": "silu"}),
+            ((0, 2, 4), (2, 1, 2), {}),
+        )
+    )
+    rejections = (
+        Rejection((TensorSpec((3, 5)), TensorSpec((3, 1, 2))),
+                  "input has shape (3, 5) but must be [N, C, L], L 1 or more"),
+        Rejection((TensorSpec((2, 3, 5)), TensorSpec((4, 1, 2))),
+                  "weight has shape (4, 1, 2) but must be [3, 1, K], K 1 or more"),
+        Rejection((TensorSpec((2, 3, 5)), TensorSpec((3, 1, 2)), TensorSpec((2,))),
+                  "bias has shape (2,) but must have (3,)"),
+        Rejection((TensorSpec((2, 3, 5)), TensorSpec((3, 1, 2)), None, TensorSpec((2, 3, 2))),
+                  "past_state has shape (2, 3, 2) but must have (2, 3, 1)"),
+    )  # fmt: skip
+
+    def infer(
+        self,
+        x: TensorSpec,
+        weight: TensorSpec,
+        bias: TensorSpec | None = None,
+        past: TensorSpec | None = None,
+        **_: str,
+    ) -> tuple[TensorSpec, ...]:
+        if x.rank != 3 or not x.shape[2]:
+            raise Invalid(
+                "SHAPE_MISMATCH", f"input has shape {x.shape} but must be [N, C, L], L 1 or more"
+            )
+        rows, channels, _length = x.shape
+        if weight.rank != 3 or weight.shape[:2] != (channels, 1) or not weight.shape[2]:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"weight has shape {weight.shape} but must be [{channels}, 1, K], K 1 or more",
+            )
+        state = (rows, channels, weight.shape[2] - 1)
+        for name, spec, wanted in (("bias", bias, (channels,)), ("past_state", past, state)):
+            if spec is not None and spec.shape != wanted:
+                raise Invalid(
+                    "SHAPE_MISMATCH", f"{name} has shape {spec.shape} but must have {wanted}"
+                )
+        return x, TensorSpec(state, x.dtype)
+
+    def forward(
+        self,
+        xp: Namespace,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        past: Array | None = None,
+        *,
+        activation: str,
+    ) -> tuple[Any, ...]:
+        joined = _behind(xp, past, x, weight)
+        total = self._sum(xp, joined, weight, bias)
+        out = total if activation == "none" else total * sigmoid(xp, total)
+        return out, lambda: _cut(xp, joined, x.shape[2], None)
+
+    def vjp(
+        self, xp: Namespace, grad: Any, out: Any, x: Array, weight: Array,
+        *rest: Array | None, activation: str,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        bias, past = (*rest, None, None)[:2]
+        to_out, to_present = (*grad, None)[:2]
+        joined = _behind(xp, past, x, weight)
+        length, before = x.shape[2], weight.shape[2] - 1
+        windows = _causal(length, weight.shape[2])
+        to_sum = xp.zeros_like(x) if to_out is None else to_out
+        if activation != "none":
+            total = self._sum(xp, joined, weight, bias)
+            part = sigmoid(xp, total)
+            to_sum = to_sum * (part + total * part * (1.0 - part))
+
+        def to_joined() -> Array:
+            sizes = (length + before,)
+            found = xp.convolve_transposed(to_sum, weight, windows, sizes, x.shape[1])
+            if to_present is None:
+                return found
+            return found + xp.pad(to_present, (0, 0, length), (0, 0, 0))
+
+        found = (
+            lambda: _cut(xp, to_joined(), before, None),
+            lambda: xp.convolve_weights(joined, to_sum, windows, x.shape[1]),
+            None if bias is None else lambda: xp.sum(to_sum, axis=(0, 2)),
+            None if past is None else lambda: _cut(xp, to_joined(), 0, before),
+        )
+        return found[: 2 + len(rest)]
+
+    def workspace(self, x: TensorSpec, weight: TensorSpec, *_: Any, **__: str) -> int:
+        size, kernel = x.shape[2], weight.shape[2]
+        joined = x.shape[0] * x.shape[1] * (size + kernel - 1)
+        gathered = gathered_elements(x.shape, _causal(size, kernel))
+        if gathered is None:
+            return 2 * joined + x.size
+        images = min(x.shape[0], gathered_images(x.shape, _causal(size, kernel)))
+        return joined + images * 2 * gathered
+
+    def _sum(self, xp: Namespace, joined: Array, weight: Array, bias: Array | None) -> Array:
+        kernel = weight.shape[2]
+        windows = _causal(joined.shape[2] - kernel + 1, kernel)
+        total = xp.convolve(joined, weight, windows, joined.shape[1])
+        return total if bias is None else total + xp.reshape(bias, (-1, 1))
+
+
+def _causal(length: int, kernel: int) -> Windows:
+    """Windows over the past and the present, one for each element of the present."""
+    return Windows((kernel,), (1,), (1,), (0,), (0,), (length,))
+
+
+def _behind(xp: Namespace, past: Array | None, x: Array, weight: Array) -> Array:
+    """The past, or zeros, and then the present."""
+    if past is None:
+        return xp.pad(x, (0, 0, weight.shape[2] - 1), (0, 0, 0))
+    return xp.concat((past, x), axis=2)
+
+
+def _cut(xp: Namespace, x: Array, start: int, stop: int | None) -> Array:
+    return xp.slice(x, (0, 0, start), (None, None, stop), (1, 1, 1))
 
 
 def _rank(w: Array, attributes: dict[str, Any]) -> int:

@@ -527,6 +527,18 @@ def _integer_product(
     return xp.matmul(left, right)
 
 
+_CONVOLUTION = (
+    Attribute("auto_pad", "string", "NOTSET",
+              choices=("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),
+              doc="Whether pads are as given, as keep the size, or none."),
+    Attribute("dilations", "ints", doc="Step within a block, for each axis; 1 if left out."),
+    Attribute("group", "int", 1, doc="Parts that channels are divided into."),
+    Attribute("kernel_shape", "ints", doc="w's, if given."),
+    Attribute("pads", "ints", doc="Elements put before each axis, then after each."),
+    Attribute("strides", "ints", doc="Step from block to block; 1 if left out."),
+)  # fmt: skip
+
+
 class ConvInteger(Gate):
     """Convolution of quantized images.
 
@@ -543,16 +555,7 @@ class ConvInteger(Gate):
         Input("x_zero_point", _BYTES, "X", optional=True),
         Input("w_zero_point", _BYTES, "W", optional=True),
     )
-    attributes = (
-        Attribute("auto_pad", "string", "NOTSET",
-                  choices=("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),
-                  doc="Whether pads are as given, as keep the size, or none."),
-        Attribute("dilations", "ints", doc="Step within a block, for each axis; 1 if left out."),
-        Attribute("group", "int", 1, doc="Parts that channels are divided into."),
-        Attribute("kernel_shape", "ints", doc="w's, if given."),
-        Attribute("pads", "ints", doc="Elements put before each axis, then after each."),
-        Attribute("strides", "ints", doc="Step from block to block; 1 if left out."),
-    )  # fmt: skip
+    attributes = _CONVOLUTION
     output_dtypes = ("int32",)
     examples = (
         Example(
@@ -578,81 +581,214 @@ class ConvInteger(Gate):
         self, x: TensorSpec, w: TensorSpec, *zeros: TensorSpec | None, **attributes: Any
     ) -> TensorSpec:
         x_zero, w_zero = (*zeros, None, None)[:2]
-        if x.rank != w.rank or x.rank < 3:
-            raise Invalid(
-                "SHAPE_MISMATCH",
-                f"x has rank {x.rank} but w has rank {w.rank}: both need the same, from 3 on",
-            )
-        group, outputs = attributes["group"], w.shape[0]
-        if group < 1 or x.shape[1] != w.shape[1] * group or outputs % group:
-            raise Invalid(
-                "SHAPE_MISMATCH",
-                f"x has {x.shape[1]} channels but w takes {w.shape[1]} in each of {group} groups, "
-                f"for {outputs} outputs",
-            )
-        kernel = attributes["kernel_shape"] or w.shape[2:]
-        if kernel != w.shape[2:] or not prod(kernel):
-            raise Invalid("SHAPE_MISMATCH", f"kernel_shape is {kernel} but w has {w.shape[2:]}")
-        if x_zero is not None and x_zero.size != 1:
-            raise Invalid(
-                "SHAPE_MISMATCH", f"x_zero_point has shape {x_zero.shape} but must be one number"
-            )
-        if w_zero is not None and w_zero.shape not in ((), (1,), (outputs,)):
-            raise Invalid(
-                "SHAPE_MISMATCH",
-                f"w_zero_point has shape {w_zero.shape} but must be one number or have {outputs}",
-            )
-        image = x.shape[2:]
-        blocks = block_counts(image, kernel, self._padded(image, kernel, attributes))
-        shape = (x.shape[0], outputs, *blocks)
-        return TensorSpec(checked_shape(shape, "pads"), "int32")
+        shape = _convolved_shape(x, w, attributes)
+        if x_zero is not None:
+            _require_one("x_zero_point", x_zero)
+        if w_zero is not None:
+            _require_by_channel("w_zero_point", w_zero, w.shape[0])
+        return TensorSpec(shape, "int32")
 
     def forward(
         self, xp: Namespace, x: Array, w: Array, *zeros: Array | None, **attributes: Any
     ) -> Array:
         x_zero, w_zero = (*zeros, None, None)[:2]
-        image, weights = xp.astype(x, "float64"), xp.astype(w, "float64")
-        if x_zero is not None:
-            image = image - xp.astype(xp.reshape(x_zero, ()), "float64")
-        if w_zero is not None:
-            offset = xp.reshape(w_zero, (-1, *(1,) * (len(w.shape) - 1)))
-            weights = weights - xp.astype(offset, "float64")
-        rows, channels, *space = x.shape
-        group, kernel = attributes["group"], w.shape[2:]
-        padded = self._padded(tuple(space), kernel, attributes)
-        blocks = block_counts(tuple(space), kernel, padded)
-        flat = xp.pad(xp.reshape(image, (rows, channels, prod(space))), (0, 0, 0), (0, 0, 1))
-        columns = xp.take(flat, block_places(xp, tuple(space), kernel, padded), axis=2)
-        depth = channels // group * prod(kernel)
-        product = xp.matmul(
-            xp.reshape(weights, (group, w.shape[0] // group, depth)),
-            xp.reshape(columns, (rows, group, depth, prod(blocks))),
-        )
-        whole = xp.reshape(product, (rows, w.shape[0], *blocks))
+        whole = _integer_convolution(xp, x, x_zero, w, w_zero, attributes)
         return xp.astype(xp.astype(whole, "int64"), "int32")
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: Any) -> tuple[None, ...]:
         return (None,) * len(x)
 
     def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
-        image, kernel = x.shape[2:], w.shape[2:]
-        blocks = block_counts(image, kernel, self._padded(image, kernel, attributes))
-        columns = x.shape[0] * x.shape[1] * prod(kernel) * prod(blocks)
-        return 8 * (2 * columns + x.size + w.size)  # of bytes, while these are float64
+        return _convolution_workspace(x, w, attributes)
 
-    def _padded(self, image: Shape, kernel: Shape, attributes: dict[str, Any]) -> dict[str, Any]:
-        """The attributes with the pads that auto_pad stands for."""
-        mode, rank = attributes["auto_pad"], len(image)
-        if mode == "NOTSET":
-            return attributes
-        strides = attributes["strides"] or (1,) * rank
-        dilations = attributes["dilations"] or (1,) * rank
-        totals = [0] * rank
-        if mode != "VALID" and len(strides) == len(dilations) == rank and min(strides) > 0:
-            totals = [
-                max((-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size, 0)
-                for size, k, stride, dilation in zip(image, kernel, strides, dilations, strict=True)
-            ]
-        before = [(total + (mode == "SAME_LOWER")) // 2 for total in totals]
-        after = [total - first for total, first in zip(totals, before, strict=True)]
-        return attributes | {"pads": (*before, *after)}
+
+class QLinearConv(Gate):
+    """Convolution of quantized images, quantized again.
+
+    Formula:   y[n, m, l] = saturate(round((B[m] + sum of (w[m, c, k] - w_zero_point[m]) * (x[n, c,
+               l * stride + k * dilation - pad] - x_zero_point) over c and k) * x_scale *
+               w_scale[m] / y_scale) + y_zero_point), rounded to even; nothing outside the image
+               counts
+    Gradient:  None: y is an integer.
+    Shapes:    x is [N, C, *image], w [M, C / group, *kernel], B [M] and y [N, M, *blocks]. Scales
+               and zero points are one number; those of w may be a vector for its M channels.
+    """
+
+    operator = "QLinearConv"
+    inputs = (
+        Input("x", _BYTES, "X"),
+        Input("x_scale", COMPUTED, domain=(0.5, 2.0)),
+        Input("x_zero_point", _BYTES, "X"),
+        Input("w", _BYTES, "W"),
+        Input("w_scale", COMPUTED, domain=(0.5, 2.0)),
+        Input("w_zero_point", _BYTES, "W"),
+        Input("y_scale", COMPUTED, domain=(0.5, 2.0)),
+        Input("y_zero_point", _BYTES, "Y"),
+        Input("B", ("int32",), "B", optional=True),
+    )
+    attributes = _CONVOLUTION
+    output_dtypes = ("input:7",)
+    examples = (
+        Example(
+            (_int8((1, 1, 3), 1, 2, 3), 0.5, _int8((), 1), _int8((1, 1, 2), 1, 2), 1.0,
+             _int8((), 0), 2.0, _int8((), 7), _int32((1,), 4)),
+            _int8((1, 1, 2), 9, 9), gradients=(None,) * 9,
+        ),
+    )  # fmt: skip
+    samples = (
+        Sample(
+            (_bytes((2, 4, 5, 4)), TensorSpec(()), _bytes(()), _bytes((6, 2, 3, 2)),
+             TensorSpec((6,)), _bytes((6,)), TensorSpec((1,)), _bytes((1,)),
+             TensorSpec((6,), "int32")),
+            {"group": 2, "strides": (2, 1), "pads": (1, 0, 1, 1)},
+        ),
+        Sample(
+            (_bytes((1, 1, 5)), TensorSpec(()), _bytes(()), _bytes((1, 1, 2)), TensorSpec(()),
+             _bytes(()), TensorSpec(()), _bytes(())),
+            {"auto_pad": "SAME_LOWER", "strides": (2,), "dilations": (2,)},
+        ),
+    )  # fmt: skip
+    rejections = tuple(
+        Rejection(
+            (_bytes(x), TensorSpec(x_scale), _bytes(()), _bytes(w), TensorSpec(w_scale),
+             _bytes(()), TensorSpec(()), _bytes(()), *bias),
+            message,
+        )
+        for x, x_scale, w, w_scale, bias, message in (
+            ((1, 3, 4, 4), (), (1, 2, 2, 2), (), (),
+             "x has 3 channels but w takes 2 in each of 1 groups"),
+            ((1, 1, 4), (2,), (2, 1, 2), (), (),
+             "x_scale has shape (2,) but must be one number"),
+            ((1, 1, 4), (), (2, 1, 2), (3,), (),
+             "w_scale has shape (3,) but must be one number or have 2"),
+            ((1, 1, 4), (), (2, 1, 2), (), (TensorSpec((3,), "int32"),),
+             "B has shape (3,) but there are 2 output channels"),
+        )
+    )  # fmt: skip
+
+    def infer(self, *specs: TensorSpec, **attributes: Any) -> TensorSpec:
+        x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *bias = specs
+        shape = _convolved_shape(x, w, attributes)
+        for name, spec in (
+            ("x_scale", x_scale), ("x_zero_point", x_zero), ("y_scale", y_scale),
+            ("y_zero_point", y_zero),
+        ):  # fmt: skip
+            _require_one(name, spec)
+        _require_by_channel("w_scale", w_scale, w.shape[0])
+        _require_by_channel("w_zero_point", w_zero, w.shape[0])
+        if bias and bias[0] is not None and bias[0].shape != (w.shape[0],):
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"B has shape {bias[0].shape} but there are {w.shape[0]} output channels",
+            )
+        return TensorSpec(shape, y_zero.dtype)
+
+    def forward(self, xp: Namespace, *inputs: Array, **attributes: Any) -> Array:
+        x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *bias = inputs
+        total = _integer_convolution(xp, x, x_zero, w, w_zero, attributes)
+        if bias and bias[0] is not None:
+            total = total + xp.astype(_by_channel(xp, bias[0], len(x.shape)), "float64")
+        step = xp.reshape(x_scale, ()) * _by_channel(xp, w_scale, len(x.shape))
+        scaled = total * xp.astype(step / xp.reshape(y_scale, ()), "float64")
+        level = xp.round(scaled) + xp.astype(xp.reshape(y_zero, ()), "float64")
+        return xp.round_to(level, str(y_zero.dtype))
+
+    def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: Any) -> tuple[None, ...]:
+        return (None,) * len(x)
+
+    def workspace(self, x: TensorSpec, *specs: Any, **attributes: Any) -> int:
+        return _convolution_workspace(x, specs[2], attributes)
+
+
+def _require_one(name: str, spec: TensorSpec) -> None:
+    if spec.size != 1:
+        raise Invalid("SHAPE_MISMATCH", f"{name} has shape {spec.shape} but must be one number")
+
+
+def _require_by_channel(name: str, spec: TensorSpec, channels: int) -> None:
+    if spec.shape not in ((), (1,), (channels,)):
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"{name} has shape {spec.shape} but must be one number or have {channels}",
+        )
+
+
+def _by_channel(xp: Namespace, numbers: Array, rank: int) -> Array:
+    """One number, or one for each channel of the output, lying along axis 1."""
+    return xp.reshape(numbers, (-1, *(1,) * (rank - 2)))
+
+
+def _convolved_shape(x: TensorSpec, w: TensorSpec, attributes: dict[str, Any]) -> Shape:
+    """The shape of a convolution (SHAPE_MISMATCH)."""
+    if x.rank != w.rank or x.rank < 3:
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"x has rank {x.rank} but w has rank {w.rank}: both need the same, from 3 on",
+        )
+    group, outputs = attributes["group"], w.shape[0]
+    if group < 1 or x.shape[1] != w.shape[1] * group or outputs % group:
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"x has {x.shape[1]} channels but w takes {w.shape[1]} in each of {group} groups, "
+            f"for {outputs} outputs",
+        )
+    kernel = attributes["kernel_shape"] or w.shape[2:]
+    if kernel != w.shape[2:] or not prod(kernel):
+        raise Invalid("SHAPE_MISMATCH", f"kernel_shape is {kernel} but w has {w.shape[2:]}")
+    image = x.shape[2:]
+    blocks = block_counts(image, kernel, _padded(image, kernel, attributes))
+    return checked_shape((x.shape[0], outputs, *blocks), "pads")
+
+
+def _integer_convolution(
+    xp: Namespace,
+    x: Array,
+    x_zero: Array | None,
+    w: Array,
+    w_zero: Array | None,
+    attributes: dict[str, Any],
+) -> Array:
+    """The exact convolution as float64, which BLAS is fast at and which holds sums of bytes."""
+    image, weights = xp.astype(x, "float64"), xp.astype(w, "float64")
+    if x_zero is not None:
+        image = image - xp.astype(xp.reshape(x_zero, ()), "float64")
+    if w_zero is not None:
+        offset = xp.reshape(w_zero, (-1, *(1,) * (len(w.shape) - 1)))
+        weights = weights - xp.astype(offset, "float64")
+    rows, channels, *space = x.shape
+    group, kernel = attributes["group"], w.shape[2:]
+    padded = _padded(tuple(space), kernel, attributes)
+    blocks = block_counts(tuple(space), kernel, padded)
+    flat = xp.pad(xp.reshape(image, (rows, channels, prod(space))), (0, 0, 0), (0, 0, 1))
+    columns = xp.take(flat, block_places(xp, tuple(space), kernel, padded), axis=2)
+    depth = channels // group * prod(kernel)
+    product = xp.matmul(
+        xp.reshape(weights, (group, w.shape[0] // group, depth)),
+        xp.reshape(columns, (rows, group, depth, prod(blocks))),
+    )
+    return xp.reshape(product, (rows, w.shape[0], *blocks))
+
+
+def _convolution_workspace(x: TensorSpec, w: TensorSpec, attributes: dict[str, Any]) -> int:
+    image, kernel = x.shape[2:], w.shape[2:]
+    blocks = block_counts(image, kernel, _padded(image, kernel, attributes))
+    columns = x.shape[0] * x.shape[1] * prod(kernel) * prod(blocks)
+    return 8 * (2 * columns + x.size + w.size)  # of bytes, while these are float64
+
+
+def _padded(image: Shape, kernel: Shape, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes with the pads that auto_pad stands for."""
+    mode, rank = attributes["auto_pad"], len(image)
+    if mode == "NOTSET":
+        return attributes
+    strides = attributes["strides"] or (1,) * rank
+    dilations = attributes["dilations"] or (1,) * rank
+    totals = [0] * rank
+    if mode != "VALID" and len(strides) == len(dilations) == rank and min(strides) > 0:
+        totals = [
+            max((-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size, 0)
+            for size, k, stride, dilation in zip(image, kernel, strides, dilations, strict=True)
+        ]
+    before = [(total + (mode == "SAME_LOWER")) // 2 for total in totals]
+    after = [total - first for total, first in zip(totals, before, strict=True)]
+    return attributes | {"pads": (*before, *after)}

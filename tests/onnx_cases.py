@@ -1,0 +1,111 @@
+"""ONNX's own node tests, as calls of our gates."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from gate_cases import Case
+from onnx.backend.test.case.node import collect_testcases
+
+from gradwire_server.gates import GATES, OPERATOR_SETS
+from gradwire_server.specs import ITEM_SIZES, Tensor
+
+
+@cache
+def all_of_one_node() -> dict[str, Any]:
+    """ONNX's cases of one node of an operator that we have, of every data type and version."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # ONNX's own scripts warn while they make their numbers
+        cases = collect_testcases(None)
+    return {
+        case.name: case
+        for case in cases
+        if case.model is not None
+        and len(case.model.graph.node) == 1
+        and case.model.graph.node[0].op_type in GATES
+        and not case.model.graph.node[0].domain
+    }
+
+
+@cache
+def collected() -> dict[str, Any]:
+    """Those of a data type and an operator set that we have."""
+    return {name: case for name, case in all_of_one_node().items() if is_ours(case)}
+
+
+def is_ours(case: Any) -> bool:
+    arrays = [as_array(each) for data in case.data_sets for side in data for each in side]
+    return has_our_meaning(operator_of(case), case.model.opset_import[0].version) and all(
+        isinstance(each, (np.ndarray, np.generic)) and str(each.dtype) in ITEM_SIZES
+        for each in arrays
+    )
+
+
+def operator_of(case: Any) -> str:
+    return str(case.model.graph.node[0].op_type)
+
+
+@cache
+def has_our_meaning(operator: str, version: int) -> bool:
+    """Whether an operator of that operator set still is the one of the oldest that we know.
+
+    Cases name the operator set that their operator is from, which may be long before ours; an
+    operator may be younger than our oldest operator set.
+    """
+    born = min(
+        schema.since_version
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.name == operator and not schema.domain
+    )
+    ours = onnx.defs.get_schema(operator, max(born, OPERATOR_SETS[0]))
+    return bool(onnx.defs.get_schema(operator, version).since_version >= ours.since_version)
+
+
+def as_array(value: Any) -> Any:
+    """ONNX's message of a tensor as an array; anything else as it is."""
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    return value
+
+
+def attribute(value: Any) -> Any:
+    """ONNX's attribute as ours."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        array = as_array(value)
+        return Tensor(str(array.dtype), array.shape, array.tobytes())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(attribute, value))
+    return value
+
+
+def call(case: Any, given: dict[str, Any]) -> Case:
+    node = case.model.graph.node[0]
+    inputs = [np.asarray(as_array(given[name])) if name else None for name in node.input]
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    attributes = {
+        each.name: attribute(onnx.helper.get_attribute_value(each)) for each in node.attribute
+    }
+    return Case(node.op_type, tuple(inputs), attributes)
+
+
+@cache
+def called(name: str) -> Case:
+    """A collected case as a call of our gate, with its first data."""
+    case = collected()[name]
+    names = [each.name for each in case.model.graph.input]
+    return call(case, dict(zip(names, case.data_sets[0][0], strict=True)))
+
+
+def counted() -> dict[str, tuple[int, int]]:
+    """For each operator that ONNX tests: the tests that we run, of all."""
+    ours = Counter(map(operator_of, collected().values()))
+    every = Counter(map(operator_of, all_of_one_node().values()))
+    return {operator: (ours[operator], every[operator]) for operator in every}
