@@ -165,8 +165,8 @@ ASKED = pytest.mark.parametrize(
 MADE = pytest.mark.parametrize(
     ("make", "rows"),
     [
-        (perceptron, 0), (attention, 0), (elementwise, 0), (scalars, 0), (a_row, 1000),
-        (scalar_rows, 500),
+        (perceptron, 0), (attention, 0), (elementwise, 0), (a_row, 1000), (scalar_rows, 500),
+        pytest.param(scalars, 0, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 
@@ -203,7 +203,9 @@ def test_values_that_nobody_asked_for_are_dropped(make: Callable[[], Made]) -> N
     assert measured(job(made, forward_only=True)) < 0.5 * everything
 
 
-@pytest.mark.parametrize("make", [perceptron, attention, elementwise, scalars])
+@pytest.mark.parametrize(
+    "make", [perceptron, attention, elementwise, pytest.param(scalars, marks=pytest.mark.slow)]
+)
 def test_dropping_changes_no_result(make: Callable[[], Made]) -> None:
     made = make()
     (_, value), *_ = run(job(made))[0]

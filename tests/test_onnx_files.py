@@ -26,7 +26,10 @@ from gradwire_server.gates import GATES
 from gradwire_server.specs import Tensor
 
 #: Operators that ONNX has in no float64, wholly or for one input: they compute between two Casts.
-IN_FLOAT32 = {"RotaryEmbedding", "LinearAttention", "DequantizeLinear", "DynamicQuantizeLinear"}
+IN_FLOAT32 = {
+    "CausalConvWithState", "DequantizeLinear", "DynamicQuantizeLinear", "LinearAttention",
+    "RotaryEmbedding",
+}  # fmt: skip
 NOT_OF_ONNX = {"Cofactor", "RoiArgMax"}
 
 

@@ -60,6 +60,7 @@ def evaluate(address: str) -> service_pb2.EvaluateResponse:
         return found
 
 
+@pytest.mark.slow
 def test_workers_answer_alike(server: Running) -> None:
     first = evaluate(server.address)
     assert all(evaluate(server.address) == first for _ in range(10))
@@ -76,6 +77,7 @@ def test_second_server_on_the_port_is_refused(server: Running, workers: int) -> 
     assert not second.stdout
 
 
+@pytest.mark.slow
 def test_workers_refuse_the_port_of_a_single_server() -> None:
     single = subprocess.Popen(
         [*COMMAND, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
@@ -110,6 +112,7 @@ def test_worker_that_dies_is_replaced(server: Running) -> None:
     assert evaluate(server.address).result.outputs  # by a successor: there is nobody else
 
 
+@pytest.mark.slow
 def test_sigterm_drains_every_worker(server: Running) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub = service_pb2_grpc.GradientServiceStub(channel)
@@ -121,6 +124,7 @@ def test_sigterm_drains_every_worker(server: Running) -> None:
     assert server.process.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(server: Running) -> None:
     server.process.kill()
     assert server.process.stderr is not None
