@@ -59,6 +59,7 @@ EVALUATE, STEP_BYTES, EVALUATE_BYTES = (
     f"{OURS} step, bytes",
     f"{OURS} Evaluate, bytes",
 )
+WORKERS = f"{OURS}, 2 workers"
 STREAMS = ("grpcio echo, aio stream", "grpcio echo, sync stream")
 UNARY = ("grpcio echo, aio unary", "grpcio echo, sync unary")
 COMPUTE = "computing alone"
@@ -73,6 +74,7 @@ class Peer:
     module: str
     mode: str = "-"
     requirement: str = ""
+    workers: int = 1  # processes of our server
 
     @property
     def python(self) -> Path:
@@ -90,6 +92,7 @@ class Peer:
 
 PEERS = (
     Peer(OURS, "peer_gradwire", "step"),
+    Peer(WORKERS, "peer_gradwire", "step", workers=2),
     Peer(EVALUATE, "peer_gradwire", "evaluate"),
     Peer(STEP_BYTES, "peer_gradwire", "step_bytes"),
     Peer(EVALUATE_BYTES, "peer_gradwire", "evaluate_bytes"),
@@ -105,7 +108,7 @@ PEERS = (
 )
 _QUICK = (OURS, STEP_BYTES, STREAMS[1], "TCP echo")
 #: Of ours and of the echoes, only these are asked by eight clients at once.
-_CROWD = (OURS, STEP_BYTES, *STREAMS)
+_CROWD = (OURS, WORKERS, STEP_BYTES, *STREAMS)
 
 
 class Client:
@@ -204,7 +207,7 @@ def _latencies(
     """Median (and, in a second case, 99th percentile) of each contender's calls, by round."""
     with ExitStack() as held:
         ready: dict[str, tuple[Client, int]] = {}
-        for peer in peers:
+        for peer in (each for each in peers if each.workers == 1):
             try:
                 _require_able(peer, unable)
                 (client,) = _connected(peer, asked, 1, held)
@@ -318,6 +321,7 @@ def _start(
     if action == "serve" and peer.module == "peer_gradwire":
         listen = f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "gradwire.cli", "serve", "--listen", listen]
+        command += ["--workers", str(peer.workers)]
     environment = dict(os.environ)
     if peer.requirement:
         environment.pop("PYTHONPATH", None)  # the peer's own packages, and not ours
