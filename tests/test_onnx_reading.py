@@ -501,15 +501,18 @@ def test_sequences_and_optionals_may_be_given_beforehand(server: gw.Connection) 
             "different lengths: 's' has 2 items and 'e' has 1",
         ),
         (
-            """t = Scan<num_scan_inputs = 1>(s, x) <body = f (float[3] a, float b) => (float[3] c)
-            { c = Add(a, b) }> y = Neg(x)""",
+            """t = Scan<num_scan_inputs = 1, body = f (float[3] a, float b) => (float[3] c)
+            { c = Add(a, b) }>(s, x) y = Neg(x)""",
             "MODEL_INVALID",
             r"\(Scan\): one of its inputs is a sequence of 2 items, but must be a tensor",
         ),
-        ("t = Loop(s, ) <body = f (int64 i, bool c) => (bool d) { d = Identity(c) }> y = Neg(x)",
-         "MODEL_INVALID", "is a sequence of 2 items"),
+        (
+            "t = Loop(s, ) <body = f (int64 i, bool c) => (bool d) { d = Identity(c) }> y = Neg(x)",
+            "MODEL_INVALID",
+            r"\(Loop\): one of its inputs is a sequence of 2 items",
+        ),
     ],
-)  # fmt: skip
+)
 def test_sequences_that_are_not_known_or_wrong_are_refused(
     nodes: str, reason: str, message: str
 ) -> None:

@@ -68,8 +68,9 @@ def from_onnx(
     """A gate graph that computes what an ONNX model does, with the model's names.
 
     `fixed` makes inputs constants, so that shapes, branches and trip counts that depend on them
-    are known, and sequences (lists) and optionals (None without an element) can be; `sizes` binds symbols, where an axis without a name is called "x.0" after its input.
-    Loops are unrolled and functions are written out, to at most `max_nodes` nodes.
+    are known; sequences and optionals must be among them, as lists and None. `sizes` binds symbols,
+    where an axis without a name is called "x.0" after its input. Loops are unrolled and functions
+    are written out, to at most `max_nodes` nodes.
 
     FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
