@@ -146,10 +146,10 @@ def evaluate(
     with server.session(graph, inputs, **chosen) as session:
         forward = session.step(forward_only=True)
         seeds = draw_seeds(graph, forward.outputs, numbers)
-        if not seeds:
-            raise SystemExit("no output is of floating numbers, so there is no gradient")
+        seed_norm = math.hypot(*(float(np.linalg.norm(np.float64(x))) for x in seeds.values()))
+        if not seed_norm:
+            raise SystemExit("no output has floating elements, so there is no gradient")
         backward = session.backward(seeds)
-    seed_norm = math.hypot(*(float(np.linalg.norm(np.float64(each))) for each in seeds.values()))
     for id_, entry in entries.items():
         entry.value = summary(forward.node_values.get(id_))
         entry.gradient = summary(backward.node_gradients.get(id_))
@@ -388,10 +388,17 @@ def setting(text: str) -> tuple[str, Any]:
 
 def size(text: str) -> tuple[str, int]:
     """SYMBOL=N."""
-    symbol, _, number = text.rpartition("=")
-    if not symbol or not number.isdecimal():
+    symbol, _, length = text.rpartition("=")
+    if not symbol:
         raise argparse.ArgumentTypeError(f"{text}: write SYMBOL=N, such as batch=8")
-    return symbol, int(number)
+    return symbol, whole_number(length)
+
+
+def whole_number(text: str) -> int:
+    """A number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
 
 
 def arguments() -> argparse.Namespace:
@@ -407,8 +414,13 @@ def arguments() -> argparse.Namespace:
         "--size", dest="sizes", action="append", type=size, default=[], metavar="SYMBOL=N",
         help="length of a symbolic axis (default 4); may be repeated",
     )  # fmt: skip
-    known.add_argument("--random-seed", type=int, default=0, help="of drawn numbers (default 0)")
-    known.add_argument("--server", help="HOST:PORT or unix:PATH (default: one in this process)")
+    known.add_argument(
+        "--random-seed", type=whole_number, default=0, metavar="N",
+        help="of the numbers that are drawn (default 0)",
+    )  # fmt: skip
+    known.add_argument(
+        "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH (default: one in this process)"
+    )
     known.add_argument(
         "--below", type=float, default=1e-6, help="vanishes below this (default 1e-6)"
     )

@@ -16,6 +16,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import gradwire as gw
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -135,10 +137,44 @@ def test_first_value_that_is_not_finite_is_found(tmp_path: Path) -> None:
     assert (finding["of"], finding["name"], finding["fault"]) == ("value", "x", "is infinite")
 
 
-def test_a_gradient_that_is_well_is_called_well() -> None:
-    command = [sys.executable, "examples/find_bad_gradient.py", "examples/sigmoid_neuron.gate"]
-    printed = " ".join(run(*command).split())
+def test_first_node_that_a_gradient_of_0_reaches_is_found(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", shape=(2,), value=[-1.0, -2.0])
+    graph.output("y", gw.reduce_sum(gw.relu((2 * x).named("double")).named("dead")))
+    graph.save(tmp_path / "dead.gate")
+    command = [sys.executable, "examples/find_bad_gradient.py", tmp_path / "dead.gate", "--json"]
+    (finding,) = json.loads(run(*command))["findings"]
+    assert finding["sentence"] == (
+        "'double' (Mul): the gradient is 0 here first; 'dead' (Relu) made it from a gradient with "
+        "norm 1.41, at its input 'double' from -4 to -2."
+    )
+
+
+@pytest.mark.parametrize(
+    "model", ["examples/sigmoid_neuron.gate", "tests/models/sklearn_logistic_regression.onnx"]
+)
+def test_a_gradient_that_is_well_is_called_well(model: str) -> None:
+    printed = " ".join(run(sys.executable, "examples/find_bad_gradient.py", model).split())
     assert "Nothing is wrong: no gradient is below 1e-06 or above 1000 of the seed's" in printed
+
+
+def test_what_cannot_be_evaluated_is_said_in_a_sentence(tmp_path: Path) -> None:
+    for options, sentence in (
+        (["--size", "bacth=2"], "no input has an axis 'bacth'; did you mean 'batch'?"),
+        (["--set", "y=1"], "there is no input or parameter 'y'"),
+        (["--set", f"x=@{tmp_path}/none.npy"], "write NAME=VALUE, with a number, a JSON list or"),
+        (["--random-seed", "-1"], "-1 is no whole number from 0 on"),
+    ):
+        refused = subprocess.run(
+            [sys.executable, "examples/find_bad_gradient.py", "examples/deep_nan.onnx", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert refused.returncode != 0
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr
 
 
 def test_output_in_the_docs_is_what_is_printed() -> None:

@@ -476,11 +476,30 @@ def test_sequences_and_optionals_may_be_given_beforehand(server: gw.Connection) 
         gw.from_onnx(model(body), fixed={"s": 1.0})
 
 
+def test_maps_and_outputs_that_multiply_are_limited() -> None:
+    names = [f"y{each}" for each in range(200)]
+    outputs = ", ".join(f"seq(float) {name}" for name in names)
+    split = "s = SplitToSequence<keepdims = 0>(x)"
+    copies = " ".join(f"{name} = Identity(s)" for name in names)
+    with pytest.raises(gw.LimitError, match="more than 10000 nodes"):
+        gw.from_onnx(
+            model(f"g (float[60] x) => ({outputs}) {{ {split} {copies} }}"), max_nodes=10000
+        )
+    given = ", ".join(["s", *["x"] * 200])
+    taken = ", ".join(f"float a{each}" for each in range(201))
+    body = f"body = f ({taken}) => (float b) {{ b = Neg(a0) }}"
+    nodes = f"{split} t = SequenceMap<{body}>({given}) y = Neg(x)"
+    with pytest.raises(gw.LimitError, match="more than 10000 nodes"):
+        gw.from_onnx(model(f"g (float[60] x) => (float[60] y) {{ {nodes} }}"), max_nodes=10000)
+
+
 @pytest.mark.parametrize(
     ("nodes", "reason", "message"),
     [
         ("y = SequenceAt(s, far)", "SHAPE_MISMATCH", "'far' in the sequence 's' of 2 items is 2, "),
         ("y = SequenceAt(s, k)", "INPUT_NOT_KNOWN", "position 'k' .* depends on the input 'k'"),
+        ("y = SequenceAt(s, half)", "MODEL_INVALID", "'s' is float32, but must be int64"),
+        ("t = SplitToSequence(x, half) y = Neg(x)", "MODEL_INVALID", "'half' .* is float32, but"),
         ("y = SequenceAt(x, far)", "MODEL_INVALID", "'x' is a tensor, but must be a sequence"),
         ("y = Add(x, s)", "MODEL_INVALID", r"'y' \(Add\): one of its inputs is a sequence of 2"),
         ("y = Add(x, none)", "MODEL_INVALID", "is an optional without an element, but must be a"),
@@ -517,7 +536,7 @@ def test_sequences_that_are_not_known_or_wrong_are_refused(
     nodes: str, reason: str, message: str
 ) -> None:
     body = f"""g (float[3] x, float[n] z, float[70000] wide, int64 k) => (float[3] y)
-        <int64 far = {{2}}, int64 bad = {{-1}}>
+        <int64 far = {{2}}, int64 bad = {{-1}}, float half = {{0.5}}>
         {{ s = SequenceConstruct(x, x)  none = Optional() {nodes} }}"""
     with pytest.raises(gw.GradwireError, match=message) as caught:
         gw.from_onnx(model(body))

@@ -248,6 +248,7 @@ class Reader:
     def _output(self, name: str, value: Value) -> None:
         """An output; of a sequence, one for each item."""
         if isinstance(value, Group):
+            self.count_steps(len(value.items))
             for place, item in enumerate(value.items):
                 self.graph.output(f"{name}[{place}]", self.handle(item))
         else:

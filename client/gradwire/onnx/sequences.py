@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gradwire.errors import InvalidRequestError, LimitError
 from gradwire.onnx.values import Group, Value, require_elements, require_size, require_tensors
+from gradwire.tensors import Array
 
 if TYPE_CHECKING:
     from gradwire.onnx.reading import Call, Reader, Scope
@@ -88,7 +89,7 @@ def _part_sizes(call: Call, data: Value, axis: int) -> list[int]:
     """How long each part is along the axis (INPUT_NOT_KNOWN, SHAPE_MISMATCH, LIMIT_EXCEEDED)."""
     sizes = None
     if call.input(1) is not None:
-        sizes = require_elements(call.required(1), f"the sizes {_name(call, 1)} of its parts")
+        sizes = _whole_numbers(call, 1, f"the sizes {_name(call, 1)} of its parts")
         if sizes.ndim == 1:
             _require_few(sizes.size)
             return [int(each) for each in sizes]
@@ -107,6 +108,7 @@ def _map(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     """A subgraph for each item; inputs that are no sequences are the same for all."""
     body = call.graph("body")
     count = len(_items(call, 0))
+    reader.count_steps(count * (len(call.inputs) + len(body.output)))
     columns = [_items(call, 0)]
     for slot in range(1, len(call.inputs)):
         whole = call.required(slot)
@@ -187,7 +189,7 @@ def _items(call: Call, slot: int) -> list[Value]:
 def _position(call: Call, slot: int, items: list[Value], count: int) -> int:
     """A place among `count`; negative ones count from the end of the items."""
     what = f"the position {_name(call, slot)} in the sequence {_name(call, 0)}"
-    found = require_elements(call.required(slot), what)
+    found = _whole_numbers(call, slot, what)
     place = int(found.reshape(-1)[0]) if found.size == 1 else count
     if not -len(items) <= place < count:
         raise InvalidRequestError(
@@ -196,6 +198,14 @@ def _position(call: Call, slot: int, items: list[Value], count: int) -> int:
             f"{count - 1}",
         )
     return place % len(items) if place < 0 else place
+
+
+def _whole_numbers(call: Call, slot: int, what: str) -> Array:
+    """The elements of an input of integers (INPUT_NOT_KNOWN, MODEL_INVALID)."""
+    found = require_elements(call.required(slot), what)
+    if found.dtype.kind not in "iu":
+        raise InvalidRequestError("MODEL_INVALID", f"{what} is {found.dtype}, but must be int64")
+    return found
 
 
 def _is_nothing(value: Value | None) -> bool:
