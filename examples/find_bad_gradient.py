@@ -116,7 +116,7 @@ def draw_seeds(graph: gw.Graph, outputs: Mapping[str, Any], numbers: Any) -> dic
 
 def is_floating(dtype: str) -> bool:
     """Whether values of a data type have gradients."""
-    return "float" in dtype
+    return dtype in ("float64", "float32", "float16", "bfloat16")
 
 
 # -- what the server knows -------------------------------------------------------------------------
