@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
+
+import gradwire as gw
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,12 +38,14 @@ def address() -> Iterator[str]:
         process.terminate()
 
 
-def test_written_files_are_the_committed_ones(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "write_sigmoid_neuron.py"
-    shutil.copy(script, tmp_path)
-    run(sys.executable, tmp_path / script.name)
-    for name in ("sigmoid_neuron.gate", "sigmoid_neuron_one_gate.gate"):
-        assert (tmp_path / name).read_bytes() == (ROOT / "examples" / name).read_bytes()
+@pytest.mark.parametrize("script", ["write_sigmoid_neuron.py", "write_deep_models.py"])
+def test_written_files_are_the_committed_ones(tmp_path: Path, script: str) -> None:
+    shutil.copy(ROOT / "examples" / script, tmp_path)
+    run(sys.executable, tmp_path / script)
+    written = [path for path in tmp_path.iterdir() if path.suffix != ".py"]
+    assert len(written) >= 2
+    for path in written:
+        assert path.read_bytes() == (ROOT / "examples" / path.name).read_bytes()
 
 
 def test_training_reaches_its_accuracy() -> None:
@@ -45,6 +54,138 @@ def test_training_reaches_its_accuracy() -> None:
     assert accuracy is not None
     assert float(accuracy[1]) > 95
     assert "time outside the server" in printed
+
+
+def found_in(model: str, folder: Path, x: Any, *options: str) -> dict[str, Any]:
+    """What find_bad_gradient says of one of the deep models at x."""
+    np.save(folder / "x.npy", x)
+    command = [sys.executable, "examples/find_bad_gradient.py", f"examples/{model}", "--json"]
+    found: dict[str, Any] = json.loads(run(*command, "--set", f"x=@{folder / 'x.npy'}", *options))
+    return found
+
+
+def norms_of_layers(model: str, x: Any, activation: str) -> Iterator[tuple[str, float]]:
+    """Gradients of the mean of a network's last layer, by hand: their norms, last node first."""
+    message = onnx.load(ROOT / "examples" / model)
+    stored = {each.name: numpy_helper.to_array(each) for each in message.graph.initializer}
+    layers = len(stored) // 2
+    taken, products, given = [], [], np.float64(x)
+    for layer in range(layers):
+        taken.append(given)
+        products.append(given @ stored[f"w{layer}"] + stored[f"b{layer}"])
+        given = np.maximum(products[-1], 0)
+        if activation == "sigmoid":
+            given = 1 / (1 + np.exp(-products[-1]))
+    grad = np.full(given.shape, 1 / given.size)
+    yield "loss", 1.0
+    for layer in reversed(range(layers)):
+        yield f"{activation}{layer}", float(np.linalg.norm(grad))
+        slope = np.float64(products[layer] > 0)
+        if activation == "sigmoid":
+            out = 1 / (1 + np.exp(-products[layer]))
+            slope = out * (1 - out)
+        grad = grad * slope
+        yield f"dense{layer}", float(np.linalg.norm(grad))
+        yield f"w{layer}", float(np.linalg.norm(taken[layer].T @ grad))
+        grad = grad @ stored[f"w{layer}"].T
+    yield "x", float(np.linalg.norm(grad))
+
+
+X = np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)
+
+
+def test_first_node_where_a_gradient_vanishes_is_found(tmp_path: Path) -> None:
+    found = found_in("deep_vanishing.onnx", tmp_path, X)
+    expected = dict(norms_of_layers("deep_vanishing.onnx", X, "sigmoid"))
+    gradients = {each["name"]: each["gradient"] for each in found["nodes"]}
+    for name, norm in expected.items():
+        assert gradients[name]["norm"] == pytest.approx(norm, rel=1e-4), name
+    first = next(name for name, norm in expected.items() if norm < 1e-6)
+    (finding,) = found["findings"]
+    assert (finding["name"], finding["operator"], finding["fault"]) == (first, "Gemm", "vanishes")
+    maker = first.replace("dense", "sigmoid")
+    assert f"{maker!r} (Sigmoid) made it from a gradient with norm " in finding["sentence"]
+    assert found_in("deep_vanishing.onnx", tmp_path, X, "--below", "1e-30")["findings"] == []
+
+
+def test_first_node_and_parameter_where_a_gradient_explodes_are_found(tmp_path: Path) -> None:
+    found = found_in("deep_exploding.onnx", tmp_path, X)["findings"]
+    norms = list(norms_of_layers("deep_exploding.onnx", X, "relu"))
+    parameter = next(name for name, norm in norms if name[0] == "w" and norm > 1e3)
+    node = next(name for name, norm in norms if name[0] != "w" and norm > 1e3)
+    assert [(each["name"], each["fault"]) for each in found] == [
+        (parameter, "explodes"),
+        (node, "explodes"),
+    ]
+
+
+def test_first_nodes_with_infinite_and_nan_gradients_are_found(tmp_path: Path) -> None:
+    found = found_in("deep_nan.onnx", tmp_path, X)
+    infinite, nan = found["findings"]
+    assert (infinite["name"], nan["name"]) == ("sums", "difference")
+    assert "with 8 infinite elements; 'distances' (Sqrt) made it" in infinite["sentence"]
+    assert "input 'sums' from 0 to " in infinite["sentence"]
+    assert "with 128 NaN elements; 'squares' (Mul) made it" in nan["sentence"]
+    values = [each["value"] for each in found["nodes"]]
+    assert not any(each["nan_count"] or each["infinity_count"] for each in values)
+
+
+def test_first_value_that_is_not_finite_is_found(tmp_path: Path) -> None:
+    x = X.copy()
+    x[2, 3] = np.inf
+    finding = found_in("deep_vanishing.onnx", tmp_path, x)["findings"][0]
+    assert (finding["of"], finding["name"], finding["fault"]) == ("value", "x", "is infinite")
+
+
+def test_first_node_that_a_gradient_of_0_reaches_is_found(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", shape=(2,), value=[-1.0, -2.0])
+    graph.output("y", gw.reduce_sum(gw.relu((2 * x).named("double")).named("dead")))
+    graph.save(tmp_path / "dead.gate")
+    command = [sys.executable, "examples/find_bad_gradient.py", tmp_path / "dead.gate", "--json"]
+    (finding,) = json.loads(run(*command))["findings"]
+    assert finding["sentence"] == (
+        "'double' (Mul): the gradient is 0 here first; 'dead' (Relu) made it from a gradient with "
+        "norm 1.41, at its input 'double' from -4 to -2."
+    )
+
+
+@pytest.mark.parametrize(
+    "model", ["examples/sigmoid_neuron.gate", "tests/models/sklearn_logistic_regression.onnx"]
+)
+def test_a_gradient_that_is_well_is_called_well(model: str) -> None:
+    printed = " ".join(run(sys.executable, "examples/find_bad_gradient.py", model).split())
+    assert "Nothing is wrong: no gradient is below 1e-06 or above 1000 of the seed's" in printed
+
+
+def test_what_cannot_be_evaluated_is_said_in_a_sentence(tmp_path: Path) -> None:
+    for options, sentence in (
+        (["--size", "bacth=2"], "no input has an axis 'bacth'; did you mean 'batch'?"),
+        (["--set", "y=1"], "there is no input or parameter 'y'"),
+        (["--set", f"x=@{tmp_path}/none.npy"], "write NAME=VALUE, with a number, a JSON list or"),
+        (["--random-seed", "-1"], "-1 is no whole number from 0 on"),
+    ):
+        refused = subprocess.run(
+            [sys.executable, "examples/find_bad_gradient.py", "examples/deep_nan.onnx", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert refused.returncode != 0
+        assert sentence in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_output_in_the_docs_is_what_is_printed() -> None:
+    text = (ROOT / "docs" / "onnx.md").read_text()
+    example = re.search(r"```text\n\$ (python examples/find_bad.*?)\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    command, expected = example[1].split()[1:], example[2]
+    printed = [line.rstrip() for line in run(sys.executable, *command).splitlines()]
+    head, tail = expected.rstrip().split("\n...\n")
+    assert printed[: len(head.splitlines())] == head.splitlines()
+    assert printed[-len(tail.splitlines()) :] == tail.splitlines()
 
 
 def test_readme_python_example_runs(tmp_path: Path) -> None:

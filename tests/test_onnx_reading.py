@@ -338,21 +338,225 @@ def test_a_loop_without_trips_yields_what_is_declared(server: gw.Connection) -> 
         gw.from_onnx(model(LOOP), fixed={"trips": 0, "flag": True})
 
 
+# -- sequences ------------------------------------------------------------------------------------
+
+FIVE = np.arange(15, dtype=np.float32).reshape(5, 3)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        "s = SplitToSequence<axis = 0>(x, two)",
+        "s = SplitToSequence<axis = -2>(x, sizes)",
+        "s = SplitToSequence(x)",
+        "s = SplitToSequence<axis = -1, keepdims = 0>(x)",
+        "s = SplitToSequence<axis = 1, keepdims = 0>(x, two)",
+    ],
+)
+def test_a_split_sequence_is_its_parts(server: gw.Connection, split: str) -> None:
+    body = f"""g (float[5, 3] x) => (float[n, m] first, float[k, l] last, int64 length)
+        <int64 two = {{2}}, int64[2] sizes = {{4, 1}}, int64 zero = {{0}}, int64 end = {{-1}}>
+        {{ {split}  first = SequenceAt(s, zero)  last = SequenceAt(s, end)
+           length = SequenceLength(s) }}"""
+    graph = agree(server, model(body), {"x": FIVE})
+    assert {node.operator for node in graph.nodes()} <= {"Split", "Squeeze"}
+    assert {"first", "last"} <= set(graph.ids_by_name())
+
+
+def test_gradients_go_through_sequences(server: gw.Connection) -> None:
+    graph = gw.from_onnx(
+        model(
+            """g (float[4, 3] x) => (float y)
+            <int64 two = {2}, int64 one = {1}> {
+              parts = SplitToSequence(x, two)
+              part = SequenceAt(parts, one)
+              square = Mul(part, part)
+              y = ReduceSum<keepdims = 0>(square)
+            }"""
+        )
+    )
+    gradient = server.evaluate(graph, {"x": FIVE[:4]})["x"].gradient
+    np.testing.assert_array_equal(gradient, [[0, 0, 0], [0, 0, 0], *(2 * FIVE[2:4])])
+
+
+def test_items_are_inserted_erased_and_counted(server: gw.Connection) -> None:
+    graph = gw.from_onnx(
+        model(
+            """g (float[1] a, float[1] b, float[1] c, float[1] d) => (seq(float[1]) y, int64 n)
+            <int64 front = {0}, int64 before_last = {-1}> {
+              none = SequenceEmpty<dtype = 1>()
+              one = SequenceInsert(none, a)
+              two = SequenceInsert(one, b, front)
+              three = SequenceInsert(two, c, before_last)
+              four = SequenceInsert(three, d)
+              five = SequenceInsert(four, d)
+              less = SequenceErase(five)
+              y = SequenceErase(less, front)
+              n = SequenceLength(less)
+            }"""
+        )
+    )
+    inputs = {name: np.float32([at]) for at, name in enumerate("abcd")}
+    outputs = server.evaluate(graph, inputs, forward_only=True).outputs
+    assert {name: each.tolist() for name, each in outputs.items()} == {
+        "y[0]": [2], "y[1]": [0], "y[2]": [3], "n": 4
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("axis", "new"), [(0, 0), (-1, 0), (0, 1), (-1, 1)])
+def test_sequences_are_put_together(server: gw.Connection, axis: int, new: int) -> None:
+    body = f"""g (float[2, 3] x) => (float[n] y) {{
+        z = Neg(x)  s = SequenceConstruct(x, z, x)
+        y = ConcatFromSequence<axis = {axis}, new_axis = {new}>(s) }}"""
+    put = np.stack if new else np.concatenate
+    agree(server, model(body), {"x": X}, [put([X, -X, X], axis)])
+
+
+def test_loops_and_branches_carry_sequences(server: gw.Connection) -> None:
+    body = """g (float[2, 3] x, int64 trips, bool flag) => (float[n, 3] y) {
+        one = SequenceConstruct(x)
+        start = If(flag) <
+          then_branch = t () => (seq(float[2, 3]) a) { a = Identity(one) },
+          else_branch = e () => (seq(float[2, 3]) b) { z = Neg(x)  b = SequenceConstruct(z, z) }
+        >
+        all = Loop(trips, , start) <body = l (int64 i, bool c, seq(float[2, 3]) before)
+          => (bool go, seq(float[2, 3]) after) {
+            go = Identity(c)  k = CastLike(i, x)  item = Mul(x, k)
+            after = SequenceInsert(before, item)
+        }>
+        y = ConcatFromSequence<axis = 0>(all) }"""
+    for flag, first in ((True, [X]), (False, [-X, -X])):
+        inputs = {"x": X, "trips": np.int64(3), "flag": np.bool_(flag)}
+        expected = [np.concatenate([*first, 0 * X, X, 2 * X])]
+        fixed = {name: inputs[name] for name in ("trips", "flag")}
+        agree(server, model(body), inputs, expected, fixed=fixed)
+
+
+def test_a_map_reads_its_graph_for_each_item(server: gw.Connection) -> None:
+    body = """g (float[4, 3] x, float[3] b) => (float[n, 3] y, float[m, 3] z)
+        <int64[2] sizes = {3, 1}> {
+        s = SplitToSequence(x, sizes)
+        t, u = SequenceMap(s, b) <body = f (float[k, 3] item, float[3] add)
+          => (float[k, 3] sum, float[k, 3] product) {
+            sum = Add(item, add)  product = Mul(item, b)
+        }>
+        y = ConcatFromSequence<axis = 0>(t)
+        z = ConcatFromSequence<axis = 0>(u) }"""
+    b = np.float32([1, 2, 3])
+    graph = agree(server, model(body), {"x": FIVE[:4], "b": b}, [FIVE[:4] + b, FIVE[:4] * b])
+    assert {"t[0]/sum", "t[1]/product"} <= set(graph.ids_by_name())
+
+
+def test_optionals_are_their_elements(server: gw.Connection) -> None:
+    body = """g (float[2, 3] x) => (float[2, 3] y, bool some, bool none, bool left_out) {
+        full = Optional(x)  empty = Optional<type = float[2, 3]>()
+        y = OptionalGetElement(full)
+        some = OptionalHasElement(full)
+        none = OptionalHasElement(empty)
+        left_out = OptionalHasElement() }"""
+    expected = [X, np.bool_(True), np.bool_(False), np.bool_(False)]
+    given = model(body.replace("<type = float[2, 3]>", ""), 18)
+    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [2, 3])
+    given.graph.node[1].attribute.append(helper.make_attribute("type", kind))
+    graph = gw.from_onnx(given)
+    outputs = server.evaluate(graph, {"x": X}, forward_only=True).outputs
+    for found, reference in zip(outputs.values(), expected, strict=True):
+        np.testing.assert_array_equal(found, reference)
+
+
+def test_sequences_and_optionals_may_be_given_beforehand(server: gw.Connection) -> None:
+    body = (
+        "g (seq(float[2, 3]) s, float[2, 3] x) => (seq(float[n, 3]) y) { y = SequenceInsert(s, x) }"
+    )
+    graph = gw.from_onnx(model(body), fixed={"s": [X, 2 * X]})
+    outputs = server.evaluate(graph, {"x": X}, forward_only=True).outputs
+    assert list(outputs) == ["y[0]", "y[1]", "y[2]"]
+    np.testing.assert_array_equal(outputs["y[1]"], 2 * X)
+    with pytest.raises(gw.InvalidRequestError, match="input 's': is a sequence, so fixed must be"):
+        gw.from_onnx(model(body), fixed={"s": 1.0})
+
+
+def test_maps_and_outputs_that_multiply_are_limited() -> None:
+    names = [f"y{each}" for each in range(200)]
+    outputs = ", ".join(f"seq(float) {name}" for name in names)
+    split = "s = SplitToSequence<keepdims = 0>(x)"
+    copies = " ".join(f"{name} = Identity(s)" for name in names)
+    with pytest.raises(gw.LimitError, match="more than 10000 nodes"):
+        gw.from_onnx(
+            model(f"g (float[60] x) => ({outputs}) {{ {split} {copies} }}"), max_nodes=10000
+        )
+    given = ", ".join(["s", *["x"] * 200])
+    taken = ", ".join(f"float a{each}" for each in range(201))
+    body = f"body = f ({taken}) => (float b) {{ b = Neg(a0) }}"
+    nodes = f"{split} t = SequenceMap<{body}>({given}) y = Neg(x)"
+    with pytest.raises(gw.LimitError, match="more than 10000 nodes"):
+        gw.from_onnx(model(f"g (float[60] x) => (float[60] y) {{ {nodes} }}"), max_nodes=10000)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason", "message"),
+    [
+        ("y = SequenceAt(s, far)", "SHAPE_MISMATCH", "'far' in the sequence 's' of 2 items is 2, "),
+        ("y = SequenceAt(s, k)", "INPUT_NOT_KNOWN", "position 'k' .* depends on the input 'k'"),
+        ("y = SequenceAt(s, half)", "MODEL_INVALID", "'s' is float32, but must be int64"),
+        ("t = SplitToSequence(x, half) y = Neg(x)", "MODEL_INVALID", "'half' .* is float32, but"),
+        ("y = SequenceAt(x, far)", "MODEL_INVALID", "'x' is a tensor, but must be a sequence"),
+        ("y = Add(x, s)", "MODEL_INVALID", r"'y' \(Add\): one of its inputs is a sequence of 2"),
+        ("y = Add(x, none)", "MODEL_INVALID", "is an optional without an element, but must be a"),
+        ("y = OptionalGetElement(none)", "MODEL_INVALID", "the optional 'none' has no element"),
+        ("e = SequenceEmpty() y = ConcatFromSequence<axis=0>(e)", "MODEL_INVALID", "'e' is empty"),
+        ("e = SequenceEmpty() f = SequenceErase(e) y = Neg(x)", "MODEL_INVALID", "'e' is empty"),
+        ("y = ConcatFromSequence(s)", "MODEL_INVALID", "needs the attribute 'axis'"),
+        ("t = SplitToSequence(z) y = Neg(x)", "INPUT_NOT_KNOWN", r"axis 0 of 'z' .* for 'n' as"),
+        ("t = SplitToSequence(x, bad) y = Neg(x)", "SHAPE_MISMATCH", "'bad' is -1 but must be a p"),
+        ("t = SplitToSequence<axis = 2>(x) y = Neg(x)", "SHAPE_MISMATCH", "no axis 2 among the 1"),
+        ("t = SplitToSequence(wide) y = Neg(x)", "LIMIT_EXCEEDED", "70000 items is over the limit"),
+        ("t = SequenceConstruct(s) y = Neg(x)", "MODEL_INVALID", "is a sequence of 2 items, but"),
+        (
+            """e = SequenceConstruct(x)
+            t = SequenceMap(s, e) <body = f (float[3] a, float[3] b) => (float[3] c)
+            { c = Add(a, b) }> y = Neg(x)""",
+            "SHAPE_MISMATCH",
+            "different lengths: 's' has 2 items and 'e' has 1",
+        ),
+        (
+            """t = Scan<num_scan_inputs = 1, body = f (float[3] a, float b) => (float[3] c)
+            { c = Add(a, b) }>(s, x) y = Neg(x)""",
+            "MODEL_INVALID",
+            r"\(Scan\): one of its inputs is a sequence of 2 items, but must be a tensor",
+        ),
+        (
+            "t = Loop(s, ) <body = f (int64 i, bool c) => (bool d) { d = Identity(c) }> y = Neg(x)",
+            "MODEL_INVALID",
+            r"\(Loop\): one of its inputs is a sequence of 2 items",
+        ),
+    ],
+)
+def test_sequences_that_are_not_known_or_wrong_are_refused(
+    nodes: str, reason: str, message: str
+) -> None:
+    body = f"""g (float[3] x, float[n] z, float[70000] wide, int64 k) => (float[3] y)
+        <int64 far = {{2}}, int64 bad = {{-1}}, float half = {{0.5}}>
+        {{ s = SequenceConstruct(x, x)  none = Optional() {nodes} }}"""
+    with pytest.raises(gw.GradwireError, match=message) as caught:
+        gw.from_onnx(model(body))
+    assert caught.value.reason == reason
+
+
 # -- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("body", "reason", "message"),
     [
-        (
-            "g (float[3] x) => (seq(float[1]) y) { y = SequenceConstruct(x) }",
-            "OPERATOR_UNKNOWN",
-            r"node 'y' \(SequenceConstruct\): takes or yields sequences",
-        ),
         ("g (float[3] x) => (float[3] y) { y = RandomNormalLike(x) }", "OPERATOR_UNKNOWN", "draws"),
         ("g (float[3] x) => (float[3] y) { y = Sigmoyd(x) }", "OPERATOR_UNKNOWN", "'Sigmoid'"),
         ("g (string[3] x) => (string[3] y) { y = Identity(x) }", "DATA_TYPE_UNSUPPORTED", "string"),
-        ("g (seq(float) x) => (seq(float) y) { y = Identity(x) }", "DATA_TYPE_UNSUPPORTED", "kind"),
+        (
+            "g (seq(float) x) => (seq(float) y) { y = Identity(x) }",
+            "DATA_TYPE_UNSUPPORTED",
+            r"input 'x': is of kind sequence, .* give its items as fixed=\{'x': \.\.\.\}",
+        ),
         ("g (float[3] x) => (int4[3] y) { y = Cast<to = 22>(x) }", "DATA_TYPE_UNSUPPORTED", "int4"),
         (
             """g (float[3] x, bool t) => (float[3] y) { r = Constant<value_float = 0.5>()

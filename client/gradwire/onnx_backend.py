@@ -2,14 +2,15 @@
 
 It evaluates through a real server inside the process. Inputs are values like any other; those that
 decide branches, trip counts or shapes in ways that only their elements tell are made constants of
-the graph, run by run.
+the graph, run by run; so are sequences and optionals, which are lists and None.
 """
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cache
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -43,17 +44,20 @@ class Prepared(BackendRep):
         self._model = model
         stored = {each.name for each in model.graph.initializer}
         self._inputs = [each.name for each in model.graph.input if each.name not in stored]
+        #: Sequences and optionals.
+        self._groups = {
+            each.name for each in model.graph.input if not each.type.HasField("tensor_type")
+        }
         self._graph: Graph | None = None
 
-    def run(self, inputs: Any, **_: Any) -> tuple[Array, ...]:
+    def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         """The outputs, in order; inputs in order, or by name."""
         given = self._by_name(inputs)
+        exact = {name for name in given if name in self._groups or not _is_floating(given[name])}
         attempts: tuple[Callable[[], Graph], ...] = (
-            self._whole,
-            lambda: self._with_fixed(
-                given, lambda each: not np.issubdtype(each.dtype, np.floating)
-            ),
-            lambda: self._with_fixed(given, lambda _: True),
+            lambda: self._whole(given),
+            lambda: self._with_fixed(given, exact),
+            lambda: self._with_fixed(given, given.keys()),
         )
         for attempt in attempts[:-1]:
             try:
@@ -63,7 +67,7 @@ class Prepared(BackendRep):
                     raise
         return self._evaluate(attempts[-1](), given)
 
-    def _by_name(self, inputs: Any) -> dict[str, Array]:
+    def _by_name(self, inputs: Any) -> dict[str, Any]:
         named = inputs
         if not isinstance(inputs, Mapping):
             names = self._inputs
@@ -75,24 +79,20 @@ class Prepared(BackendRep):
                     f"the model takes {len(names)} inputs but {len(inputs)} are given",
                 )
             named = dict(zip(names, inputs, strict=False))
-        for name, each in named.items():
-            if isinstance(each, list) or each is None:
-                kind = "optional" if each is None else "sequence"
-                raise UnsupportedError(
-                    "DATA_TYPE_UNSUPPORTED",
-                    f"input {name!r}: is of kind {kind}, but gate graphs have only tensors",
-                    {"data_type": kind},
-                )
-        return {name: np.asarray(each) for name, each in named.items()}
+        return {name: _plain(each) for name, each in named.items()}
 
-    def _whole(self) -> Graph:
+    def _whole(self, given: Mapping[str, Any]) -> Graph:
+        """The graph for any inputs, but those that no graph can leave open."""
+        groups = self._groups & given.keys()
+        if groups:
+            return self._with_fixed(given, groups)
         if self._graph is None:
             self._graph = from_onnx(self._model)
         return self._graph
 
-    def _with_fixed(self, given: Mapping[str, Array], which: Callable[[Array], bool]) -> Graph:
+    def _with_fixed(self, given: Mapping[str, Any], names: Set[str]) -> Graph:
         """The graph for inputs of these sizes, with some as constants."""
-        fixed = {name: each for name, each in given.items() if which(each)}
+        fixed = {name: given[name] for name in names}
         sizes = {
             symbol: size
             for info in self._model.graph.input
@@ -102,11 +102,40 @@ class Prepared(BackendRep):
         }
         return from_onnx(self._model, fixed=fixed, sizes=sizes)
 
-    def _evaluate(self, graph: Graph, given: Mapping[str, Array]) -> tuple[Array, ...]:
+    def _evaluate(self, graph: Graph, given: Mapping[str, Any]) -> tuple[Any, ...]:
         leaves = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
         bound = {name: each for name, each in given.items() if name in leaves}
         outputs = _server().evaluate(graph, bound, forward_only=True).outputs
-        return tuple(outputs[each.name] for each in self._model.graph.output)
+        return tuple(_output(each, outputs) for each in self._model.graph.output)
+
+
+def _plain(given: Any) -> Any:
+    """An array; or a list of arrays, or None, which are a sequence and an optional."""
+    if given is None:
+        return None
+    return [np.asarray(each) for each in given] if isinstance(given, list) else np.asarray(given)
+
+
+def _type_of(given: Any) -> onnx.TypeProto:
+    """The type of an array, or of a list of them."""
+    if isinstance(given, list):
+        first = given[0].dtype if given else "float32"
+        item = onnx.helper.make_tensor_type_proto(data_type(str(first)), None)
+        return onnx.helper.make_sequence_type_proto(item)
+    return onnx.helper.make_tensor_type_proto(data_type(str(given.dtype)), given.shape)
+
+
+def _is_floating(given: Any) -> bool:
+    return np.issubdtype(given.dtype, np.floating)
+
+
+def _output(info: onnx.ValueInfoProto, outputs: Mapping[str, Array]) -> Any:
+    """An array; or a list, or None."""
+    if info.name in outputs:
+        return outputs[info.name]
+    names = (f"{info.name}[{place}]" for place in count())
+    items = [outputs[name] for name in takewhile(outputs.__contains__, names)]
+    return None if info.type.HasField("optional_type") and not items else items
 
 
 class GradwireBackend(Backend):
@@ -136,19 +165,19 @@ class GradwireBackend(Backend):
     ) -> tuple[Any, ...]:
         """Outputs of one node, of the newest operator set unless `opset_version` says another."""
         names = list(dict.fromkeys(filter(None, node.input)))
-        arrays = [np.asarray(each) for each in inputs]
+        given = [_plain(each) for each in inputs]
         graph = onnx.helper.make_graph(
             [node],
             "node",
             [
-                onnx.helper.make_tensor_value_info(name, data_type(str(each.dtype)), each.shape)
-                for name, each in zip(names, arrays, strict=True)
+                onnx.helper.make_value_info(name, _type_of(each))
+                for name, each in zip(names, given, strict=True)
             ],
             [onnx.ValueInfoProto(name=name) for name in node.output if name],
         )
         version = kwargs.get("opset_version", OPERATOR_SET_VERSION)
         imports = [onnx.helper.make_opsetid(node.domain, version)]
-        return cls.run_model(onnx.helper.make_model(graph, opset_imports=imports), arrays, device)
+        return cls.run_model(onnx.helper.make_model(graph, opset_imports=imports), given, device)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:

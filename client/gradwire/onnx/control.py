@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def _if(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     """The outputs of the branch that is taken."""
     taken = _truth(call, 0, "its condition")
-    branch = _graph(call, "then_branch" if taken else "else_branch")
+    branch = call.graph("then_branch" if taken else "else_branch")
     return reader.read_body(branch, scope.inside(), ())
 
 
 def _loop(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     """The carried values after the last trip, and what the trips yield, stacked."""
-    body = _graph(call, "body")
+    body = call.graph("body")
     most, going = None, True
     if call.input(0) is not None:
         most = int(_elements(call, 0, "its trip count").reshape(-1)[0])
@@ -52,6 +52,7 @@ def _loop(reader: Reader, call: Call, scope: Scope) -> list[Value]:
 
 def _scan(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     """The state after the last trip, and what the trips yield, stacked."""
+    values.require_tensors(call.inputs)
     if call.version < 9:
         return _scan_rows(reader, call, scope)
     return _scanned(reader, call, scope, [_given(each) for each in call.inputs])
@@ -71,14 +72,14 @@ def _scan_rows(reader: Reader, call: Call, scope: Scope) -> list[Value]:
         at = reader.constant(row)
         given = [reader.emit("Gather", [each, at], {"axis": 0})[0] for each in inputs]
         found.append(_scanned(reader, call, scope.inside(f"{call.label}[row {row}]/"), given))
-    infos = _graph(call, "body").output
+    infos = call.graph("body").output
     return [
         _stacked(reader, [each[slot] for each in found], 0, info) for slot, info in enumerate(infos)
     ]
 
 
 def _scanned(reader: Reader, call: Call, scope: Scope, inputs: list[Value]) -> list[Value]:
-    body = _graph(call, "body")
+    body = call.graph("body")
     count = call.attributes.get("num_scan_inputs", 0)
     states = len(inputs) - count
     if not 0 < count <= len(inputs) or states > len(body.output):
@@ -149,13 +150,6 @@ def _stacked(reader: Reader, parts: list[Value], axis: int, info: onnx.ValueInfo
     return Value(array=np.zeros(sizes, tensors.dtype_of(declared.elem_type)))
 
 
-def _graph(call: Call, name: str) -> onnx.GraphProto:
-    found = call.attributes.get(name)
-    if not isinstance(found, onnx.GraphProto):
-        raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {name!r} must be a graph")
-    return found
-
-
 def _given(value: Value | None) -> Value:
     if value is None:
         raise UnsupportedError("INPUT_COUNT_INVALID", "one of its values is left out")
@@ -184,13 +178,8 @@ def _require(value: Value, what: str) -> Any:
 
 def _length(value: Value, axis: int) -> int:
     """Size of a scanned input along its axis."""
-    shape = values.shape_of(value)
-    if shape is not None and -len(shape) <= axis < len(shape):
-        size = shape[axis]
-        if size is not None:
-            return size
-    leaf = values.leaf_of_shape(value)
-    raise values.not_known(f"the number of trips, the size of axis {axis} of an input,", leaf, True)
+    what = f"the number of trips, the size of axis {axis} of an input,"
+    return values.require_size(value, axis, what)
 
 
 def _numbers(call: Call, name: str, count: int) -> tuple[int, ...]:

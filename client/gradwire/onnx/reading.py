@@ -23,7 +23,7 @@ from gradwire.errors import (
     UnsupportedError,
     nearest,
 )
-from gradwire.onnx import control, upgrading
+from gradwire.onnx import control, sequences, upgrading
 from gradwire.onnx.messages import (
     Model,
     array_of,
@@ -42,10 +42,12 @@ from gradwire.onnx.messages import (
 from gradwire.onnx.refusals import REFUSED_DOMAINS, REFUSED_OPERATORS
 from gradwire.onnx.values import (
     OF_SHAPES,
+    Group,
     Origin,
     Value,
     fix_hint,
     require_elements,
+    require_tensors,
     type_of,
 )
 from gradwire.signatures import SIGNATURES
@@ -66,8 +68,9 @@ def from_onnx(
     """A gate graph that computes what an ONNX model does, with the model's names.
 
     `fixed` makes inputs constants, so that shapes, branches and trip counts that depend on them
-    are known; `sizes` binds symbols, where an axis without a name is called "x.0" after its input.
-    Loops are unrolled and functions are written out, to at most `max_nodes` nodes.
+    are known; sequences and optionals must be among them, as lists and None. `sizes` binds symbols,
+    where an axis without a name is called "x.0" after its input. Loops are unrolled and functions
+    are written out, to at most `max_nodes` nodes.
 
     FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
@@ -133,6 +136,13 @@ class Call:
         """An input, or None where it is left out."""
         return self.inputs[slot] if slot < len(self.inputs) else None
 
+    def graph(self, name: str) -> onnx.GraphProto:
+        """An attribute that is a subgraph (ATTRIBUTE_INVALID)."""
+        found = self.attributes.get(name)
+        if not isinstance(found, onnx.GraphProto):
+            raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {name!r} must be a graph")
+        return found
+
     def required(self, slot: int) -> Value:
         """An input that must be given (INPUT_COUNT_INVALID)."""
         found = self.input(slot)
@@ -165,7 +175,7 @@ class Reader:
         self.read_nodes(model.graph.node, scope)
         for output in model.graph.output:
             with _at(f"output {output.name!r}"):
-                self.graph.output(output.name, self.handle(scope.find(output.name)))
+                self._output(output.name, scope.find(output.name))
         self._apply_names()
 
     # -- leaves ---------------------------------------------------------------------------------
@@ -202,9 +212,7 @@ class Reader:
         for each in graph.input:
             with _at(f"input {each.name!r}"):
                 if each.name in fixed:
-                    dtype = tensor_dtype(each.type)
-                    array = tensors.from_value("fixed", fixed[each.name], dtype)
-                    scope.values[each.name] = constant(array)
+                    scope.values[each.name] = _fixed(each.type, fixed[each.name])
                 elif each.name not in scope.values:
                     scope.values[each.name] = self._input(each, sizes, symbols)
         for symbol in sizes:
@@ -216,6 +224,15 @@ class Reader:
     def _input(
         self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
     ) -> Value:
+        kind = (info.type.WhichOneof("value") or "").removesuffix("_type")
+        if kind in ("sequence", "optional"):
+            hint = "items" if kind == "sequence" else "element, or None,"
+            raise UnsupportedError(
+                "DATA_TYPE_UNSUPPORTED",
+                f"is of kind {kind}, but gate graphs have only tensors; give its {hint} as "
+                f"fixed={{{info.name!r}: ...}}",
+                {"data_type": kind},
+            )
         dtype = tensor_dtype(info.type)
         if not info.type.tensor_type.HasField("shape"):
             raise UnsupportedError(
@@ -225,8 +242,17 @@ class Reader:
         symbols.update(axis for axis in declared if isinstance(axis, str))
         axes = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in declared]
         handle = self.graph.input(info.name, axes, dtype)
-        kind = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
-        return Value(info.name, handle, type=kind, of_floats=dtype in tensors.FLOATS)
+        known = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
+        return Value(info.name, handle, type=known, of_floats=dtype in tensors.FLOATS)
+
+    def _output(self, name: str, value: Value) -> None:
+        """An output; of a sequence, one for each item."""
+        if isinstance(value, Group):
+            self.count_steps(len(value.items))
+            for place, item in enumerate(value.items):
+                self.graph.output(f"{name}[{place}]", self.handle(item))
+        else:
+            self.graph.output(name, self.handle(value))
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -235,7 +261,7 @@ class Reader:
         for node in nodes:
             place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
             with _at(place):
-                self._count_step()
+                self.count_steps()
                 call = self._call(node, scope)
                 outputs = self._run(call, scope)
                 for name, value in zip(node.output, outputs, strict=False):
@@ -258,7 +284,7 @@ class Reader:
                 f"the graph {graph.name!r} takes {len(graph.input)} inputs but is given "
                 f"{len(inputs)}",
             )
-        self._count_step()
+        self.count_steps()
         scope.values.update(self.initializers(graph, scope))
         for each, value in zip(graph.input, inputs, strict=True):
             scope.values[each.name] = value
@@ -296,7 +322,8 @@ class Reader:
         return constant(np.asarray(numbers, dtype))
 
     def handle(self, value: Value) -> Handle:
-        """The handle of a value, which makes its leaf where there is none yet."""
+        """The handle of a tensor, which makes its leaf where there is none yet."""
+        require_tensors([value])
         if value.handle is None:
             assert value.array is not None
             if value.name and str(value.array.dtype) in tensors.FLOATS:
@@ -344,6 +371,11 @@ class Reader:
             return [constant(_stored(call))]
         if call.operator in control.OPERATORS:
             return control.OPERATORS[call.operator](self, call, scope)
+        if call.operator in sequences.OPERATORS:
+            return sequences.OPERATORS[call.operator](self, call, scope)
+        if call.operator == "Identity" and isinstance(call.input(0), Group):
+            return [call.required(0)]
+        require_tensors(call.inputs)
         finished = upgrading.upgrade(self, call)
         if finished is not None:
             return finished
@@ -419,8 +451,9 @@ class Reader:
             used.add(free)
             self.graph.name(Handle(self.graph, key, ""), free)
 
-    def _count_step(self) -> None:
-        self._steps += 1
+    def count_steps(self, count: int = 1) -> None:
+        """Counts what is read or written out (LIMIT_EXCEEDED)."""
+        self._steps += count
         if max(self._steps, self.graph.node_count) > self._max_nodes:
             raise LimitError(
                 "LIMIT_EXCEEDED",
@@ -433,6 +466,22 @@ class Reader:
 def constant(array: Array) -> Value:
     """A value that is known."""
     return Value(array=array, of_floats=str(array.dtype) in tensors.FLOATS)
+
+
+def _fixed(kind: onnx.TypeProto, given: Any) -> Value:
+    """What is given for an input; a list for a sequence, None for an optional without element."""
+    match kind.WhichOneof("value"):
+        case "optional_type":
+            element = kind.optional_type.elem_type
+            return Group(kind="optional") if given is None else _fixed(element, given)
+        case "sequence_type":
+            if not isinstance(given, (list, tuple)):
+                raise InvalidRequestError(
+                    "TENSOR_INVALID", f"is a sequence, so fixed must be a list, not {given!r}"
+                )
+            return Group(items=tuple(_fixed(kind.sequence_type.elem_type, each) for each in given))
+        case _:
+            return constant(tensors.from_value("fixed", given, tensor_dtype(kind)))
 
 
 def _stored(call: Call) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-_SEQUENCES = "takes or yields sequences, which gate graphs do not have"
-_OPTIONALS = "takes or yields optionals, which gate graphs do not have"
 _STRINGS = "computes with strings, which gate graphs do not have"
 _RANDOM = (
     "draws numbers that differ from run to run, so that values and gradients could not be had again"
@@ -12,18 +10,6 @@ _TRAINING = "is a step of an optimiser: compute it from the gradients that the s
 
 #: Operators of ONNX's own domain that are refused: operator -> why.
 REFUSED_OPERATORS = {
-    "SequenceAt": _SEQUENCES,
-    "SequenceConstruct": _SEQUENCES,
-    "SequenceEmpty": _SEQUENCES,
-    "SequenceErase": _SEQUENCES,
-    "SequenceInsert": _SEQUENCES,
-    "SequenceLength": _SEQUENCES,
-    "SequenceMap": _SEQUENCES,
-    "SplitToSequence": _SEQUENCES,
-    "ConcatFromSequence": _SEQUENCES,
-    "Optional": _OPTIONALS,
-    "OptionalGetElement": _OPTIONALS,
-    "OptionalHasElement": _OPTIONALS,
     "StringConcat": _STRINGS,
     "StringNormalizer": _STRINGS,
     "StringSplit": _STRINGS,

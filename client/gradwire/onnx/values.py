@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from gradwire import tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Handle
-from gradwire.errors import UnsupportedError
+from gradwire.errors import InvalidRequestError, UnsupportedError
 from gradwire.signatures import SIGNATURES
 from gradwire.tensors import Array
 
@@ -59,6 +59,26 @@ class Value:
         assert self.array is not None
         return str(self.array.dtype)
 
+    @property
+    def kind_text(self) -> str:
+        """What messages say that it is."""
+        return "a tensor"
+
+
+@dataclass(eq=False, slots=True)
+class Group(Value):
+    """A sequence, or an optional without an element: no tensor, so no gate takes it."""
+
+    items: tuple[Value, ...] = ()
+    kind: str = "sequence"  # or "optional"
+
+    @property
+    def kind_text(self) -> str:
+        """What messages say that it is."""
+        if self.kind == "optional":
+            return "an optional without an element"
+        return f"a sequence of {len(self.items)} items"
+
 
 @dataclass(eq=False, slots=True)
 class Origin:
@@ -77,7 +97,8 @@ def elements_of(value: Value) -> Array | None:
 
 
 def require_elements(value: Value, what: str) -> Array:
-    """The elements of a value (INPUT_NOT_KNOWN, saying which input decides them)."""
+    """The elements of a tensor (INPUT_NOT_KNOWN, saying which input decides them)."""
+    require_tensors([value])
     found = elements_of(value)
     if found is not None:
         return found
@@ -85,6 +106,32 @@ def require_elements(value: Value, what: str) -> Array:
     if not leaf.name:
         raise UnsupportedError("INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before")
     raise not_known(what, leaf, by_shape)
+
+
+def require_size(value: Value, axis: int, what: str) -> int:
+    """The size of an axis (INPUT_NOT_KNOWN, saying which input decides it; SHAPE_MISMATCH)."""
+    shape = shape_of(value)
+    if shape is not None and not -len(shape) <= axis < len(shape):
+        raise InvalidRequestError(
+            "SHAPE_MISMATCH", f"there is no axis {axis} among the {len(shape)} of an input"
+        )
+    size = None if shape is None else shape[axis]
+    if size is not None:
+        return size
+    leaf, _ = _decided_by(value)
+    if not leaf.name:
+        raise UnsupportedError("INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before")
+    raise not_known(what, leaf, True)
+
+
+def require_tensors(given: Sequence[Value | None]) -> list[Value]:
+    """Those that are given, none of them a sequence or an optional (MODEL_INVALID)."""
+    for each in given:
+        if isinstance(each, Group):
+            raise InvalidRequestError(
+                "MODEL_INVALID", f"one of its inputs is {each.kind_text}, but must be a tensor"
+            )
+    return [each for each in given if each is not None]
 
 
 def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
@@ -106,11 +153,6 @@ def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
 def fix_hint(name: str) -> str:
     """What to give where an input must be known."""
     return f"its elements as fixed={{{name!r}: ...}}"
-
-
-def leaf_of_shape(value: Value) -> Value:
-    """A leaf because of which the shape of a value is not known."""
-    return _decided_by(value)[0]
 
 
 def type_of(value: Value) -> onnx.TypeProto | None:
