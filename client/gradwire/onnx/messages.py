@@ -141,10 +141,36 @@ def array_of(tensor: onnx.TensorProto) -> Array:
         )
     if any(size < 0 for size in tensor.dims):
         raise InvalidRequestError("TENSOR_INVALID", f"has the shape {tuple(tensor.dims)}")
+    _check_packed(tensor)
     try:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     except (TypeError, ValueError) as failure:
         raise InvalidRequestError("TENSOR_INVALID", f"cannot be read: {failure}") from None
+
+
+#: How many elements ONNX puts into a byte, by data type.
+_PACKED = {
+    onnx.TensorProto.UINT4: 2,
+    onnx.TensorProto.INT4: 2,
+    onnx.TensorProto.FLOAT4E2M1: 2,
+    onnx.TensorProto.UINT2: 4,
+    onnx.TensorProto.INT2: 4,
+}
+
+
+def _check_packed(tensor: onnx.TensorProto) -> None:
+    """As many bytes as the elements take: onnx cuts those that are too many (TENSOR_INVALID)."""
+    in_byte = _PACKED.get(tensor.data_type)
+    if in_byte is None:
+        return
+    held = len(tensor.raw_data) if tensor.HasField("raw_data") else len(tensor.int32_data)
+    needed = -(-prod(tensor.dims) // in_byte)
+    if held != needed:
+        raise InvalidRequestError(
+            "TENSOR_INVALID",
+            f"has {held} bytes, but the shape {tuple(tensor.dims)} needs {needed}: {in_byte} "
+            "elements are in a byte",
+        )
 
 
 def dense_array_of(sparse: onnx.SparseTensorProto) -> Array:
