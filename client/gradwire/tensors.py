@@ -105,7 +105,7 @@ def _short_integers(given: Any, dtype: str) -> Array:
     wide = np.asarray(given, np.int8, order="C")
     found: Array = wide.astype(dtype)
     if np.any(found.astype(np.int8) != wide):
-        limits = ml_dtypes.iinfo(dtype)
+        limits = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
         raise OverflowError(f"{dtype} holds integers from {limits.min} to {limits.max}")
     return found
 

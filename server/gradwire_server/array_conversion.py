@@ -51,7 +51,7 @@ def _as_small_float(x: Array, dtype: str, saturate: bool) -> Array:
     """In a floating data type of 8 or of 4 bits."""
     narrow = _rounded_to_odd(_as_float64(x)) if x.dtype in _OVER_FLOAT32 else x.astype(np.float32)
     if saturate and dtype in FLOAT8S:
-        most = np.float32(finfo(dtype).max)
+        most = np.float32(finfo(dtype).max)  # type: ignore[no-untyped-call]
         narrow = np.clip(narrow, -most, most)  # NaN stays
     return narrow.astype(dtype)
 

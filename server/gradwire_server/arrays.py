@@ -111,9 +111,9 @@ __all__ = [
     "ones_like", "pad", "permute_dims", "pow", "prod", "remainder", "require_indices",
     "require_places", "require_range", "reshape", "roi_argmax", "round", "round_to", "scatter",
     "scatter_nd", "sign", "sin", "sinh", "slice", "split", "spread_largest", "spread_windows",
-    "sqrt", "squeeze", "store", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan", "tanh",
-    "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices", "where",
-    "zeros_like",
+    "sqrt", "squeeze", "store", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan",
+    "tanh", "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices",
+    "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any
@@ -266,7 +266,7 @@ def cofactor(x: Array) -> Array:
 
 def round_to(x: Array, dtype: str) -> Array:
     """Floats as integers: rounded to even, and kept within what the data type holds."""
-    limits = iinfo(dtype)
+    limits = iinfo(dtype)  # type: ignore[no-untyped-call]
     inside = np.clip(np.round(x), limits.min, limits.max)
     if dtype in SHORT_INTEGERS:
         return store(inside, dtype)

@@ -149,7 +149,7 @@ def array_of(tensor: onnx.TensorProto) -> Array:
 
 
 #: How many elements ONNX puts into a byte, by data type.
-_PACKED = {
+_PACKED: dict[int, int] = {
     onnx.TensorProto.UINT4: 2,
     onnx.TensorProto.INT4: 2,
     onnx.TensorProto.FLOAT4E2M1: 2,

@@ -91,8 +91,8 @@ class QuantizeLinear(Gate):
         Attribute("output_dtype", "int", 0, choices=(0, *dtype_choices(_SMALL)),
                   doc="ONNX's number of y's data type, where there is no zero point."),
         Attribute("precision", "int", 0, choices=(0, *dtype_choices(FLOATS)),
-                  doc="What x / y_scale is computed in; if 0 the data type of y_scale, or of x where "
-                      "y_scale is float8_e8m0fnu."),
+                  doc="What x / y_scale is computed in; if 0 the data type of y_scale, or of x "
+                      "where y_scale is float8_e8m0fnu."),
         Attribute("saturate", "int", 1, choices=(0, 1),
                   doc="Whether what is too large for a float of 8 bits becomes its largest number; "
                       "all others always saturate."),
@@ -185,8 +185,7 @@ class DequantizeLinear(Gate):
         _AXIS,
         _BLOCK_SIZE,
         Attribute("output_dtype", "int", 0, choices=(0, *dtype_choices(FLOATS)),
-                  doc="ONNX's number of y's data type; x_scale's if 0, which it is not where that is "
-                      "float8_e8m0fnu."),
+                  doc="ONNX's number of y's data type; x_scale's if 0, but never float8_e8m0fnu."),
     )  # fmt: skip
     output_dtypes = ("attribute:output_dtype|input:1",)
     examples = (
