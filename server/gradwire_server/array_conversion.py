@@ -36,9 +36,7 @@ def store(x: Array, dtype: str, saturate: bool = True, round_mode: str = "up") -
     keep their low bits; floats become such towards zero.
     """
     x = np.asarray(x)
-    if x.dtype == np.dtype(dtype):
-        found = x
-    elif dtype in SHORT_INTEGERS:
+    if dtype in SHORT_INTEGERS:
         found = x.astype(np.int64).astype(dtype)
     elif dtype == "float8_e8m0fnu":
         found = _as_power(_as_float64(x), saturate, round_mode)

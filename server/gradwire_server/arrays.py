@@ -351,7 +351,7 @@ def pad(x: Array, before: Shape, after: Shape, mode: str = "constant", fill: Any
     """`before` and `after` elements more an axis; mode "constant", "reflect", "edge", "wrap"."""
     widths = tuple(zip(before, after, strict=True))
     if mode == "constant":
-        if str(x.dtype) in STORED:
+        if isinstance(fill, int) and str(x.dtype) in STORED:
             fill = store(fill, str(x.dtype))  # 0 is NaN to NumPy where there is no 0
         return np.pad(x, widths, constant_values=fill)
     return np.pad(x, widths, mode=mode)  # type: ignore[call-overload]
