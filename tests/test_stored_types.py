@@ -276,7 +276,12 @@ MOVERS = [
 
 @pytest.mark.parametrize(
     ("operator", "dtype"),
-    [(gate.operator, dtype) for gate in MOVERS for dtype in STORED if dtype in gate.inputs[0].dtypes],
+    [
+        (gate.operator, dtype)
+        for gate in MOVERS
+        for dtype in STORED
+        if dtype in gate.inputs[0].dtypes
+    ],
 )
 def test_movers_move_bits(operator: str, dtype: str) -> None:
     gate = GATES[operator]
