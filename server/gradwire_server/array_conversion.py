@@ -11,6 +11,8 @@ from gradwire_server.specs import FLOAT8S, SHORT_INTEGERS
 
 Array = Any
 
+_BLOCK = 1 << 15  # elements whose copies stay in the cache
+
 
 def astype(x: Array, dtype: str) -> Array:
     """Elements converted, rounded once to nearest even; a float becomes an integer towards zero."""
@@ -36,13 +38,18 @@ def store(x: Array, dtype: str, saturate: bool = True, round_mode: str = "up") -
     keep their low bits; floats become such towards zero.
     """
     x = np.asarray(x)
-    if dtype in SHORT_INTEGERS:
-        found = x.astype(np.int64).astype(dtype)
-    elif dtype == "float8_e8m0fnu":
-        found = _as_power(_as_float64(x), saturate, round_mode)
-    else:
-        found = _as_small_float(x, dtype, saturate)
-    return found if found.ndim else found[()]
+    out = np.empty(x.shape, dtype)
+    given, stored = x.reshape(-1), out.reshape(-1)
+    for start in range(0, given.size, _BLOCK):
+        part = given[start : start + _BLOCK]
+        if dtype in SHORT_INTEGERS:
+            found = part.astype(np.int64).astype(dtype)
+        elif dtype == "float8_e8m0fnu":
+            found = _as_power(_as_float64(part), saturate, round_mode)
+        else:
+            found = _as_small_float(part, dtype, saturate)
+        stored[start : start + _BLOCK] = found
+    return out if out.ndim else out[()]
 
 
 def _as_small_float(x: Array, dtype: str, saturate: bool) -> Array:
@@ -104,7 +111,6 @@ def _rounded_to_odd(x: Array) -> Array:
 
 
 _LEAST_NORMAL = np.float32(2.0**-14)  # of float16
-_HALF_BLOCK = 1 << 15  # elements whose copies stay in the cache
 
 
 def _as_float16(x: Array) -> Array:
@@ -116,12 +122,12 @@ def _as_float16(x: Array) -> Array:
     """
     out = np.empty(x.shape, np.float16)
     given, rounded = x.reshape(-1), out.reshape(-1)
-    for start in range(0, given.size, _HALF_BLOCK):
-        part = given[start : start + _HALF_BLOCK]
+    for start in range(0, given.size, _BLOCK):
+        part = given[start : start + _BLOCK]
         size = np.abs(part)
         small = size < _LEAST_NORMAL
         if small.any():
             half = np.float32(0.5)
             part = np.where(small, np.copysign((size + half) - half, part), part)
-        rounded[start : start + _HALF_BLOCK] = part
+        rounded[start : start + _BLOCK] = part
     return out

@@ -143,10 +143,10 @@ class QuantizeLinear(Gate):
         self, xp: Namespace, x: Array, scale: Array, zero: Array | None = None, **attributes: int
     ) -> Array:
         dtype = self._dtype(None if zero is None else str(zero.dtype), attributes["output_dtype"])
-        quotient = _quotient(
-            xp, x, _spread(xp, scale, x.shape, attributes), self._precision(x, scale, attributes)
-        )
-        level = quotient if dtype in _SMALL_FLOATS else xp.round(quotient)
+        precision = self._precision(x, scale, attributes)
+        level = _quotient(xp, x, _spread(xp, scale, x.shape, attributes), precision)
+        if dtype not in _SMALL_FLOATS:
+            level = xp.round(level)
         if zero is not None:
             level = level + xp.astype(_spread(xp, zero, x.shape, attributes), str(level.dtype))
         if dtype in _SMALL_FLOATS:
