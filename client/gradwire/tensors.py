@@ -16,9 +16,8 @@ from gradwire.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
 
-#: Data types that arrays are sent in, by NumPy's names; those that are not NumPy's own are those of
-#: ml_dtypes. Those from
-#: float8_e4m3fn on are not computed with, and have no gradient.
+#: Data types that arrays are sent in, by the names of NumPy and ml_dtypes. Those from float8_e4m3fn
+#: on are not computed with.
 _NUMBERS = {
     "float16": tensor_pb2.DATA_TYPE_FLOAT16,
     "bfloat16": tensor_pb2.DATA_TYPE_BFLOAT16,

@@ -21,6 +21,8 @@ from gradwire.tensors import Array
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _KINDS = onnx.AttributeProto
+#: How many elements ONNX puts into a byte, by data type.
+PACKED = {"float4_e2m1fn": 2, "int4": 2, "uint4": 2, "int2": 4, "uint2": 4}
 
 #: A path, a serialized model, or the message.
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -148,19 +150,9 @@ def array_of(tensor: onnx.TensorProto) -> Array:
         raise InvalidRequestError("TENSOR_INVALID", f"cannot be read: {failure}") from None
 
 
-#: How many elements ONNX puts into a byte, by data type.
-_PACKED: dict[int, int] = {
-    onnx.TensorProto.UINT4: 2,
-    onnx.TensorProto.INT4: 2,
-    onnx.TensorProto.FLOAT4E2M1: 2,
-    onnx.TensorProto.UINT2: 4,
-    onnx.TensorProto.INT2: 4,
-}
-
-
 def _check_packed(tensor: onnx.TensorProto) -> None:
     """As many bytes as the elements take: onnx cuts those that are too many (TENSOR_INVALID)."""
-    in_byte = _PACKED.get(tensor.data_type)
+    in_byte = PACKED.get(dtype_of(tensor.data_type))
     if in_byte is None:
         return
     held = len(tensor.raw_data) if tensor.HasField("raw_data") else len(tensor.int32_data)

@@ -17,6 +17,7 @@ import onnx
 from gradwire import files, tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Graph, Leaf, Node
 from gradwire.errors import InvalidRequestError, UnsupportedError
+from gradwire.onnx.messages import PACKED
 from gradwire.version import __version__
 
 #: A protobuf message of 2 GiB cannot be read, so tensors go beside it well before that.
@@ -33,8 +34,6 @@ _ONNX_TYPES = {
     "float32": "float", "float64": "double", "float4_e2m1fn": "float4e2m1",
     "float8_e8m0fnu": "float8e8m0",
 }  # fmt: skip
-#: Data types of which ONNX puts several elements into a byte.
-_PACKED = ("float4_e2m1fn", "int4", "uint4", "int2", "uint2")
 
 _Data = bytes | memoryview
 
@@ -384,7 +383,7 @@ def _value(leaf: Leaf) -> tensors.Array:
 
 def _elements(array: tensors.Array) -> _Data:
     """The elements of a tensor that has some, as ONNX holds them."""
-    if str(array.dtype) in _PACKED:
+    if str(array.dtype) in PACKED:
         packed: bytes = onnx.numpy_helper.from_array(array).raw_data
         return packed
     return tensors.elements(array)
