@@ -413,12 +413,12 @@ def _casts(
     cast: dict[str, str] = {}  # by ONNX's type variable
     inputs = [schema.inputs[min(slot, len(schema.inputs) - 1)] for slot in range(len(given))]
     for each, dtype in zip(inputs, given, strict=True):
-        if dtype and _onnx_type(dtype) not in each.types:
-            cast[each.type_str] = _nearest(operator, each, dtype)
+        if dtype and _onnx_type(dtype) not in _types(schema, each):
+            cast[each.type_str] = _nearest(schema, each, dtype)
     outputs = [schema.outputs[min(slot, len(schema.outputs) - 1)] for slot in range(len(made))]
     comes = [
         cast.get(each.type_str)
-        or (dtype if _onnx_type(dtype) in each.types else _nearest(operator, each, dtype))
+        or (dtype if _onnx_type(dtype) in _types(schema, each) else _nearest(schema, each, dtype))
         for each, dtype in zip(outputs, made, strict=True)
     ]
     if not cast and comes == [*made]:
@@ -444,13 +444,24 @@ def _onnx_type(dtype: str) -> str:
     return f"tensor({_ONNX_TYPES.get(dtype, dtype).replace('_', '')})"
 
 
-def _nearest(operator: str, formal: onnx.defs.OpSchema.FormalParameter, dtype: str) -> str:
+def _types(schema: onnx.defs.OpSchema, formal: onnx.defs.OpSchema.FormalParameter) -> list[str]:
+    """What an input or output may be; its own `types` cannot be read in onnx 1.20 and 1.22."""
+    for each in schema.type_constraints:
+        if each.type_param_str == formal.type_str:
+            return [*each.allowed_type_strs]
+    return [formal.type_str]
+
+
+def _nearest(
+    schema: onnx.defs.OpSchema, formal: onnx.defs.OpSchema.FormalParameter, dtype: str
+) -> str:
     """The floating data type that ONNX has in the place of another (DATA_TYPE_UNSUPPORTED)."""
+    types = _types(schema, formal)
     for other in ("float32", "float64"):
-        if dtype in tensors.FLOATS and _onnx_type(other) in formal.types:
+        if dtype in tensors.FLOATS and _onnx_type(other) in types:
             return other
     raise UnsupportedError(
         "DATA_TYPE_UNSUPPORTED",
-        f"{operator}: {formal.name} is {dtype}, but ONNX's is one of "
-        + ", ".join(sorted(formal.types)),
+        f"{schema.name}: {formal.name} is {dtype}, but ONNX's is one of "
+        + ", ".join(sorted(types)),
     )
