@@ -445,7 +445,7 @@ def _onnx_type(dtype: str) -> str:
 
 
 def _types(schema: onnx.defs.OpSchema, formal: onnx.defs.OpSchema.FormalParameter) -> list[str]:
-    """What an input or output may be; its own `types` cannot be read in onnx 1.20 and 1.22."""
+    """What an input or output may be; its own `types` cannot be read in onnx 1.20."""
     for each in schema.type_constraints:
         if each.type_param_str == formal.type_str:
             return [*each.allowed_type_strs]

@@ -50,9 +50,10 @@ from gradwire_server.specs import (
 _BITS = {**{dtype: 8 * size for dtype, size in ITEM_SIZES.items()}, **USED_BITS, "bool": 8}
 _CONVERSION = (
     Attribute("saturate", "int", 1, choices=(0, 1),
-              doc="Whether what is too large for a float of 8 bits becomes its largest number."),
+              doc="Whether what, once rounded, lies outside a float of 8 bits becomes the nearest "
+                  "that there is, and not infinity or NaN."),
     Attribute("round_mode", "string", "up", choices=("up", "down", "nearest"),
-              doc="How powers of two (float8_e8m0fnu) are rounded."),
+              doc="How powers of two (float8_e8m0fnu) are rounded; a negative number is NaN."),
 )  # fmt: skip
 
 
