@@ -33,6 +33,9 @@ the gates' own classes by `scripts/generate`.
   output is rounded once, to nearest even. Its gradients are those that float32 gives at the same
   inputs: outputs are computed again without rounding where a gradient needs them, gradients are
   summed in float32, and each is rounded once when it is complete. The gradient of rounding is 1.
+- The floats of 8 and 4 bits and the integers of 4 and 2 bits, named as in ml_dtypes, are what
+  numbers are stored in: operators convert, move, quantize and dequantize them, and none has a
+  gradient, nor has what is converted into one.
 - In an example, `gradient` is that of the output (the first, if there are several) with a seed of
   ones; `None` is an input that has no gradient.
 """

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from gate_cases import Case, all_cases
+from gate_cases import Case, all_cases, is_floating
 from onnx.reference import ReferenceEvaluator
 
 import gradwire as gw
@@ -79,7 +79,7 @@ def graph_of(case: Case) -> tuple[gw.Graph, dict[str, Any]]:
 def evaluated(server: gw.Connection, graph: gw.Graph, given: dict[str, Any]) -> gw.Result:
     """Outputs, and gradients where the outputs have any."""
     outs = server.evaluate(graph, given, forward_only=True).outputs
-    seeds = {name: np.ones_like(out) for name, out in outs.items() if out.dtype.kind == "f"}
+    seeds = {name: np.ones_like(out) for name, out in outs.items() if is_floating(out)}
     return server.evaluate(graph, given, seeds=seeds, forward_only=not seeds)
 
 

@@ -557,7 +557,11 @@ def test_sequences_that_are_not_known_or_wrong_are_refused(
             "DATA_TYPE_UNSUPPORTED",
             r"input 'x': is of kind sequence, .* give its items as fixed=\{'x': \.\.\.\}",
         ),
-        ("g (float[3] x) => (int4[3] y) { y = Cast<to = 22>(x) }", "DATA_TYPE_UNSUPPORTED", "int4"),
+        (
+            "g (float[3] x) => (string[3] y) { y = Cast<to = 8>(x) }",
+            "DATA_TYPE_UNSUPPORTED",
+            "string",
+        ),
         (
             """g (float[3] x, bool t) => (float[3] y) { r = Constant<value_float = 0.5>()
                on = Constant<value = bool {1}>() y = Dropout(x, r, on) }""",

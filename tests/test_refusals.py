@@ -109,7 +109,7 @@ def broken_graphs() -> Iterator[tuple[str, graph_pb2.Graph]]:
     graph.circuit.inputs[0].value.data = b"short"
     yield "TENSOR_INVALID", graph
     graph = neuron()
-    graph.circuit.inputs[0].type.data_type = 17  # float8, in ONNX
+    graph.circuit.inputs[0].type.data_type = 8  # string, in ONNX
     yield "DATA_TYPE_UNSUPPORTED", graph
     graph = neuron()
     graph.circuit.outputs[0].value_ids[0] = 15

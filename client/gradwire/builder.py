@@ -206,7 +206,8 @@ class Graph:
 
     def parameter(self, name: str, value: Any, dtype: Any = None) -> Handle:
         """A leaf with a stored value that an evaluation may override."""
-        stored = np.asarray(value, dtype=tensors.dtype_name(dtype or _dtype_of(value)))
+        wanted = tensors.dtype_name(dtype or _dtype_of(value))
+        stored = tensors.from_value(f"parameter {name!r}", value, wanted)
         return self._leaf("parameter", name, stored.shape, str(stored.dtype), stored)
 
     def elements(
@@ -220,7 +221,8 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = None) -> Handle:
         """A stored value that is never differentiated; equal ones are stored once."""
-        stored = np.asarray(value, dtype=tensors.dtype_name(dtype or _dtype_of(value)))
+        wanted = tensors.dtype_name(dtype or _dtype_of(value))
+        stored = tensors.from_value("a constant", value, wanted)
         key = (str(stored.dtype), stored.shape, stored.tobytes())
         if key not in self._constants:
             self._constants[key] = self._leaf("constant", "", stored.shape, key[0], stored)

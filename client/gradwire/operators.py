@@ -1342,20 +1342,22 @@ def identity(input: Operand) -> Handle:
 def cast(input: Operand, *, to: int, saturate: int = 1, round_mode: str = "up") -> Handle:
     """Elements in another data type; floats become integers towards zero.
 
-    Formula:   out = input, as the data type numbered `to`
-    Gradient:  d out/d input = 1 between floating types; none otherwise
+    Formula:   out = input, as the data type numbered `to`, rounded once to nearest even; integers
+               keep their low bits
+    Gradient:  d out/d input = 1 between floating types of 16 bits and more; none otherwise
     Shapes:    As input.
     """
     return apply("Cast", (input,), {"to": to, "saturate": saturate, "round_mode": round_mode})
 
 
 def cast_like(
-    input: Operand, target_type: Operand, *, round_mode: str = "up", saturate: int = 1
+    input: Operand, target_type: Operand, *, saturate: int = 1, round_mode: str = "up"
 ) -> Handle:
     """Elements in the data type of another tensor.
 
     Formula:   out = input, as target_type's data type
-    Gradient:  d out/d input = 1 between floating types; none otherwise, nor to target_type
+    Gradient:  d out/d input = 1 between floating types of 16 bits and more; none otherwise, nor
+               to target_type
     Shapes:    As input.
     """
     return apply(
@@ -1364,7 +1366,7 @@ def cast_like(
             input,
             target_type,
         ),
-        {"round_mode": round_mode, "saturate": saturate},
+        {"saturate": saturate, "round_mode": round_mode},
     )
 
 
@@ -2416,10 +2418,11 @@ def quantize_linear(
     precision: int = 0,
     saturate: int = 1,
 ) -> Handle:
-    """Numbers as integers in steps of a scale.
+    """Numbers as integers, or floats of 8 or 4 bits, in steps of a scale.
 
-    Formula:   y = saturate(round(x / y_scale) + y_zero_point), rounded to even
-    Gradient:  None: y is an integer.
+    Formula:   y = saturate(round(x / y_scale) + y_zero_point), rounded to even; of floats, which
+               are rounded once, y = saturate(x / y_scale + y_zero_point)
+    Gradient:  None: y is stored in a data type without gradients.
     Shapes:    As x. y_scale and y_zero_point are one number, a vector along axis, or with
                block_size shaped like x but for axis, where each counts for that many elements.
     """
@@ -2449,10 +2452,10 @@ def dequantize_linear(
     block_size: int = 0,
     output_dtype: int = 0,
 ) -> Handle:
-    """Integers in steps of a scale as numbers.
+    """Integers, or floats of 8 or 4 bits, in steps of a scale as numbers.
 
     Formula:   y = (x - x_zero_point) * x_scale
-    Gradient:  d y/d x_scale = x - x_zero_point; none to integers
+    Gradient:  d y/d x_scale = x - x_zero_point; none to the others, nor to a float8_e8m0fnu
     Shapes:    As x. x_scale and x_zero_point are one number, a vector along axis, or with
                block_size shaped like x but for axis, where each counts for that many elements.
     """

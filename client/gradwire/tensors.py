@@ -6,7 +6,7 @@ import sys
 from math import prod
 from typing import Any
 
-import ml_dtypes  # noqa: F401 -- gives NumPy its bfloat16
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -16,20 +16,40 @@ from gradwire.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
 
-_PREFIX = "DATA_TYPE_"
-#: Data types that arrays are sent in, by name.
-DTYPES = (
-    "float16", "bfloat16", "float32", "float64", "bool",
-    "int8", "int16", "int32", "int64",
-    "uint8", "uint16", "uint32", "uint64",
-)  # fmt: skip
+#: Data types that arrays are sent in, by the names of NumPy and ml_dtypes. Those from float8_e4m3fn
+#: on are not computed with.
+_NUMBERS = {
+    "float16": tensor_pb2.DATA_TYPE_FLOAT16,
+    "bfloat16": tensor_pb2.DATA_TYPE_BFLOAT16,
+    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
+    "float64": tensor_pb2.DATA_TYPE_FLOAT64,
+    "bool": tensor_pb2.DATA_TYPE_BOOL,
+    "int8": tensor_pb2.DATA_TYPE_INT8,
+    "int16": tensor_pb2.DATA_TYPE_INT16,
+    "int32": tensor_pb2.DATA_TYPE_INT32,
+    "int64": tensor_pb2.DATA_TYPE_INT64,
+    "uint8": tensor_pb2.DATA_TYPE_UINT8,
+    "uint16": tensor_pb2.DATA_TYPE_UINT16,
+    "uint32": tensor_pb2.DATA_TYPE_UINT32,
+    "uint64": tensor_pb2.DATA_TYPE_UINT64,
+    "float8_e4m3fn": tensor_pb2.DATA_TYPE_FLOAT8E4M3FN,
+    "float8_e4m3fnuz": tensor_pb2.DATA_TYPE_FLOAT8E4M3FNUZ,
+    "float8_e5m2": tensor_pb2.DATA_TYPE_FLOAT8E5M2,
+    "float8_e5m2fnuz": tensor_pb2.DATA_TYPE_FLOAT8E5M2FNUZ,
+    "float8_e8m0fnu": tensor_pb2.DATA_TYPE_FLOAT8E8M0,
+    "float4_e2m1fn": tensor_pb2.DATA_TYPE_FLOAT4E2M1,
+    "int4": tensor_pb2.DATA_TYPE_INT4,
+    "uint4": tensor_pb2.DATA_TYPE_UINT4,
+    "int2": tensor_pb2.DATA_TYPE_INT2,
+    "uint2": tensor_pb2.DATA_TYPE_UINT2,
+}
+DTYPES = tuple(_NUMBERS)
 #: Half precision: sent and held in it, computed in float32.
 HALVES = ("float16", "bfloat16")
 #: Those that have gradients.
 FLOATS = (*HALVES, "float32", "float64")
 
-
-_NUMBERS = {name: tensor_pb2.DataType.Value(_PREFIX + name.upper()) for name in DTYPES}
+_SHORT_INTEGERS = ("int4", "uint4", "int2", "uint2")
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 _LITTLE_ENDIAN = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
@@ -48,7 +68,7 @@ def dtype_of(number: int) -> str:
     """The name of a data type by its number (DATA_TYPE_UNSUPPORTED)."""
     if number not in _NAMES:
         names: dict[int, str] = {value: name for name, value in tensor_pb2.DataType.items()}
-        data_type(names.get(number, str(number)).removeprefix(_PREFIX).lower())
+        data_type(names.get(number, str(number)).removeprefix("DATA_TYPE_").lower())
     return _NAMES[number]  # type: ignore[index]
 
 
@@ -63,17 +83,30 @@ def dtype_name(dtype: Any) -> str:
 
 
 def recognized(given: Any, dtype: str) -> Any:
-    """An array as it was saved: NumPy's files of bfloat16 say no more than two bytes an element."""
-    is_unnamed = dtype == "bfloat16" and getattr(given, "dtype", None) == "V2"
+    """An array as it was saved: NumPy's files of ml_dtypes' types say only how many bytes."""
+    wanted = np.dtype(dtype)
+    is_unnamed = wanted.kind == "V" and getattr(given, "dtype", None) == f"V{wanted.itemsize}"
     return given.view(dtype) if is_unnamed else given
 
 
 def from_value(what: str, given: Any, dtype: str) -> Array:
     """Numbers and lists as an array of that data type (TENSOR_INVALID)."""
     try:
+        if dtype in _SHORT_INTEGERS and getattr(given, "dtype", None) != dtype:
+            return _short_integers(given, dtype)
         return np.asarray(given, dtype=dtype, order="C")
     except (TypeError, ValueError, OverflowError) as failure:
         raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
+
+
+def _short_integers(given: Any, dtype: str) -> Array:
+    """Numbers as integers of fewer than 8 bits, which ml_dtypes would cut."""
+    wide = np.asarray(given, np.int8, order="C")
+    found: Array = wide.astype(dtype)
+    if np.any(found.astype(np.int8) != wide):
+        limits = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+        raise OverflowError(f"{dtype} holds integers from {limits.min} to {limits.max}")
+    return found
 
 
 def encode(array: Array) -> tensor_pb2.Tensor:

@@ -11,7 +11,7 @@ from math import prod as size_of
 from typing import Any
 
 import numpy as np
-from ml_dtypes import bfloat16
+from ml_dtypes import iinfo
 from numpy import (
     abs,
     acos,
@@ -84,6 +84,7 @@ from numpy import (
 )
 from numpy.linalg import det
 
+from gradwire_server.array_conversion import astype, store
 from gradwire_server.array_windows import (
     argmax_windows,
     convolve,
@@ -95,7 +96,7 @@ from gradwire_server.array_windows import (
     sum_windows,
 )
 from gradwire_server.errors import Invalid
-from gradwire_server.specs import Shape, Tensor
+from gradwire_server.specs import SHORT_INTEGERS, STORED, Shape, Tensor
 
 __all__ = [
     "abs", "acos", "acosh", "add", "arange", "argmax", "argmax_windows", "argmin", "asin", "asinh",
@@ -110,66 +111,12 @@ __all__ = [
     "ones_like", "pad", "permute_dims", "pow", "prod", "remainder", "require_indices",
     "require_places", "require_range", "reshape", "roi_argmax", "round", "round_to", "scatter",
     "scatter_nd", "sign", "sin", "sinh", "slice", "split", "spread_largest", "spread_windows",
-    "sqrt", "squeeze", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan", "tanh",
-    "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices", "where",
-    "zeros_like",
+    "sqrt", "squeeze", "store", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan",
+    "tanh", "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices",
+    "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any
-
-
-def astype(x: Array, dtype: str) -> Array:
-    """Elements converted, rounded once to nearest even; a float becomes an integer towards zero."""
-    x = np.asarray(x)
-    if np.dtype(dtype) == _BFLOAT16 and x.dtype in _OVER_FLOAT32:
-        x = _rounded_to_odd(x.astype(np.float64))
-    to_half = x.dtype == np.float32 and np.dtype(dtype) == np.float16
-    found = _as_float16(x) if to_half else x.astype(dtype)
-    return found if found.ndim else found[()]
-
-
-_BFLOAT16 = np.dtype(bfloat16)
-#: What ml_dtypes rounds to float32 before it rounds to bfloat16.
-_OVER_FLOAT32 = [np.dtype(name) for name in ("int32", "int64", "uint32", "uint64", "float64")]
-
-
-def _rounded_to_odd(x: Array) -> Array:
-    """float32s from which rounding to fewer bits gives what rounding x itself would give.
-
-    What is not exact gets an odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly
-    rounded sums: proved algorithms using rounding to odd").
-    """
-    with np.errstate(over="ignore"):
-        nearest = x.astype(np.float32)
-    back = nearest.astype(np.float64)
-    away = np.abs(back) > np.abs(x)
-    bits = nearest.view(np.int32)
-    is_exact = (back == x) | np.isnan(x)
-    return np.where(is_exact, bits, (bits - away) | np.int32(1)).view(np.float32)
-
-
-_LEAST_NORMAL = np.float32(2.0**-14)  # of float16
-_HALF_BLOCK = 1 << 15  # elements whose copies stay in the cache
-
-
-def _as_float16(x: Array) -> Array:
-    """float32s in half precision.
-
-    NumPy raises a flag for each number that it rounds below the normal ones, which takes thirty
-    times as long as the rounding; here they are rounded before, to multiples of 2**-24, which are
-    the last bits that float32 has between 0.5 and 1.
-    """
-    out = np.empty(x.shape, np.float16)
-    given, rounded = x.reshape(-1), out.reshape(-1)
-    for start in range(0, given.size, _HALF_BLOCK):
-        part = given[start : start + _HALF_BLOCK]
-        size = np.abs(part)
-        small = size < _LEAST_NORMAL
-        if small.any():
-            half = np.float32(0.5)
-            part = np.where(small, np.copysign((size + half) - half, part), part)
-        rounded[start : start + _HALF_BLOCK] = part
-    return out
 
 
 def full(shape: Shape, fill: float, dtype: str) -> Array:
@@ -319,8 +266,10 @@ def cofactor(x: Array) -> Array:
 
 def round_to(x: Array, dtype: str) -> Array:
     """Floats as integers: rounded to even, and kept within what the data type holds."""
-    limits = np.iinfo(dtype)
+    limits = iinfo(dtype)  # type: ignore[no-untyped-call]
     inside = np.clip(np.round(x), limits.min, limits.max)
+    if dtype in SHORT_INTEGERS:
+        return store(inside, dtype)
     # the largest int64 is no float64: what would round up to one more is set
     return np.where(inside >= limits.max, limits.max, inside.astype(dtype)).astype(dtype)
 
@@ -402,6 +351,8 @@ def pad(x: Array, before: Shape, after: Shape, mode: str = "constant", fill: Any
     """`before` and `after` elements more an axis; mode "constant", "reflect", "edge", "wrap"."""
     widths = tuple(zip(before, after, strict=True))
     if mode == "constant":
+        if isinstance(fill, int) and str(x.dtype) in STORED:
+            fill = store(fill, str(x.dtype))  # 0 is NaN to NumPy where there is no 0
         return np.pad(x, widths, constant_values=fill)
     return np.pad(x, widths, mode=mode)  # type: ignore[call-overload]
 

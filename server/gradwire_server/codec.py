@@ -28,7 +28,7 @@ from gradwire_server.gates.base import AttributeValue
 from gradwire_server.graph import Graph, Ids, Leaf, Output, Row, check_structure
 from gradwire_server.limits import Limit, Limits
 from gradwire_server.segments import Region, Segments, Sink
-from gradwire_server.specs import ITEM_SIZES, Shape, Tensor
+from gradwire_server.specs import ITEM_SIZES, ONNX_NUMBERS, USED_BITS, Shape, Tensor
 
 FORMAT_VERSION = 1
 FEATURES: frozenset[str] = frozenset()
@@ -41,15 +41,12 @@ M = TypeVar("M", bound=Message)
 _MAX_RANK = 32
 _SMALL_BYTES = 4096
 _SHORT_NAME = 64
-_PREFIX = "DATA_TYPE_"
-_DTYPES = {
-    number: name.removeprefix(_PREFIX).lower()
-    for name, number in tensor_pb2.DataType.items()
-    if name.removeprefix(_PREFIX).lower() in ITEM_SIZES
-}
-_NUMBERS = {name: number for number, name in _DTYPES.items()}
+_NUMBERS = {name: tensor_pb2.DataType.ValueType(number) for name, number in ONNX_NUMBERS.items()}
+_DTYPES = {number: name for name, number in _NUMBERS.items()}
 _SCALARS = {
-    number: np.dtype(name).newbyteorder("<") for name, number in _NUMBERS.items() if name != "bool"
+    number: np.dtype(name).newbyteorder("<")
+    for name, number in _NUMBERS.items()
+    if name not in USED_BITS
 }
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 
@@ -524,9 +521,23 @@ def decode_tensor(
     if shared and payloads is not None:
         data = payloads.shared(place, message.shared)
     data = bytes(data)  # of its own, so that it is aligned and the message around it can go
-    if dtype == "bool" and data.translate(None, b"\x00\x01"):
-        raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1")
+    _require_used_bits(place, dtype, data)
     return Tensor(dtype, shape, data)
+
+
+def _require_used_bits(place: str, dtype: str, data: bytes) -> None:
+    """The other bits of each byte are 0 (TENSOR_INVALID)."""
+    if dtype not in USED_BITS:
+        return
+    wrong = data.translate(None, bytes(range(1 << USED_BITS[dtype])))
+    if wrong and dtype == "bool":
+        raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1")
+    if wrong:
+        raise Invalid(
+            "TENSOR_INVALID",
+            f"{place}: a byte is 0x{wrong[0]:02X}, but {dtype} has the low {USED_BITS[dtype]} bits "
+            "of a byte, and the others are 0",
+        )
 
 
 def _decode_array(what: str, name: str, message: Any, payloads: Payloads) -> Any:

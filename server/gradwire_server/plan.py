@@ -21,7 +21,15 @@ from gradwire_server import arrays
 from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.gates.base import Gate, first_outputs
 from gradwire_server.graph import Graph, Ids, Leaf, Row
-from gradwire_server.specs import HALVES, ITEM_SIZES, Shape, TensorSpec, computed_in
+from gradwire_server.specs import (
+    BOOLS,
+    HALVES,
+    INTEGERS,
+    ITEM_SIZES,
+    Shape,
+    TensorSpec,
+    computed_in,
+)
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
 KNOWN_SIZE = 1024
@@ -274,7 +282,8 @@ def fold(
 ) -> tuple[TensorSpec, ...]:
     """The outputs with their elements, where those of all inputs are known and few."""
     if any(spec is not None and spec.value is None for spec in inputs) or any(
-        spec.is_floating or spec.size > KNOWN_SIZE or spec.value is not None for spec in found
+        spec.dtype not in (*INTEGERS, *BOOLS) or spec.size > KNOWN_SIZE or spec.value is not None
+        for spec in found
     ):
         return found
     declared = row.gate.declared_inputs(row.input_count)

@@ -9,17 +9,23 @@ from gradwire_server.errors import Invalid
 
 Shape = tuple[int, ...]
 
-#: Width of an element in bytes, by the data type's name (NumPy's and ONNX's are the same words).
+#: ONNX's numbers of the data types, as Cast takes them, by NumPy's names.
+ONNX_NUMBERS = {
+    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
+    "bool": 9, "float16": 10, "float64": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
+    "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20,
+    "uint4": 21, "int4": 22, "float4_e2m1fn": 23, "float8_e8m0fnu": 24, "uint2": 25, "int2": 26,
+}  # fmt: skip
+#: Width of an element in bytes.
 ITEM_SIZES = {
     "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "bool": 1,
     "int8": 1, "int16": 2, "int32": 4, "int64": 8,
     "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8,
+    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
+    "uint4": 1, "int4": 1, "float4_e2m1fn": 1, "float8_e8m0fnu": 1, "uint2": 1, "int2": 1,
 }  # fmt: skip
-#: ONNX's numbers of the data types, as Cast takes them.
-ONNX_NUMBERS = {
-    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7,
-    "bool": 9, "float16": 10, "float64": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
-}  # fmt: skip
+#: How many bits of its bytes an element uses, the low ones, where these are not all.
+USED_BITS = {"bool": 1, "uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2}
 #: Half precision: what values are held in. Engines compute them in float32, and round once.
 HALVES = ("float16", "bfloat16")
 #: Floating data types that engines compute in.
@@ -30,7 +36,13 @@ SIGNED = (*FLOATS, "int8", "int16", "int32", "int64")
 NUMBERS = (*SIGNED, "uint8", "uint16", "uint32", "uint64")
 INTEGERS = tuple(dtype for dtype in NUMBERS if dtype not in FLOATS)
 BOOLS = ("bool",)
+#: What operators compute with, or move.
 ANY = (*NUMBERS, *BOOLS)
+FLOAT8S = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+SHORT_INTEGERS = ("uint4", "int4", "uint2", "int2")
+#: What numbers are stored in and not computed with; none has a gradient.
+STORED = (*FLOAT8S, "float8_e8m0fnu", "float4_e2m1fn", *SHORT_INTEGERS)
+EVERY = (*ANY, *STORED)
 
 
 def computed_in(dtype: str) -> str:

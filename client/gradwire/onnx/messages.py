@@ -21,6 +21,8 @@ from gradwire.tensors import Array
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _KINDS = onnx.AttributeProto
+#: How many elements ONNX puts into a byte, by data type.
+PACKED = {"float4_e2m1fn": 2, "int4": 2, "uint4": 2, "int2": 4, "uint2": 4}
 
 #: A path, a serialized model, or the message.
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -141,10 +143,26 @@ def array_of(tensor: onnx.TensorProto) -> Array:
         )
     if any(size < 0 for size in tensor.dims):
         raise InvalidRequestError("TENSOR_INVALID", f"has the shape {tuple(tensor.dims)}")
+    _check_packed(tensor)
     try:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     except (TypeError, ValueError) as failure:
         raise InvalidRequestError("TENSOR_INVALID", f"cannot be read: {failure}") from None
+
+
+def _check_packed(tensor: onnx.TensorProto) -> None:
+    """As many bytes as the elements take: onnx cuts those that are too many (TENSOR_INVALID)."""
+    in_byte = PACKED.get(dtype_of(tensor.data_type))
+    if in_byte is None:
+        return
+    held = len(tensor.raw_data) if tensor.HasField("raw_data") else len(tensor.int32_data)
+    needed = -(-prod(tensor.dims) // in_byte)
+    if held != needed:
+        raise InvalidRequestError(
+            "TENSOR_INVALID",
+            f"has {held} bytes, but the shape {tuple(tensor.dims)} needs {needed}: {in_byte} "
+            "elements are in a byte",
+        )
 
 
 def dense_array_of(sparse: onnx.SparseTensorProto) -> Array:

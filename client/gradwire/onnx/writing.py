@@ -17,6 +17,7 @@ import onnx
 from gradwire import files, tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Graph, Leaf, Node
 from gradwire.errors import InvalidRequestError, UnsupportedError
+from gradwire.onnx.messages import PACKED
 from gradwire.version import __version__
 
 #: A protobuf message of 2 GiB cannot be read, so tensors go beside it well before that.
@@ -29,7 +30,12 @@ _PAGE = 4096
 _SIZES_TRIED = (2, 1, 8, 64)
 
 _FLOAT32_MAX = float(np.finfo("float32").max)
-_ONNX_TYPES = {"float32": "float", "float64": "double"}
+_ONNX_TYPES = {
+    "float32": "float", "float64": "double", "float4_e2m1fn": "float4e2m1",
+    "float8_e8m0fnu": "float8e8m0",
+}  # fmt: skip
+
+_Data = bytes | memoryview
 
 
 def to_onnx(
@@ -53,42 +59,42 @@ def to_onnx(
     model = writer.model
     if path is not None:
         if external_data is None:
-            inside = model.ByteSize() + sum(array.nbytes for _, array in writer.payloads)
+            inside = model.ByteSize() + sum(len(data) for _, data in writer.payloads)
             external_data = inside > _MOST_INSIDE
         if external_data:
             _write_beside(Path(f"{os.fspath(path)}.data"), writer.payloads)
             files.replace(path, [model.SerializeToString()])
-    for tensor, array in writer.payloads:
+    for tensor, data in writer.payloads:
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
-        tensor.raw_data = bytes(tensors.elements(array))
+        tensor.raw_data = bytes(data)
     if path is not None and not external_data:
         files.replace(path, [model.SerializeToString()])
     return model
 
 
-def _write_beside(path: Path, payloads: Sequence[tuple[onnx.TensorProto, tensors.Array]]) -> None:
+def _write_beside(path: Path, payloads: Sequence[tuple[onnx.TensorProto, _Data]]) -> None:
     """Writes the payloads into one file, and where they are into their tensors (FILE_INVALID)."""
 
     def pieces() -> Iterator[bytes | memoryview]:
         end = 0
-        for _, array in payloads:
+        for _, data in payloads:
             yield bytes(-end % _PAGE)
-            yield tensors.elements(array)
-            end += -end % _PAGE + array.nbytes
+            yield data
+            end += -end % _PAGE + len(data)
 
     digest = sha1(usedforsecurity=False)
     for piece in pieces():
         digest.update(piece)
     end = 0
-    for tensor, array in payloads:
+    for tensor, data in payloads:
         start = end + -end % _PAGE
-        end = start + array.nbytes
+        end = start + len(data)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (
             ("location", path.name),
             ("offset", start),
-            ("length", array.nbytes),
+            ("length", len(data)),
             ("checksum", digest.hexdigest()),
         ):
             tensor.external_data.add(key=key, value=str(value))
@@ -107,7 +113,7 @@ class _Writer:
     """One model. The elements of large tensors are left out of it, in `payloads`."""
 
     def __init__(self, graph: Graph) -> None:
-        self.payloads: list[tuple[onnx.TensorProto, tensors.Array]] = []
+        self.payloads: list[tuple[onnx.TensorProto, _Data]] = []
         self.model = onnx.ModelProto(producer_name="gradwire", producer_version=__version__)
         self._version = min(OPERATOR_SET_VERSION, onnx.defs.onnx_opset_version())
         opset = self.model.opset_import.add(version=self._version)
@@ -313,9 +319,9 @@ class _Writer:
         tensor.data_type = _number(str(value.dtype))
         tensor.dims.extend(value.shape)
         if value.nbytes < _SMALL:
-            tensor.raw_data = bytes(tensors.elements(value)) if value.size else b""
+            tensor.raw_data = bytes(_elements(value)) if value.size else b""
         else:
-            self.payloads.append((tensor, value))
+            self.payloads.append((tensor, _elements(value)))
 
     def _add_outputs(self) -> None:
         for name, ids in self._outputs.items():
@@ -375,6 +381,14 @@ def _value(leaf: Leaf) -> tensors.Array:
     return leaf.value
 
 
+def _elements(array: tensors.Array) -> _Data:
+    """The elements of a tensor that has some, as ONNX holds them."""
+    if str(array.dtype) in PACKED:
+        packed: bytes = onnx.numpy_helper.from_array(array).raw_data
+        return packed
+    return tensors.elements(array)
+
+
 def _number(dtype: str) -> int:
     return int(tensors.data_type(dtype))
 
@@ -399,12 +413,12 @@ def _casts(
     cast: dict[str, str] = {}  # by ONNX's type variable
     inputs = [schema.inputs[min(slot, len(schema.inputs) - 1)] for slot in range(len(given))]
     for each, dtype in zip(inputs, given, strict=True):
-        if dtype and _onnx_type(dtype) not in each.types:
-            cast[each.type_str] = _nearest(operator, each, dtype)
+        if dtype and _onnx_type(dtype) not in _types(schema, each):
+            cast[each.type_str] = _nearest(schema, each, dtype)
     outputs = [schema.outputs[min(slot, len(schema.outputs) - 1)] for slot in range(len(made))]
     comes = [
         cast.get(each.type_str)
-        or (dtype if _onnx_type(dtype) in each.types else _nearest(operator, each, dtype))
+        or (dtype if _onnx_type(dtype) in _types(schema, each) else _nearest(schema, each, dtype))
         for each, dtype in zip(outputs, made, strict=True)
     ]
     if not cast and comes == [*made]:
@@ -427,16 +441,27 @@ def _require_count(operator: str, what: str, count: int, least: int, most: int) 
 
 
 def _onnx_type(dtype: str) -> str:
-    return f"tensor({_ONNX_TYPES.get(dtype, dtype)})"
+    return f"tensor({_ONNX_TYPES.get(dtype, dtype).replace('_', '')})"
 
 
-def _nearest(operator: str, formal: onnx.defs.OpSchema.FormalParameter, dtype: str) -> str:
+def _types(schema: onnx.defs.OpSchema, formal: onnx.defs.OpSchema.FormalParameter) -> list[str]:
+    """What an input or output may be; its own `types` cannot be read in onnx 1.20."""
+    for each in schema.type_constraints:
+        if each.type_param_str == formal.type_str:
+            return [*each.allowed_type_strs]
+    return [formal.type_str]
+
+
+def _nearest(
+    schema: onnx.defs.OpSchema, formal: onnx.defs.OpSchema.FormalParameter, dtype: str
+) -> str:
     """The floating data type that ONNX has in the place of another (DATA_TYPE_UNSUPPORTED)."""
+    types = _types(schema, formal)
     for other in ("float32", "float64"):
-        if dtype in tensors.FLOATS and _onnx_type(other) in formal.types:
+        if dtype in tensors.FLOATS and _onnx_type(other) in types:
             return other
     raise UnsupportedError(
         "DATA_TYPE_UNSUPPORTED",
-        f"{operator}: {formal.name} is {dtype}, but ONNX's is one of "
-        + ", ".join(sorted(formal.types)),
+        f"{schema.name}: {formal.name} is {dtype}, but ONNX's is one of "
+        + ", ".join(sorted(types)),
     )

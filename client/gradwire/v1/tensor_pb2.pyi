@@ -53,6 +53,37 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     """Unsigned 64-bit."""
     DATA_TYPE_BFLOAT16: _DataType.ValueType  # 16
     """The upper half of binary32. A server without it answers DATA_TYPE_UNSUPPORTED."""
+    DATA_TYPE_FLOAT8E4M3FN: _DataType.ValueType  # 17
+    """The types below hold numbers and are not computed with: operators convert, move and quantize
+    them, and they have no gradient. An element has one byte of its own. A server without a type
+    answers DATA_TYPE_UNSUPPORTED, and so does an operator that does not take it.
+
+    1 sign, 4 exponent, 3 mantissa bits, bias 7; to 448, NaN, no infinity.
+    """
+    DATA_TYPE_FLOAT8E4M3FNUZ: _DataType.ValueType  # 18
+    """The same bits with bias 8; to 240, NaN is 0x80, no infinity and no negative zero."""
+    DATA_TYPE_FLOAT8E5M2: _DataType.ValueType  # 19
+    """1 sign, 5 exponent, 2 mantissa bits, bias 15; to 57344, NaN and infinity, as IEEE 754."""
+    DATA_TYPE_FLOAT8E5M2FNUZ: _DataType.ValueType  # 20
+    """The same bits with bias 16; to 57344, NaN is 0x80, no infinity and no negative zero."""
+    DATA_TYPE_UINT4: _DataType.ValueType  # 21
+    """Unsigned 4-bit, in the low bits of a byte; a byte over 0x0F is refused (TENSOR_INVALID)."""
+    DATA_TYPE_INT4: _DataType.ValueType  # 22
+    """Two's complement 4-bit, in the low bits of a byte, so that -1 is 0x0F: the high bits are not
+    the sign's, and a byte over 0x0F is refused (TENSOR_INVALID).
+    """
+    DATA_TYPE_FLOAT4E2M1: _DataType.ValueType  # 23
+    """1 sign, 2 exponent, 1 mantissa bit, bias 1; to 6, no NaN, no infinity. In the low bits of a
+    byte; a byte over 0x0F is refused (TENSOR_INVALID).
+    """
+    DATA_TYPE_FLOAT8E8M0: _DataType.ValueType  # 24
+    """A power of two, 2^-127 to 2^127: 8 exponent bits, bias 127; 0xFF is NaN; no sign, no zero."""
+    DATA_TYPE_UINT2: _DataType.ValueType  # 25
+    """Unsigned 2-bit, in the low bits of a byte; a byte over 0x03 is refused (TENSOR_INVALID)."""
+    DATA_TYPE_INT2: _DataType.ValueType  # 26
+    """Two's complement 2-bit, in the low bits of a byte, so that -1 is 0x03: the high bits are not
+    the sign's, and a byte over 0x03 is refused (TENSOR_INVALID).
+    """
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """Element type. The numbers are those of ONNX's TensorProto.DataType, so that an
@@ -87,6 +118,37 @@ DATA_TYPE_UINT64: DataType.ValueType  # 13
 """Unsigned 64-bit."""
 DATA_TYPE_BFLOAT16: DataType.ValueType  # 16
 """The upper half of binary32. A server without it answers DATA_TYPE_UNSUPPORTED."""
+DATA_TYPE_FLOAT8E4M3FN: DataType.ValueType  # 17
+"""The types below hold numbers and are not computed with: operators convert, move and quantize
+them, and they have no gradient. An element has one byte of its own. A server without a type
+answers DATA_TYPE_UNSUPPORTED, and so does an operator that does not take it.
+
+1 sign, 4 exponent, 3 mantissa bits, bias 7; to 448, NaN, no infinity.
+"""
+DATA_TYPE_FLOAT8E4M3FNUZ: DataType.ValueType  # 18
+"""The same bits with bias 8; to 240, NaN is 0x80, no infinity and no negative zero."""
+DATA_TYPE_FLOAT8E5M2: DataType.ValueType  # 19
+"""1 sign, 5 exponent, 2 mantissa bits, bias 15; to 57344, NaN and infinity, as IEEE 754."""
+DATA_TYPE_FLOAT8E5M2FNUZ: DataType.ValueType  # 20
+"""The same bits with bias 16; to 57344, NaN is 0x80, no infinity and no negative zero."""
+DATA_TYPE_UINT4: DataType.ValueType  # 21
+"""Unsigned 4-bit, in the low bits of a byte; a byte over 0x0F is refused (TENSOR_INVALID)."""
+DATA_TYPE_INT4: DataType.ValueType  # 22
+"""Two's complement 4-bit, in the low bits of a byte, so that -1 is 0x0F: the high bits are not
+the sign's, and a byte over 0x0F is refused (TENSOR_INVALID).
+"""
+DATA_TYPE_FLOAT4E2M1: DataType.ValueType  # 23
+"""1 sign, 2 exponent, 1 mantissa bit, bias 1; to 6, no NaN, no infinity. In the low bits of a
+byte; a byte over 0x0F is refused (TENSOR_INVALID).
+"""
+DATA_TYPE_FLOAT8E8M0: DataType.ValueType  # 24
+"""A power of two, 2^-127 to 2^127: 8 exponent bits, bias 127; 0xFF is NaN; no sign, no zero."""
+DATA_TYPE_UINT2: DataType.ValueType  # 25
+"""Unsigned 2-bit, in the low bits of a byte; a byte over 0x03 is refused (TENSOR_INVALID)."""
+DATA_TYPE_INT2: DataType.ValueType  # 26
+"""Two's complement 2-bit, in the low bits of a byte, so that -1 is 0x03: the high bits are not
+the sign's, and a byte over 0x03 is refused (TENSOR_INVALID).
+"""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 @_typing.final

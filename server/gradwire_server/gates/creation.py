@@ -27,7 +27,15 @@ from gradwire_server.gates.common import (
     ints,
     known,
 )
-from gradwire_server.specs import ANY, FLOATS, Tensor, TensorSpec
+from gradwire_server.specs import (
+    ANY,
+    BOOLS,
+    EVERY,
+    FLOATS,
+    INTEGERS,
+    Tensor,
+    TensorSpec,
+)
 
 _KNOWN_SIZE = 1024  # a larger constant's elements are not followed while planning
 
@@ -48,7 +56,7 @@ class Shape_(Gate):  # noqa: N801 -- Shape is a type here
     operator = "Shape"
     takes_halves = True
     output_dtypes = ("int64",)
-    inputs = (Input("data", ANY),)
+    inputs = (Input("data", EVERY),)
     attributes = (
         Attribute("start", "int", 0, doc="First axis."),
         Attribute("end", "int", doc="Axis after the last; all to the end if left out."),
@@ -85,7 +93,7 @@ class Size(Gate):
     operator = "Size"
     takes_halves = True
     output_dtypes = ("int64",)
-    inputs = (Input("data", ANY),)
+    inputs = (Input("data", EVERY),)
     examples = (
         Example(([[1.0, 2.0, 3.0]],), 3, gradients=(None,)),
         Example(([True, False],), 2),
@@ -132,7 +140,7 @@ class Constant(Gate):
     def infer(self, **attributes: Any) -> TensorSpec:
         tensor = self._tensor(attributes)
         spec = TensorSpec(tensor.shape, tensor.dtype)
-        if tensor.dtype in FLOATS or spec.size > _KNOWN_SIZE:
+        if tensor.dtype not in (*INTEGERS, *BOOLS) or spec.size > _KNOWN_SIZE:
             return spec
         return TensorSpec(tensor.shape, tensor.dtype, decode(tensor))
 

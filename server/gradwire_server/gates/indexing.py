@@ -23,6 +23,7 @@ from gradwire_server.specs import (
     BOOLS,
     INDICES,
     NUMBERS,
+    STORED,
     Shape,
     TensorSpec,
     normalize_axis,
@@ -33,6 +34,7 @@ Take = Callable[[Array], Array]
 #: A copy of an array with updates at those places, combined in some way.
 Put = Callable[[Array, Array, str], Array]
 
+_CACHED = (*ANY, *(dtype for dtype in STORED if dtype not in ("uint2", "int2")))
 _NOT_BFLOAT16 = tuple(dtype for dtype in NUMBERS if dtype != "bfloat16")
 _REDUCTION = Attribute(
     "reduction", "string", "none", choices=("none", "add", "mul", "max", "min"),
@@ -516,8 +518,8 @@ class TensorScatter(Gate):
 
     operator = "TensorScatter"
     inputs = (
-        Input("past_cache", ANY),
-        Input("update", ANY),
+        Input("past_cache", _CACHED),
+        Input("update", _CACHED),
         Input("write_indices", ("int64",), "I", optional=True),
     )
     attributes = (

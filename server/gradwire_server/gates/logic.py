@@ -13,7 +13,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
 )
-from gradwire_server.specs import ANY, BOOLS, NUMBERS, TensorSpec
+from gradwire_server.specs import ANY, BOOLS, FLOAT8S, FLOATS, NUMBERS, TensorSpec
 
 _PAIR = (Input("A", NUMBERS), Input("B", NUMBERS))
 _BOOL_PAIR = (Input("A", BOOLS), Input("B", BOOLS))
@@ -269,6 +269,7 @@ class IsNaN(ElementwiseGate):
 
     operator = "IsNaN"
     output_dtype = "bool"
+    inputs = (Input("X", (*FLOATS, *FLOAT8S)),)
     examples = (Example(([1.0, float("nan")],), [False, True]),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -288,6 +289,7 @@ class IsInf(ElementwiseGate):
 
     operator = "IsInf"
     output_dtype = "bool"
+    inputs = (Input("X", (*FLOATS, *FLOAT8S)),)
     attributes = (
         Attribute("detect_negative", "int", 1, choices=(0, 1), doc="Count -infinity."),
         Attribute("detect_positive", "int", 1, choices=(0, 1), doc="Count infinity."),

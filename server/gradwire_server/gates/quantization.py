@@ -33,9 +33,11 @@ from gradwire_server.gates.common import (
 )
 from gradwire_server.specs import (
     COMPUTED,
+    FLOAT8S,
     FLOATS,
     HALVES,
     ONNX_NUMBERS,
+    SHORT_INTEGERS,
     Shape,
     Tensor,
     TensorSpec,
@@ -44,8 +46,11 @@ from gradwire_server.specs import (
     normalize_axis,
 )
 
-_SMALL = ("int8", "uint8", "int16", "uint16")
+_POWERS = "float8_e8m0fnu"
+_SMALL_FLOATS = (*FLOAT8S, "float4_e2m1fn")
+_SMALL = ("int8", "uint8", "int16", "uint16", *SHORT_INTEGERS, *_SMALL_FLOATS)
 _BYTES = ("int8", "uint8")
+_SINGLE: tuple[Shape, ...] = ((), (1,))
 _AXIS = Attribute("axis", "int", 1, doc="Which scale counts, where it is no single number.")
 _BLOCK_SIZE = Attribute("block_size", "int", 0, doc="How many elements along axis share a scale.")
 
@@ -64,10 +69,11 @@ def _bytes(shape: Shape) -> TensorSpec:
 
 
 class QuantizeLinear(Gate):
-    """Numbers as integers in steps of a scale.
+    """Numbers as integers, or floats of 8 or 4 bits, in steps of a scale.
 
-    Formula:   y = saturate(round(x / y_scale) + y_zero_point), rounded to even
-    Gradient:  None: y is an integer.
+    Formula:   y = saturate(round(x / y_scale) + y_zero_point), rounded to even; of floats, which
+               are rounded once, y = saturate(x / y_scale + y_zero_point)
+    Gradient:  None: y is stored in a data type without gradients.
     Shapes:    As x. y_scale and y_zero_point are one number, a vector along axis, or with
                block_size shaped like x but for axis, where each counts for that many elements.
     """
@@ -76,7 +82,7 @@ class QuantizeLinear(Gate):
     takes_halves = True
     inputs = (
         Input("x", (*FLOATS, "int32")),
-        Input("y_scale", (*FLOATS, "int32"), "S", domain=(0.5, 2.0)),
+        Input("y_scale", (*FLOATS, "int32", _POWERS), "S", domain=(0.5, 2.0)),
         Input("y_zero_point", _SMALL, "Z", optional=True),
     )
     attributes = (
@@ -85,8 +91,11 @@ class QuantizeLinear(Gate):
         Attribute("output_dtype", "int", 0, choices=(0, *dtype_choices(_SMALL)),
                   doc="ONNX's number of y's data type, where there is no zero point."),
         Attribute("precision", "int", 0, choices=(0, *dtype_choices(FLOATS)),
-                  doc="What x / y_scale is computed in; y_scale's data type if 0."),
-        Attribute("saturate", "int", 1, choices=(0, 1), doc="Without effect on integers."),
+                  doc="What x / y_scale is computed in; if 0 the data type of y_scale, or of x "
+                      "where y_scale is float8_e8m0fnu."),
+        Attribute("saturate", "int", 1, choices=(0, 1),
+                  doc="Whether what is too large for a float of 8 bits becomes its largest number; "
+                      "all others always saturate."),
     )  # fmt: skip
     output_dtypes = ("input:2|attribute:output_dtype|uint8",)
     examples = (
@@ -95,6 +104,11 @@ class QuantizeLinear(Gate):
                 gradients=(None, None), attributes={"output_dtype": 3}),
         Example((_int32((2,), 5, 7), _int32((), 2)), _int8((2,), 2, 4),
                 attributes={"output_dtype": 3}),
+        Example(([-1.0, 9.0], 1.0, Tensor("int4", (), b"\0")), Tensor("int4", (2,), b"\x0f\x07"),
+                gradients=(None, None, None)),
+        Example(([1.0, 1e9], Tensor(_POWERS, (), b"\x80")),
+                Tensor("float8_e5m2", (2,), b"\x38\x7b"), gradients=(None, None),
+                attributes={"output_dtype": 19}),
     )  # fmt: skip
     samples = (
         Sample((TensorSpec((2, 5)), TensorSpec((2, 3)), _bytes((2, 3))), {"block_size": 2}),
@@ -129,26 +143,34 @@ class QuantizeLinear(Gate):
         self, xp: Namespace, x: Array, scale: Array, zero: Array | None = None, **attributes: int
     ) -> Array:
         dtype = self._dtype(None if zero is None else str(zero.dtype), attributes["output_dtype"])
-        precision = str(scale.dtype) if str(scale.dtype) in FLOATS else "float64"
-        if attributes["precision"]:
-            precision = dtype_numbered(attributes["precision"])
-        level = xp.round(_quotient(xp, x, _spread(xp, scale, x.shape, attributes), precision))
+        precision = self._precision(x, scale, attributes)
+        level = _quotient(xp, x, _spread(xp, scale, x.shape, attributes), precision)
+        if dtype not in _SMALL_FLOATS:
+            level = xp.round(level)
         if zero is not None:
             level = level + xp.astype(_spread(xp, zero, x.shape, attributes), str(level.dtype))
+        if dtype in _SMALL_FLOATS:
+            return xp.store(level, dtype, bool(attributes["saturate"]))
         return xp.round_to(level, dtype)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: int) -> tuple[None, ...]:
         return (None,) * len(x)
+
+    def _precision(self, x: Array, scale: Array, attributes: dict[str, int]) -> str:
+        if attributes["precision"]:
+            return dtype_numbered(attributes["precision"])
+        dtype = str((x if str(scale.dtype) == _POWERS else scale).dtype)
+        return dtype if dtype in FLOATS else "float64"
 
     def _dtype(self, zero: str | None, number: int) -> str:
         return zero or (dtype_numbered(number) if number else "uint8")
 
 
 class DequantizeLinear(Gate):
-    """Integers in steps of a scale as numbers.
+    """Integers, or floats of 8 or 4 bits, in steps of a scale as numbers.
 
     Formula:   y = (x - x_zero_point) * x_scale
-    Gradient:  d y/d x_scale = x - x_zero_point; none to integers
+    Gradient:  d y/d x_scale = x - x_zero_point; none to the others, nor to a float8_e8m0fnu
     Shapes:    As x. x_scale and x_zero_point are one number, a vector along axis, or with
                block_size shaped like x but for axis, where each counts for that many elements.
     """
@@ -156,20 +178,24 @@ class DequantizeLinear(Gate):
     operator = "DequantizeLinear"
     inputs = (
         Input("x", (*_SMALL, "int32"), "Q"),
-        Input("x_scale", FLOATS, domain=(0.5, 2.0)),
+        Input("x_scale", (*FLOATS, _POWERS), domain=(0.5, 2.0)),
         Input("x_zero_point", (*_SMALL, "int32"), "Q", optional=True),
     )
     attributes = (
         _AXIS,
         _BLOCK_SIZE,
         Attribute("output_dtype", "int", 0, choices=(0, *dtype_choices(FLOATS)),
-                  doc="ONNX's number of y's data type; x_scale's if 0."),
+                  doc="ONNX's number of y's data type; x_scale's if 0, but never float8_e8m0fnu."),
     )  # fmt: skip
     output_dtypes = ("attribute:output_dtype|input:1",)
     examples = (
         Example((_int8((2,), 0, 3), 0.5), [0.0, 1.5], gradients=(None, 3.0)),
         Example((_int8((2,), 1, 3), 2.0, _int8((), 3)), [-4.0, 0.0], gradients=(None, -2.0, None)),
-    )
+        Example((Tensor("float4_e2m1fn", (2,), b"\x01\x0f"), 2.0), [1.0, -12.0],
+                gradients=(None, -5.5)),
+        Example((Tensor("int2", (2,), b"\1\2"), Tensor(_POWERS, (), b"\x80")), [2.0, -4.0],
+                gradients=(None, None), attributes={"output_dtype": 11}),
+    )  # fmt: skip
     samples = (
         Sample((_bytes((2, 5)), TensorSpec((2, 3)), _bytes((2, 3))), {"block_size": 2}),
         Sample((_bytes((2, 3, 2)), TensorSpec((3,)), _bytes((3,)))),
@@ -182,6 +208,8 @@ class DequantizeLinear(Gate):
                   "x_scale has shape (2,) but axis 1 has size 3"),
         Rejection((_bytes((2, 3)), TensorSpec((3,)), _bytes(())),
                   "x_zero_point has shape () but x_scale has shape (3,)"),
+        Rejection((_bytes((2,)), TensorSpec((), _POWERS)), "give output_dtype",
+                  "ATTRIBUTE_INVALID"),
     )  # fmt: skip
 
     def infer(
@@ -189,6 +217,12 @@ class DequantizeLinear(Gate):
     ) -> TensorSpec:
         _require_fitting(x, "x_scale", scale, "x_zero_point", zero, attributes)
         number = attributes["output_dtype"]
+        if not number and scale.dtype == _POWERS:
+            raise Invalid(
+                "ATTRIBUTE_INVALID",
+                f"x_scale is {_POWERS}, which y cannot be; give output_dtype",
+                attribute="output_dtype",
+            )
         return TensorSpec(x.shape, dtype_numbered(number) if number else scale.dtype)
 
     def forward(
@@ -196,7 +230,7 @@ class DequantizeLinear(Gate):
     ) -> Array:
         number = attributes["output_dtype"]
         dtype = computed_in(dtype_numbered(number) if number else str(scale.dtype))
-        steps = xp.astype(_spread(xp, scale, x.shape, attributes), dtype)
+        steps = _spread(xp, xp.astype(scale, dtype), x.shape, attributes)
         return self._levels(xp, x, zero, dtype, attributes) * steps
 
     def vjp(
@@ -214,7 +248,7 @@ class DequantizeLinear(Gate):
             pulled = grad * self._levels(xp, x, offset, str(grad.dtype), attributes)
             return xp.astype(_gathered(xp, pulled, scale.shape, attributes), str(scale.dtype))
 
-        return None, to_scale, *(None for _ in zero)
+        return None, None if str(scale.dtype) == _POWERS else to_scale, *(None for _ in zero)
 
     def _levels(
         self, xp: Namespace, x: Array, zero: Array | None, dtype: str, attributes: dict[str, int]
@@ -223,7 +257,7 @@ class DequantizeLinear(Gate):
         levels = xp.astype(x, dtype)
         if zero is None:
             return levels
-        return levels - xp.astype(_spread(xp, zero, x.shape, attributes), dtype)
+        return levels - _spread(xp, xp.astype(zero, dtype), x.shape, attributes)
 
 
 def _quotient(xp: Namespace, x: Array, steps: Array, precision: str) -> Array:
@@ -243,12 +277,13 @@ def _require_fitting(
     attributes: dict[str, int],
 ) -> None:
     """Whether there is a scale for every element (SHAPE_MISMATCH)."""
-    if zero is not None and zero.shape != scale.shape:
+    is_single = scale.shape in _SINGLE
+    if zero is not None and zero.shape != scale.shape and not (is_single and zero.shape in _SINGLE):
         raise Invalid(
             "SHAPE_MISMATCH",
             f"{zero_name} has shape {zero.shape} but {scale_name} has shape {scale.shape}",
         )
-    if scale.size == 1 and scale.rank < 2:
+    if is_single:
         return
     axis, block = normalize_axis(attributes["axis"], x.rank), attributes["block_size"]
     if scale.rank == 1 and not block:

@@ -31,16 +31,30 @@ from gradwire_server.gates.common import (
 )
 from gradwire_server.specs import (
     ANY,
+    EVERY,
     FLOATS,
     INDICES,
     ITEM_SIZES,
     ONNX_NUMBERS,
+    STORED,
+    USED_BITS,
     Shape,
+    Tensor,
     TensorSpec,
     broadcast_shapes,
     normalize_axes,
     normalize_axis,
 )
+
+#: Bits of an element; a bool's byte is all its own.
+_BITS = {**{dtype: 8 * size for dtype, size in ITEM_SIZES.items()}, **USED_BITS, "bool": 8}
+_CONVERSION = (
+    Attribute("saturate", "int", 1, choices=(0, 1),
+              doc="Whether what, once rounded, lies outside a float of 8 bits becomes the nearest "
+                  "that there is, and not infinity or NaN."),
+    Attribute("round_mode", "string", "up", choices=("up", "down", "nearest"),
+              doc="How powers of two (float8_e8m0fnu) are rounded; a negative number is NaN."),
+)  # fmt: skip
 
 
 class Identity(ElementwiseGate):
@@ -53,7 +67,7 @@ class Identity(ElementwiseGate):
 
     operator = "Identity"
     takes_halves = True
-    inputs = (Input("input", ANY),)
+    inputs = (Input("input", EVERY),)
     examples = (Example((2.0,), 2.0, gradients=(1.0,)), Example(([True, False],), [True, False]))
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -66,28 +80,34 @@ class Identity(ElementwiseGate):
 class Cast(ElementwiseGate):
     """Elements in another data type; floats become integers towards zero.
 
-    Formula:   out = input, as the data type numbered `to`
-    Gradient:  d out/d input = 1 between floating types; none otherwise
+    Formula:   out = input, as the data type numbered `to`, rounded once to nearest even; integers
+               keep their low bits
+    Gradient:  d out/d input = 1 between floating types of 16 bits and more; none otherwise
     Shapes:    As input.
     """
 
     operator = "Cast"
     takes_halves = True
     output_dtypes = ("attribute:to",)
-    inputs = (Input("input", ANY),)
+    inputs = (Input("input", EVERY),)
     attributes = (
         Attribute(
-            "to", "int", required=True, choices=tuple(sorted(ONNX_NUMBERS.values())),
+            "to",
+            "int",
+            required=True,
+            choices=tuple(sorted(ONNX_NUMBERS.values())),
             doc="ONNX's number of the data type.",
         ),
-        Attribute("saturate", "int", 1, choices=(0, 1), doc="Without effect on these types."),
-        Attribute("round_mode", "string", "up", doc="Without effect on these types."),
-    )  # fmt: skip
+        *_CONVERSION,
+    )
     examples = (
         Example((2.5,), 2.5, gradients=(1.0,), attributes={"to": 11}),
         Example(([1.7, -1.7],), [1, -1], attributes={"to": 7}),
         Example(([0, 3],), [False, True], attributes={"to": 9}),
-    )
+        Example(([1.0, 1e9],), Tensor("float8_e4m3fn", (2,), b"\x38\x7e"), gradients=(None,),
+                attributes={"to": 17}),
+        Example((Tensor("int4", (2,), b"\x07\x0f"),), [7, -1], attributes={"to": 7}),
+    )  # fmt: skip
     rejections = (
         Rejection((TensorSpec(()),), "'to' is 99 but must be one of", "ATTRIBUTE_INVALID",
                   {"to": 99}),
@@ -97,8 +117,8 @@ class Cast(ElementwiseGate):
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
         return TensorSpec(specs[0].shape, dtype_numbered(attributes["to"]))
 
-    def forward(self, xp: Namespace, x: Array, to: int, **_: Any) -> Array:
-        return xp.astype(x, dtype_numbered(to))
+    def forward(self, xp: Namespace, x: Array, to: int, **attributes: Any) -> Array:
+        return _converted(xp, x, dtype_numbered(to), **attributes)
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, to: int, **_: Any
@@ -113,30 +133,31 @@ class CastLike(Gate):
     """Elements in the data type of another tensor.
 
     Formula:   out = input, as target_type's data type
-    Gradient:  d out/d input = 1 between floating types; none otherwise, nor to target_type
+    Gradient:  d out/d input = 1 between floating types of 16 bits and more; none otherwise, nor
+               to target_type
     Shapes:    As input.
     """
 
     operator = "CastLike"
     takes_halves = True
     output_dtypes = ("input:1",)
-    inputs = (Input("input", ANY), Input("target_type", ANY, "U"))
-    attributes = (
-        Attribute("round_mode", "string", "up", doc="Without effect on these types."),
-        Attribute("saturate", "int", 1, choices=(0, 1), doc="Without effect on these types."),
-    )
+    inputs = (Input("input", EVERY), Input("target_type", EVERY, "U"))
+    attributes = _CONVERSION
     examples = (
         Example((2.5, [1.0]), 2.5, gradients=(1.0, None)),
         Example(([1.7, -1.7], 0), [1, -1]),
+        Example(([3.0, 0.0], Tensor("float8_e8m0fnu", (), b"\0")),
+                Tensor("float8_e8m0fnu", (2,), b"\x80\0"), gradients=(None, None),
+                attributes={"round_mode": "down"}),
         Example(([0, 3], True), [False, True]),
-    )
+    )  # fmt: skip
     samples = (Sample((TensorSpec((2,), "float64"), TensorSpec((3, 0)))),)
 
     def infer(self, x: TensorSpec, target: TensorSpec, **_: Any) -> TensorSpec:
         return TensorSpec(x.shape, target.dtype)
 
-    def forward(self, xp: Namespace, x: Array, target: Array, **_: Any) -> Array:
-        return xp.astype(x, str(target.dtype))
+    def forward(self, xp: Namespace, x: Array, target: Array, **attributes: Any) -> Array:
+        return _converted(xp, x, str(target.dtype), **attributes)
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, target: Array, **_: Any
@@ -150,6 +171,12 @@ class CastLike(Gate):
         return x.shape, target.shape
 
 
+def _converted(xp: Namespace, x: Array, dtype: str, saturate: int, round_mode: str) -> Array:
+    if dtype in STORED:
+        return xp.store(x, dtype, bool(saturate), round_mode)
+    return xp.astype(x, dtype)
+
+
 class BitCast(ElementwiseGate):
     """The same bits, read as another data type of the same width.
 
@@ -161,19 +188,24 @@ class BitCast(ElementwiseGate):
     operator = "BitCast"
     takes_halves = True
     output_dtypes = ("attribute:to",)
-    inputs = (Input("input", ANY),)
+    inputs = (Input("input", EVERY),)
     attributes = (
-        Attribute("to", "int", required=True, choices=dtype_choices(ANY),
+        Attribute("to", "int", required=True, choices=dtype_choices(EVERY),
                   doc="ONNX's number of the data type."),
     )  # fmt: skip
     examples = (
         Example(([4607182418800017408, -(2**63)],), [1.0, -0.0], attributes={"to": 11}),
         Example(([-1],), [2**64 - 1], attributes={"to": 13}),
+        Example(
+            (Tensor("int4", (1,), b"\x0f"),), Tensor("uint4", (1,), b"\x0f"), attributes={"to": 21}
+        ),
         Example(([True, False],), [True, False], attributes={"to": 9}),
     )
     rejections = (
-        Rejection((TensorSpec(()),), "float64 has 8 bytes but float32 has 4", "ATTRIBUTE_INVALID",
+        Rejection((TensorSpec(()),), "float64 has 64 bits but float32 has 32", "ATTRIBUTE_INVALID",
                   {"to": 1}),
+        Rejection((TensorSpec((), "uint8"),), "uint8 has 8 bits but int4 has 4",
+                  "ATTRIBUTE_INVALID", {"to": 22}),
         Rejection((TensorSpec((), "uint8"),), "not every uint8 is a bool", "ATTRIBUTE_INVALID",
                   {"to": 9}),
     )  # fmt: skip
@@ -181,10 +213,10 @@ class BitCast(ElementwiseGate):
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
         (x,) = specs
         dtype = dtype_numbered(attributes["to"])
-        if ITEM_SIZES[dtype] != ITEM_SIZES[x.dtype]:
+        if _BITS[dtype] != _BITS[x.dtype]:
             raise Invalid(
                 "ATTRIBUTE_INVALID",
-                f"{x.dtype} has {ITEM_SIZES[x.dtype]} bytes but {dtype} has {ITEM_SIZES[dtype]}; "
+                f"{x.dtype} has {_BITS[x.dtype]} bits but {dtype} has {_BITS[dtype]}; "
                 "use Cast to convert numbers",
                 attribute="to",
             )
@@ -214,7 +246,7 @@ class Reshape(Gate):
 
     operator = "Reshape"
     takes_halves = True
-    inputs = (Input("data", ANY), known("shape"))
+    inputs = (Input("data", EVERY), known("shape"))
     attributes = (Attribute("allowzero", "int", 0, choices=(0, 1), doc="0 means 0."),)
     examples = (
         Example(
@@ -280,7 +312,7 @@ class Transpose(Gate):
 
     operator = "Transpose"
     takes_halves = True
-    inputs = (Input("data", ANY),)
+    inputs = (Input("data", EVERY),)
     attributes = (Attribute("perm", "ints", doc="Old axis at each new place."),)
     examples = (
         Example(
@@ -367,7 +399,7 @@ class Squeeze(Gate):
 
     operator = "Squeeze"
     takes_halves = True
-    inputs = (Input("data", ANY), known("axes", optional=True))
+    inputs = (Input("data", EVERY), known("axes", optional=True))
     examples = (
         Example(([[1.0], [2.0]], [1]), [1.0, 2.0], gradients=([[1.0], [1.0]], None)),
         Example(([[5]],), 5),
@@ -411,7 +443,7 @@ class Unsqueeze(Gate):
 
     operator = "Unsqueeze"
     takes_halves = True
-    inputs = (Input("data", ANY), known("axes"))
+    inputs = (Input("data", EVERY), known("axes"))
     examples = (
         Example(([1.0, 2.0], [1]), [[1.0], [2.0]], gradients=([1.0, 1.0], None)),
         Example((5, [0]), [5]),
@@ -450,7 +482,7 @@ class Flatten(Gate):
 
     operator = "Flatten"
     takes_halves = True
-    inputs = (Input("input", ANY),)
+    inputs = (Input("input", EVERY),)
     attributes = (Attribute("axis", "int", 1, doc="First axis of the columns."),)
     examples = (
         Example(([[[1.0], [2.0]]],), [[1.0, 2.0]], gradients=([[[1.0], [1.0]]],)),
@@ -717,9 +749,9 @@ class Pad(Gate):
 
     operator = "Pad"
     inputs = (
-        Input("data", ANY),
+        Input("data", EVERY),
         known("pads"),
-        Input("constant_value", ANY, optional=True),
+        Input("constant_value", EVERY, optional=True),
         Input("axes", INDICES, "A", optional=True, known=True),
     )
     attributes = (
