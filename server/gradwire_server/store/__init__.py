@@ -1,0 +1,16 @@
+"""Saved graphs: bytes by their SHA-256, and names that refer to them."""
+
+from __future__ import annotations
+
+from gradwire_server.limits import Limits
+from gradwire_server.store.base import ABSENT, Place, Saved, Store, StoreError
+from gradwire_server.store.memory import MemoryStore
+
+__all__ = ["ABSENT", "MemoryStore", "Place", "Saved", "Store", "StoreError", "open_store"]
+
+
+def open_store(place: str, limits: Limits) -> Store:
+    """The store in a directory, which is made where it is missing (StoreError)."""
+    from gradwire_server.store.sqlite import SqliteStore
+
+    return SqliteStore(place, limits)
