@@ -213,9 +213,10 @@ class _Serve(click.Command):
     "in DIRECTORY (mode 0700, made where it is missing), such as /dev/shm/gradwire.",
 )  # fmt: skip
 @click.option(
-    "--store", metavar="DIRECTORY",
-    help="Save graphs here, for `gradwire save`; made where it is missing. Several servers of one "
-    "machine may share it.",
+    "--store", metavar="DIRECTORY|s3://BUCKET/PREFIX",
+    help="Save graphs here, for `gradwire save`: in a directory, made where it is missing, which "
+    "servers of one machine may share; or in an S3-compatible store, with endpoint and keys from "
+    "AWS's environment variables.",
 )  # fmt: skip
 def serve(
     listen: str,

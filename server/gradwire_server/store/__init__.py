@@ -10,7 +10,11 @@ __all__ = ["ABSENT", "MemoryStore", "Place", "Saved", "Store", "StoreError", "op
 
 
 def open_store(place: str, limits: Limits) -> Store:
-    """The store in a directory, which is made where it is missing (StoreError)."""
+    """The store in a directory, made where it is missing, or at s3://bucket/prefix (StoreError)."""
+    if place.startswith("s3://"):
+        from gradwire_server.store.s3 import S3Store
+
+        return S3Store(place, limits)
     from gradwire_server.store.sqlite import SqliteStore
 
     return SqliteStore(place, limits)

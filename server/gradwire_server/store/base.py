@@ -8,7 +8,7 @@ what it has not done when it is killed has not happened.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gradwire_server.errors import Conflict, Invalid, NotFound, OverLimit, Refusal, Unavailable
@@ -193,6 +193,22 @@ def require_whole(received: int, size: int) -> None:
     """All bytes of an upload are there (UPLOAD_INVALID)."""
     if received != size:
         raise no_upload(received)
+
+
+def page_of(
+    saved: dict[bytes, Saved], names: dict[str, bytes], prefix: str, after: Place, most: int
+) -> list[Saved]:
+    """A page, where everything is at hand; a name whose graph is not there is none."""
+    found: list[Saved] = []
+    if not isinstance(after, bytes):
+        chosen = sorted(name for name in names if name.startswith(prefix) and name > (after or ""))
+        known = (name for name in chosen if names[name] in saved)
+        found = [replace(saved[names[name]], name=name) for name in known][:most]
+    if not prefix and len(found) < most:
+        first = after if isinstance(after, bytes) else b""
+        unnamed = sorted(digest for digest in saved.keys() - names.values() if digest > first)
+        found += [saved[digest] for digest in unnamed[: most - len(found)]]
+    return found
 
 
 def no_upload(received: int = 0) -> Refusal:

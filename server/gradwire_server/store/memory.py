@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import RLock
 from time import time
 
@@ -16,6 +16,7 @@ from gradwire_server.store.base import (
     no_graph,
     no_name,
     no_upload,
+    page_of,
     require_expected,
     require_offset,
     require_room,
@@ -160,19 +161,3 @@ class MemoryStore:
         oldest = self._clock() - self._limits.upload_idle_seconds
         for digest in [key for key, each in self._uploads.items() if each.touched_at < oldest]:
             del self._uploads[digest]
-
-
-def page_of(
-    saved: dict[bytes, Saved], names: dict[str, bytes], prefix: str, after: Place, most: int
-) -> list[Saved]:
-    """A page, where everything is at hand; a name whose graph is not there is none."""
-    found: list[Saved] = []
-    if not isinstance(after, bytes):
-        chosen = sorted(name for name in names if name.startswith(prefix) and name > (after or ""))
-        known = (name for name in chosen if names[name] in saved)
-        found = [replace(saved[names[name]], name=name) for name in known][:most]
-    if not prefix and len(found) < most:
-        first = after if isinstance(after, bytes) else b""
-        unnamed = sorted(digest for digest in saved.keys() - names.values() if digest > first)
-        found += [saved[digest] for digest in unnamed[: most - len(found)]]
-    return found
