@@ -163,6 +163,20 @@ def test_broken_upload_goes_on_where_it_broke_off(
     assert told[0] == 2 << 20
 
 
+def test_upload_whose_answer_was_lost_is_finished_by_asking() -> None:
+    data = large().to_bytes()
+    store = MemoryStore(LIMITS)
+    store.begin(sha256(data).digest(), len(data))
+    store.append(sha256(data).digest(), 0, memoryview(data))
+    server = EmbeddedServer(LIMITS, warms_up=False, store=store)
+    with grpc.insecure_channel(server.address) as channel:
+        asking = service_pb2_grpc.GradientServiceStub(channel)
+        answer = asking.UploadGraph(iter([begin(data, name=pb.NameChange(name="f"))]))
+    assert (answer.received, answer.graph.name) == (len(data), "f")
+    assert store.resolve("f") == sha256(data).digest()
+    server.close()
+
+
 def test_cancelled_upload_keeps_what_came(stub: service_pb2_grpc.GradientServiceStub) -> None:
     data = large().to_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,13 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
+import obstore
 import pytest
 from moto.server import ThreadedMotoServer
+from obstore.store import S3Store as S3Objects
 
+import gradwire as gw
+from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limits
 from gradwire_server.store import ABSENT, MemoryStore, Saved, Store, StoreError, open_store
@@ -351,6 +356,40 @@ def test_names_that_can_be_read_are_taken(opened: Opener, name: str) -> None:
     store.move(require_name(name), digest, ABSENT)
     assert opened().resolve(name) == digest
     assert [each.name for each in entries(store, name)] == [name]
+
+
+def test_piece_that_came_too_late_is_in_nobodys_way(bucket: str) -> None:
+    address, digest = f"{bucket}/{uuid4()}", digest_of(LARGE)
+    store = S3Store(address, Limits())
+    upload(store, LARGE)
+    obstore.delete(S3Objects.from_url(address), f"uploads/{digest.hex()}/{0:012}")
+    assert store.begin(digest, len(LARGE)) == 0
+    upload(store, LARGE)
+    assert b"".join(store.uploaded(digest)) == LARGE
+
+
+def test_graph_in_a_bucket_is_evaluated_by_name(bucket: str) -> None:
+    store = open_store(f"{bucket}/{uuid4()}", Limits())
+    server = EmbeddedServer(warms_up=False, store=store)
+    graph = gw.Graph()
+    graph.output("f", gw.exp(graph.input("x")))
+    with gw.connect(server.address) as connection:
+        connection.save_graph(graph, "exp")
+        assert connection.evaluate("exp", {"x": 0.0})["f"].value == 1.0
+        assert connection.describe().store == "s3"
+    server.close()
+
+
+def test_bucket_that_cannot_be_reached_is_refused(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoreError, match="the store at s3://missing: "):
+        open_store("s3://missing", Limits())
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(StoreError, match="the store at s3://graphs: "):
+            open_store(bucket, Limits())
 
 
 def test_store_of_another_version_is_refused(tmp_path: Path) -> None:

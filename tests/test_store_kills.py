@@ -195,6 +195,34 @@ def test_nothing_acknowledged_is_lost_when_servers_are_killed(tmp_path: Path) ->
     assert endure(tmp_path, kills=2, saves=1, seed=1)
 
 
+def test_workers_share_a_store(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradwire.cli", "serve", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "--workers", "2", "--store", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        for number in range(8):  # each connection is dealt to one of them
+            with gw.connect(address) as connection:
+                connection.save_graph(graph(number, 0), f"{number}")
+                assert len(list(connection.list_graphs())) == number + 1
+        process.terminate()
+    assert process.returncode == 0
+
+
+def test_server_does_not_start_without_its_store(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"something else" * 100)
+    command = [sys.executable, "-m", "gradwire.cli", "serve", "--store", str(tmp_path)]
+    found = subprocess.run(
+        [*command, "--listen", f"unix:{tmp_path}/socket"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr == (
+        f"gradwire: the store in {tmp_path} cannot be opened: file is not a database\n"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2])
 def test_nothing_is_lost_over_a_thousand_saves(tmp_path: Path, seed: int) -> None:

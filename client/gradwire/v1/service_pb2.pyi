@@ -1219,7 +1219,7 @@ class UploadChunk(_message.Message):
     offset: _builtins.int
     """Where they begin; must be as many bytes as are there (UPLOAD_INVALID, with the fact "received")."""
     data: _builtins.bytes
-    """The bytes, not beyond the size (UPLOAD_INVALID)."""
+    """The bytes, not beyond the size; at least 64 KiB, unless they reach it (UPLOAD_INVALID)."""
     def __init__(
         self,
         *,

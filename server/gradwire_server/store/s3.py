@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from threading import Lock
 from time import time
 from typing import Any
@@ -48,6 +49,9 @@ _COUNT_SECONDS = 60.0
 
 #: How often a name is read again because another server has moved it meanwhile.
 _ATTEMPTS = 50
+
+#: Longer, and a call would rather fail: whoever asked can ask again.
+_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=20)}
 
 _BEGIN = "begin"
 _OFFSET_DIGITS = 12
@@ -132,6 +136,10 @@ class S3Store:
             self._take_room(size)
         else:
             require_same_size(size, upload.size)
+            # left by another upload of it that went on while the first was saved, or dropped
+            received = self._received(digest)
+            stray = [offset for offset, _ in self._pieces(digest) if offset > received]
+            self._bucket.delete(_piece_key(digest, offset) for offset in stray)
         self._touch(digest, size)
         return self._received(digest)
 
@@ -336,7 +344,7 @@ class _Bucket:
         self._conflicts = AlreadyExistsError, PreconditionError
         self._failures = BaseError, OSError, ValueError
         with self._explained():
-            self._objects: Any = Objects.from_url(address)
+            self._objects: Any = Objects.from_url(address, retry_config=_RETRIES)
 
     def head(self, key: str) -> Any:
         """What is known of an object; None where there is none."""

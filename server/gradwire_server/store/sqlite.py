@@ -63,7 +63,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 
 
 class SqliteStore:
-    """One connection under one lock: the file has a single writer anyway."""
+    """Two connections, each under a lock: one that writes, one that reads what is written."""
 
     kind = "sqlite"
 
@@ -73,9 +73,8 @@ class SqliteStore:
         """Opens the store in a directory, and makes what is missing (StoreError)."""
         self._limits = limits
         self._clock = clock
-        self._lock = Lock()
         try:
-            self._database = _opened(Path(directory))
+            self._writer, self._reader = _opened(Path(directory)), _opened(Path(directory))
         except (OSError, sqlite3.Error) as failure:
             raise StoreError(f"the store in {directory} cannot be opened: {failure}") from None
 
@@ -202,18 +201,18 @@ class SqliteStore:
         return [Saved(*row) for row in rows]
 
     def close(self) -> None:
-        with self._lock:
-            self._database.close()
+        for each in (self._writer, self._reader):
+            each.close()
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _explained(), _transaction(self._database, "BEGIN"):
-            yield self._database
+        with self._reader.transaction("BEGIN") as database:
+            yield database
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _explained(), _transaction(self._database, "BEGIN IMMEDIATE"):
-            yield self._database
+        with self._writer.transaction("BEGIN IMMEDIATE") as database:
+            yield database
 
     def _pieces(self, blob: int, offset: int, end: int) -> Iterator[bytes | None]:
         """The bytes of a blob in [offset, end); None where they are not there."""
@@ -246,8 +245,38 @@ class SqliteStore:
             _drop_upload(database, digest)
 
 
-def _opened(directory: Path) -> sqlite3.Connection:
-    """The database, of the right version, while nobody else makes it."""
+class _Connection:
+    """A connection to the database, used by one thread at a time."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._lock = Lock()
+
+    @contextmanager
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """All of it, or nothing (STORE_UNAVAILABLE)."""
+        with self._lock:
+            try:
+                self._database.execute(begin)
+                try:
+                    yield self._database
+                    self._database.execute("COMMIT")
+                except BaseException:
+                    if self._database.in_transaction:  # a full disk may have ended it
+                        self._database.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as failure:
+                raise Unavailable(
+                    "STORE_UNAVAILABLE", f"the store of graphs: {failure}; ask again later"
+                ) from failure
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+
+def _opened(directory: Path) -> _Connection:
+    """A connection to the database, of the right version, made while nobody else makes it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -260,7 +289,7 @@ def _opened(directory: Path) -> sqlite3.Connection:
         except BaseException:
             database.close()
             raise
-        return database
+        return _Connection(database)
     finally:
         os.close(lock)
 
@@ -281,28 +310,6 @@ def _prepare(database: sqlite3.Connection, directory: Path) -> None:
     database.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     if not tables:
         database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection, begin: str) -> Iterator[None]:
-    database.execute(begin)
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        if database.in_transaction:  # a full disk may have ended it
-            database.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as failure:
-        raise Unavailable(
-            "STORE_UNAVAILABLE", f"the store of graphs: {failure}; ask again later"
-        ) from failure
 
 
 def _graph(database: sqlite3.Connection, digest: bytes) -> tuple[int, Saved]:
