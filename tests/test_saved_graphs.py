@@ -26,6 +26,7 @@ from gradwire_server.codec import decode_graph
 from gradwire_server.entry import EmbeddedServer, Server
 from gradwire_server.limits import Limits
 from gradwire_server.store import MemoryStore
+from gradwire_server.store.sqlite import SqliteStore
 
 LIMITS = Limits(max_graph_bytes=16 << 20, session_idle_seconds=1)
 DATA = neuron().SerializeToString()
@@ -394,6 +395,18 @@ def test_saved_graphs_that_were_used_last_stay_planned() -> None:
         assert entry.data == data
     assert loaded == [graphs[each] for each in (0, 1, 2, 1)]
     assert len(cache) == 2
+
+
+def test_store_that_cannot_be_reached_is_not_a_server_that_is_gone(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path, LIMITS)
+    server = EmbeddedServer(LIMITS, warms_up=False, store=store)
+    store.close()
+    with gw.connect(server.address) as connection:
+        with pytest.raises(gw.UnavailableError, match="the store of graphs: ") as failure:
+            connection.save_graph(scaled(1.0))
+        assert failure.value.reason == "STORE_UNAVAILABLE"
+        assert connection.evaluate(scaled(1.0), {"x": [1, 1, 1]})["f"].value == 3.0
+    server.close()
 
 
 def test_store_that_lost_bytes_gives_no_other_graph() -> None:

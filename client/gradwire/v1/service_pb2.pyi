@@ -1245,7 +1245,9 @@ class UploadGraphResponse(_message.Message):
     RECEIVED_FIELD_NUMBER: _builtins.int
     GRAPH_FIELD_NUMBER: _builtins.int
     received: _builtins.int
-    """Bytes that are there. They are dropped upload-idle-seconds after the last one came."""
+    """Bytes that are there. Once upload-idle-seconds have passed since the last one came, they are
+    dropped when another graph comes.
+    """
     @_builtins.property
     def graph(self) -> Global___SavedGraph:
         """The graph, once it is saved."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -52,6 +53,12 @@ _ATTEMPTS = 50
 
 #: Longer, and a call would rather fail: whoever asked can ask again.
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=20)}
+
+#: Names that are read at the same time.
+_READERS = 16
+
+#: What refers to a graph holds its digest; what was emptied is smaller than that.
+_FULL_NAME_BYTES = 2 * DIGEST_BYTES
 
 _BEGIN = "begin"
 _OFFSET_DIGITS = 12
@@ -176,7 +183,9 @@ class S3Store:
         def require(actual: bytes) -> None:
             require_expected(name, expected, actual)
             if actual == ABSENT:
-                known = sum(digest != ABSENT for digest in self._names().values())
+                known = sum(
+                    meta["size"] >= _FULL_NAME_BYTES for meta in self._bucket.list("names/")
+                )
                 require_room_for_name(self._limits, known + 1)
 
         self._replace(name, digest, require)
@@ -228,18 +237,19 @@ class S3Store:
 
     def _names(self, prefix: str = "") -> dict[str, bytes]:
         """All names and what they refer to; those that have not changed are not read again."""
-        seen, found = self._names_seen, {}
+        tags = {}
         for meta in self._bucket.list("names/"):
             name = bytes.fromhex(meta["path"].rpartition("/")[2]).decode()
-            if not name.startswith(prefix):
-                continue
-            known = seen.get(name)
-            if known is None or known.tag != meta["e_tag"]:
-                known = self._name(name)
-            found[name] = known
+            if name.startswith(prefix) and meta["size"] >= _FULL_NAME_BYTES:
+                tags[name] = meta["e_tag"]
+        with self._lock:
+            found = {name: self._names_seen.get(name, _Name()) for name in tags}
+        changed = [name for name in tags if found[name].tag != tags[name]]
+        with ThreadPoolExecutor(_READERS) as pool:
+            found |= zip(changed, pool.map(self._name, changed), strict=True)
         with self._lock:
             self._names_seen = found if not prefix else self._names_seen | found
-        return {name: known.digest for name, known in found.items()}
+        return {name: known.digest for name, known in found.items() if known.digest != ABSENT}
 
     def _replace(self, name: str, digest: bytes, require: Callable[[bytes], None]) -> bytes:
         """Lets a name refer to something else than now, if that is required; what it was."""
