@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -237,7 +239,7 @@ def upload(store: Store, data: bytes, chunk: int = PIECE_BYTES) -> None:
         store.append(digest, offset, memoryview(data)[offset : offset + chunk])
 
 
-@pytest.mark.parametrize("chunk", [MIN_CHUNK_BYTES, 3 * PIECE_BYTES // 2])
+@pytest.mark.parametrize("chunk", [3 * MIN_CHUNK_BYTES, 3 * PIECE_BYTES // 2])
 def test_upload_goes_on_where_it_broke_off(opened: Opener, chunk: int) -> None:
     store, digest = opened(), digest_of(LARGE)
     store.begin(digest, len(LARGE))
@@ -339,6 +341,51 @@ def test_limits_hold_for_all_that_is_stored(opened: Opener) -> None:
         store.move("w", digest, None)
     store.delete(digest)
     saved(store, b"c")
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(each, marks=pytest.mark.slow) for each in range(1, 6))]
+)
+def test_stores_answer_alike_whatever_is_asked(opened: Opener, seed: int) -> None:
+    chance = random.Random(seed)
+    limits = Limits(max_stored_bytes=900_000, max_stored_graphs=6, upload_idle_seconds=10)
+    clock = Clock()
+    model, store = MemoryStore(limits, clock), opened(limits, clock)
+    graphs = [bytes([each]) * chance.choice((1, 100, 200_000)) for each in range(5)]
+    names = ["a", "ab", "b", "é", "c", "d", "e"]
+    for number in range(100):
+        clock.now += chance.choice((0, 0, 0, 4, 11))
+        data, name = chance.choice(graphs), chance.choice(names)
+        digest = digest_of(data)
+        expected = chance.choice((None, None, ABSENT, digest, digest_of(graphs[0])))
+        offset = chance.choice((0, 0, 65_536, 100_000))
+        part = memoryview(data)[offset : offset + chance.choice((65_536, 100_000, 200_000))]
+        step, *arguments = chance.choice(
+            (
+                ("save", digest, data),
+                ("move", name, digest, expected),
+                ("move", name, digest, expected),
+                ("remove", name, expected),
+                ("delete", digest),
+                ("resolve", name),
+                ("begin", digest, len(data)),
+                ("append", digest, offset, part),
+                ("append", digest, offset, part),
+                ("finish", digest, data),
+                ("discard", digest),
+            )
+        )
+        answers = [reason_or(partial(getattr(each, step), *arguments)) for each in (model, store)]
+        assert answers[0] == answers[1], (seed, number, step, arguments[0])
+        if number % 10 == 0:
+            listed = [
+                [(each.name, each.digest, each.size) for each in entries(which, prefix, 2)]
+                for prefix in ("", "a")
+                for which in (model, store)
+            ]
+            assert listed[0::2] == listed[1::2], (seed, number)
+            for each in model.page("", None, 100):
+                assert b"".join(store.read(each.digest)) == b"".join(model.read(each.digest))
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ class MemoryStore:
             return self._graphs[digest]
 
     def _upload(self, digest: bytes) -> _Upload:
+        self._drop_silent_uploads()
         if digest not in self._uploads:
             raise no_upload()
         return self._uploads[digest]

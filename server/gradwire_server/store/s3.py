@@ -278,9 +278,13 @@ class S3Store:
 
     def _required_upload(self, digest: bytes) -> _Upload:
         upload = self._upload(digest)
-        if upload is None:
+        if upload is None or upload.touched_at < self._oldest():
             raise no_upload()
         return upload
+
+    def _oldest(self) -> float:
+        """When the last news of an upload must have come."""
+        return self._clock() - self._limits.upload_idle_seconds
 
     def _touch(self, digest: bytes, size: int) -> None:
         content = json.dumps({"size": size, "touched_at": self._clock()})
@@ -309,9 +313,8 @@ class S3Store:
         return found
 
     def _drop_silent_uploads(self) -> None:
-        oldest = self._clock() - self._limits.upload_idle_seconds
         for digest, upload in self._uploads().items():
-            if upload.touched_at < oldest:
+            if upload.touched_at < self._oldest():
                 self.discard(digest)
 
     def _take_room(self, size: int) -> None:

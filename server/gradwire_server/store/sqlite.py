@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from time import time
+from typing import NamedTuple
 
 from gradwire_server.errors import Unavailable
 from gradwire_server.limits import Limits
@@ -60,6 +61,13 @@ CREATE INDEX names_by_digest ON names (digest);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+
+class _Upload(NamedTuple):
+    blob: int
+    size: int
+    received: int
+    touched_at: float
 
 
 class SqliteStore:
@@ -119,21 +127,20 @@ class SqliteStore:
                 row = digest, _new_blob(database), size, 0, self._clock()
                 database.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?)", row)
                 return 0
-            _, announced, received = found
-            require_same_size(size, announced)
-            _touch(database, digest, received, self._clock())
-            return received
+            require_same_size(size, found.size)
+            _touch(database, digest, found.received, self._clock())
+            return found.received
 
     def append(self, digest: bytes, offset: int, data: memoryview) -> None:
         with self._writing() as database:
-            blob, size, received = _require_upload(database, digest)
+            blob, size, received = self._required_upload(database, digest)
             require_offset(offset, len(data), received, size)
             _put_chunks(database, blob, offset, data)
             _touch(database, digest, received + len(data), self._clock())
 
     def uploaded(self, digest: bytes) -> Iterator[bytes]:
         with self._reading() as database:
-            blob, _, received = _require_upload(database, digest)
+            blob, _, received = self._required_upload(database, digest)
         for piece in self._pieces(blob, 0, received):
             if piece is None:
                 raise no_upload()
@@ -144,7 +151,7 @@ class SqliteStore:
             if database.execute("SELECT 1 FROM graphs WHERE digest = ?", (digest,)).fetchone():
                 _drop_upload(database, digest)
                 return
-            blob, size, received = _require_upload(database, digest)
+            blob, size, received = self._required_upload(database, digest)
             require_whole(received, size)
             database.execute("DELETE FROM uploads WHERE digest = ?", (digest,))
             row = digest, blob, size, self._clock()
@@ -238,9 +245,21 @@ class SqliteStore:
         ).fetchone()
         require_room(self._limits, graphs + 1, nbytes + size)
 
+    def _required_upload(self, database: sqlite3.Connection, digest: bytes) -> tuple[int, int, int]:
+        """Blob, size and bytes received of an upload that is not too old (UPLOAD_INVALID)."""
+        found = _upload(database, digest)
+        if found is None or found.touched_at < self._oldest():
+            raise no_upload()
+        return found.blob, found.size, found.received
+
+    def _oldest(self) -> float:
+        """When the last news of an upload must have come."""
+        return self._clock() - self._limits.upload_idle_seconds
+
     def _drop_silent_uploads(self, database: sqlite3.Connection) -> None:
-        oldest = self._clock() - self._limits.upload_idle_seconds
-        silent = database.execute("SELECT digest FROM uploads WHERE touched_at < ?", (oldest,))
+        silent = database.execute(
+            "SELECT digest FROM uploads WHERE touched_at < ?", (self._oldest(),)
+        )
         for (digest,) in silent.fetchall():
             _drop_upload(database, digest)
 
@@ -328,19 +347,11 @@ def _digest_of(database: sqlite3.Connection, name: str) -> bytes:
     return ABSENT if row is None else bytes(row[0])
 
 
-def _upload(database: sqlite3.Connection, digest: bytes) -> tuple[int, int, int] | None:
-    """Blob, size and bytes received of an upload."""
-    found: tuple[int, int, int] | None = database.execute(
-        "SELECT blob, size, received FROM uploads WHERE digest = ?", (digest,)
+def _upload(database: sqlite3.Connection, digest: bytes) -> _Upload | None:
+    row = database.execute(
+        "SELECT blob, size, received, touched_at FROM uploads WHERE digest = ?", (digest,)
     ).fetchone()
-    return found
-
-
-def _require_upload(database: sqlite3.Connection, digest: bytes) -> tuple[int, int, int]:
-    found = _upload(database, digest)
-    if found is None:
-        raise no_upload()
-    return found
+    return None if row is None else _Upload(*row)
 
 
 def _touch(database: sqlite3.Connection, digest: bytes, received: int, now: float) -> None:
@@ -352,7 +363,7 @@ def _touch(database: sqlite3.Connection, digest: bytes, received: int, now: floa
 def _drop_upload(database: sqlite3.Connection, digest: bytes) -> None:
     found = _upload(database, digest)
     if found is not None:
-        _drop_blob(database, found[0])
+        _drop_blob(database, found.blob)
         database.execute("DELETE FROM uploads WHERE digest = ?", (digest,))
 
 
