@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -179,18 +180,18 @@ def test_upload_whose_answer_was_lost_is_finished_by_asking() -> None:
 
 
 def test_cancelled_upload_keeps_what_came(stub: service_pb2_grpc.GradientServiceStub) -> None:
-    data = large().to_bytes()
+    data, over = large().to_bytes(), threading.Event()
 
     def parts() -> Iterator[pb.UploadGraphRequest]:
         yield begin(data)
         yield chunk(0, data[: 1 << 20])
-        while stub.UploadGraph(iter([begin(data)])).received < 1 << 20:
-            pass
-        call.cancel()
+        over.wait()
 
     call = stub.UploadGraph.future(parts())
-    with pytest.raises(grpc.FutureCancelledError):
-        call.result()
+    while stub.UploadGraph(iter([begin(data)])).received < 1 << 20:
+        pass
+    call.cancel()
+    over.set()
     assert stub.UploadGraph(iter([begin(data)])).received == 1 << 20
 
 
@@ -331,14 +332,16 @@ def test_token_is_for_its_prefix_only(stub: service_pb2_grpc.GradientServiceStub
 
 
 def test_silent_upload_is_ended(stub: service_pb2_grpc.GradientServiceStub) -> None:
-    done = grpc.StatusCode.RESOURCE_EXHAUSTED
+    over = threading.Event()
 
     def parts() -> Iterator[pb.UploadGraphRequest]:
         yield begin(DATA)
-        call.code()  # waits for the end, and says nothing meanwhile
+        over.wait()
 
     call = stub.UploadGraph.future(parts())
-    assert call.code() is done
+    assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "--session-idle-seconds" in call.details()
+    over.set()
 
 
 def test_deleted_graph_is_gone_from_the_plans_too(connection: gw.Connection) -> None:
