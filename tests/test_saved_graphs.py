@@ -331,17 +331,25 @@ def test_token_is_for_its_prefix_only(stub: service_pb2_grpc.GradientServiceStub
     assert reason(lambda: stub.ListGraphs(other)) == "PAGE_TOKEN_INVALID"
 
 
-def test_silent_upload_is_ended(stub: service_pb2_grpc.GradientServiceStub) -> None:
+@pytest.mark.parametrize("sent", [[begin(DATA)], [begin(DATA), chunk(0, DATA)]])
+def test_silent_upload_is_ended(
+    stub: service_pb2_grpc.GradientServiceStub,
+    sent: list[pb.UploadGraphRequest],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     over = threading.Event()
 
     def parts() -> Iterator[pb.UploadGraphRequest]:
-        yield begin(DATA)
+        yield from sent
         over.wait()
 
     call = stub.UploadGraph.future(parts())
     assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "--session-idle-seconds" in call.details()
     over.set()
+    answer = stub.UploadGraph(iter(sent[:1]))
+    assert answer.HasField("graph") == (len(sent) == 2)  # what came is there
+    assert not caplog.records
 
 
 def test_deleted_graph_is_gone_from_the_plans_too(connection: gw.Connection) -> None:

@@ -345,8 +345,12 @@ class GradientService(grpc.GenericRpcHandler):
         """Receives one graph; the watch over silence may end it, as a session."""
         with self._answering("UploadGraph", context) as stopped:
             with self._silence.over(lambda refusal: _end(context, send, refusal)) as silence:
-                pieces = _heard(requests, silence)
-                answer = self._saved.upload(pieces, lambda: silence.ended or stopped())
+                try:
+                    answer = self._saved.upload(_heard(requests, silence), stopped)
+                except Stopped:
+                    if silence.ended:
+                        return  # the watch has said why
+                    raise
             if not silence.ended:
                 send(answer)
                 send(None)
