@@ -21,6 +21,17 @@ INT64 = tensor_pb2.DATA_TYPE_INT64
 CLIENT_REASONS = {"FILE_INVALID"}
 #: Of a server without shared memory, which this one has: see test_shared_memory.
 OTHER_SERVERS_REASONS = {"SHARED_MEMORY_UNSUPPORTED"}
+#: Of saved graphs: see test_saved_graphs and test_store.
+STORE_REASONS = {
+    "DIGEST_INVALID",
+    "DIGEST_MISMATCH",
+    "GRAPH_NOT_FOUND",
+    "NAME_CONFLICT",
+    "PAGE_TOKEN_INVALID",
+    "STORE_UNAVAILABLE",
+    "STORE_UNSUPPORTED",
+    "UPLOAD_INVALID",
+}
 
 
 @pytest.fixture(scope="module")
@@ -401,4 +412,5 @@ def test_refusal_while_computing_names_the_node(
 def test_every_reason_is_provoked_here() -> None:
     tables = (broken_graphs(), bad_evaluations(), wrong_steps(), bad_derivatives())
     provoked = {reason for table in tables for reason, _ in table}
-    assert provoked == {*REASONS} - CLIENT_REASONS - OTHER_SERVERS_REASONS
+    elsewhere = CLIENT_REASONS | OTHER_SERVERS_REASONS | STORE_REASONS
+    assert provoked == {*REASONS} - elsewhere

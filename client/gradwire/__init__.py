@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from gradwire.connection import AsyncConnection, AsyncSession, Connection, Session
     from gradwire.errors import (
         CancelledError,
+        ConflictError,
         DeadlineError,
         FileError,
         GradwireError,
         InvalidRequestError,
         LimitError,
+        NotFoundError,
         ServerError,
         UnavailableError,
         UnsupportedError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from gradwire.onnx import from_onnx, to_onnx
     from gradwire.operators import *  # noqa: F403
     from gradwire.results import Event, Result, Summary
+    from gradwire.saved import SavedGraph
 
 # NumPy and gRPC are loaded on first use: `gradwire --help` must not wait for them.
 _HOMES = {
@@ -47,11 +50,13 @@ _HOMES = {
     "connection": ("AsyncConnection", "AsyncSession", "Connection", "Session"),
     "errors": (
         "CancelledError",
+        "ConflictError",
         "DeadlineError",
         "FileError",
         "GradwireError",
         "InvalidRequestError",
         "LimitError",
+        "NotFoundError",
         "ServerError",
         "UnavailableError",
         "UnsupportedError",
@@ -59,6 +64,7 @@ _HOMES = {
     "local": ("local",),
     "onnx": ("from_onnx", "to_onnx"),
     "results": ("Event", "Result", "Summary"),
+    "saved": ("SavedGraph",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -66,6 +72,7 @@ __all__ = [
     "AsyncConnection",
     "AsyncSession",
     "CancelledError",
+    "ConflictError",
     "Connection",
     "DeadlineError",
     "Event",
@@ -75,7 +82,9 @@ __all__ = [
     "Handle",
     "InvalidRequestError",
     "LimitError",
+    "NotFoundError",
     "Result",
+    "SavedGraph",
     "ServerError",
     "Session",
     "Summary",

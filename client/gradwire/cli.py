@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -210,12 +212,19 @@ class _Serve(click.Command):
     help="Let clients of this user on this machine share memory with the server, which they meet "
     "in DIRECTORY (mode 0700, made where it is missing), such as /dev/shm/gradwire.",
 )  # fmt: skip
+@click.option(
+    "--store", metavar="DIRECTORY|s3://BUCKET/PREFIX",
+    help="Save graphs here, for `gradwire save`: in a directory, made where it is missing, which "
+    "servers of one machine may share; or in an S3-compatible store, with endpoint and keys from "
+    "AWS's environment variables.",
+)  # fmt: skip
 def serve(
     listen: str,
     log_level: str,
     workers: int,
     drain_seconds: float,
     shared_memory: str | None,
+    store: str | None,
     **limits: int,
 ) -> None:
     """Serve gradients over gRPC until told to stop."""
@@ -227,8 +236,79 @@ def serve(
         log_level=log_level,
         drain_seconds=drain_seconds,
         shared_memory=shared_memory,
+        store=store,
         **limits,
     )
+
+
+_server = click.option(
+    "--server", required=True, metavar="ADDRESS", help="HOST:PORT or unix:PATH of the server."
+)
+_expected = click.option(
+    "--expect", "expected", metavar="DIGEST",
+    help="Only if the name refers to this; 'nothing': only if there is no such name.",
+)  # fmt: skip
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option("--name", default="", help="A name to move to the graph.")
+@_expected
+@click.option("--validate-only", is_flag=True, help="Let the server check the graph, no more.")
+@_server
+def save(file: str, name: str, expected: str | None, validate_only: bool, server: str) -> None:
+    """Save the graph of a .gate or .onnx FILE on a server; prints its digest.
+
+    A large graph is sent in pieces; after an error, saving again goes on from there.
+    """
+    graph = _load(file)
+    with _connected(server) as connection, _progress("saving") as progress:
+        found = connection.save_graph(
+            graph,
+            name,
+            expected=_expectation(expected),
+            validate_only=validate_only,
+            progress=progress,
+        )
+    click.echo(found.digest)
+
+
+@main.command("list")
+@click.argument("prefix", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@_server
+def list_saved(prefix: str, as_json: bool, server: str) -> None:
+    """The graphs saved on a server; only names that begin with PREFIX, if there is one."""
+    with _connected(server) as connection:
+        for each in connection.list_graphs(prefix):
+            at = each.saved_at.isoformat(timespec="seconds") if each.saved_at else ""
+            if as_json:
+                row = {"digest": each.digest, "size": each.size, "saved_at": at, "name": each.name}
+                click.echo(json.dumps(row))
+            else:
+                click.echo(f"{each.digest}  {each.size:>12}  {at}  {each.name}".rstrip())
+
+
+@main.command()
+@click.argument("graph", metavar="NAME|DIGEST")
+@click.option("-o", "--output", required=True, type=click.Path(), help="The .gate file to write.")
+@_server
+def get(graph: str, output: str, server: str) -> None:
+    """Get a graph that is saved on a server, as a file."""
+    with _connected(server) as connection, _progress("getting") as progress:
+        found = connection.get_graph(graph, progress=progress)
+    found.save(output)
+    click.echo(found.digest)
+
+
+@main.command()
+@click.argument("graph", metavar="NAME|DIGEST")
+@_expected
+@_server
+def delete(graph: str, expected: str | None, server: str) -> None:
+    """Delete a name, whose graph stays; or, by its digest, a graph and all its names."""
+    with _connected(server) as connection:
+        click.echo(connection.delete_graph(graph, expected=_expectation(expected)))
 
 
 @main.command()
@@ -277,6 +357,24 @@ def _connected(server: str | None) -> Connection:
     from gradwire.local import local
 
     return local(warm_up=False)
+
+
+def _expectation(expected: str | None) -> str | None:
+    return "" if expected == "nothing" else expected
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr for bytes sent or received, where somebody looks at it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _evaluate_with_progress(connection: Connection, graph: Graph, inputs: dict[str, Any]) -> Result:

@@ -19,10 +19,16 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
-from gradwire import requests
+from gradwire import requests, saved
 from gradwire.builder import Graph
-from gradwire.errors import CancelledError, GradwireError, InvalidRequestError, ServerError
+from gradwire.errors import (
+    CancelledError,
+    GradwireError,
+    InvalidRequestError,
+    ServerError,
+)
 from gradwire.results import Columns, Event, Result, decode_response, decode_result, scalar
+from gradwire.saved import Download, KnownGraphs, Progress, SavedGraph
 from gradwire.segments import INLINE, Exchange, Pool
 from gradwire.tensors import FLOATS, Array
 from gradwire.v1 import service_pb2, service_pb2_grpc
@@ -49,6 +55,7 @@ class Connection:
         self.target = target
         self._timeout = timeout
         self._memory = _SharedMemory(target, shared_memory)
+        self._known = KnownGraphs()
         self._lock = Lock()
         self._on_close = on_close
         self._channel = grpc.insecure_channel(target, _OPTIONS)
@@ -74,7 +81,7 @@ class Connection:
 
     def evaluate(
         self,
-        graph: Graph,
+        graph: Graph | str,
         inputs: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
@@ -82,12 +89,16 @@ class Connection:
     ) -> Result:
         """Outputs and gradients of the leaves at one point.
 
+        The graph may be a saved one, by name or digest. Then it is fetched once, and known by its
+        digest from then on; a name is looked up each time.
+
         Options: `seeds` {output: gradient}; `with_respect_to` leaf names; `values` and `gradients`
         to return besides (True, or names, ids, handles), as `summary` or in full; `batched` names
         of inputs with a leading axis of rows; `forward_only`.
         """
+        graph, digest = self._found(graph)
         with self._exchange() as exchange:
-            request = requests.evaluate_request(graph, inputs, options, exchange)
+            request = requests.evaluate_request(graph, inputs, options, exchange, digest)
             with self._explained(graph):
                 call: Any = self._stub.Evaluate
                 response = call(request, timeout=timeout or self._timeout)
@@ -95,7 +106,7 @@ class Connection:
 
     def stream(
         self,
-        graph: Graph,
+        graph: Graph | str,
         inputs: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
@@ -106,9 +117,11 @@ class Connection:
         The last item is the Result. Options as for `evaluate`; all values and gradients are
         streamed unless some are chosen.
         """
+        graph, digest = self._found(graph)
         with self._exchange() as exchange:
             call = self._stub.EvaluateStream(
-                _stream_request(graph, inputs, options, exchange), timeout=timeout or self._timeout
+                _stream_request(graph, digest, inputs, options, exchange),
+                timeout=timeout or self._timeout,
             )
             reader = _StreamReader(graph, exchange)
             try:
@@ -121,7 +134,7 @@ class Connection:
 
     def session(
         self,
-        graph: Graph,
+        graph: Graph | str,
         inputs: Mapping[str, Any] | None = None,
         *,
         batched: Sequence[str] = (),
@@ -131,15 +144,16 @@ class Connection:
 
         Inputs may be left to the steps, save the `batched` ones, which say how many rows there are.
         """
+        graph, digest = self._found(graph)
         with self._exchange() as exchange:
             opening = requests.evaluation(
                 graph, inputs, batched=batched, complete=False, exchange=exchange, **options
             )
-            return Session(self, graph, opening)
+            return Session(self, graph, digest, opening)
 
     def gradient_graph(
         self,
-        graph: Graph,
+        graph: Graph | str,
         wrt: Sequence[str] = (),
         sizes: Mapping[str, int] | None = None,
         *,
@@ -149,7 +163,8 @@ class Connection:
 
         `sizes` are those of the graph's symbols (SYMBOL_UNBOUND).
         """
-        request = _gradient_request(graph, wrt, sizes or {})
+        graph, digest = self._found(graph)
+        request = _gradient_request(graph, digest, wrt, sizes or {})
         with self._explained(graph):
             response = self._stub.DifferentiateGraph(request, timeout=timeout or self._timeout)
         return Graph.from_bytes(response.graph)
@@ -161,6 +176,116 @@ class Connection:
                 service_pb2.DescribeServerRequest(), timeout=self._timeout
             )
         return found
+
+    def save_graph(
+        self,
+        graph: Graph | bytes | str,
+        name: str = "",
+        *,
+        expected: str | None = None,
+        validate_only: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> SavedGraph:
+        """Saves a graph, or its bytes, on the server; one that is there is named only, if a string.
+
+        The name moves if it refers to the digest `expected`, or to nothing where that is ""
+        (ConflictError). A large graph is uploaded in pieces: after an error, saving it again goes
+        on where that broke off. `progress` is called with the bytes that are sent, and all.
+        """
+        data = graph.to_bytes() if isinstance(graph, Graph) else graph
+        change = saved.name_change(name, expected)
+        if isinstance(data, bytes) and len(data) > saved.ONE_MESSAGE_BYTES and not validate_only:
+            return self._uploaded(data, change, progress, timeout or self._timeout)
+        request = saved.save_request(data, change, validate_only)
+        with self._explained(None):
+            response = self._stub.SaveGraph(request, timeout=timeout or self._timeout)
+        return SavedGraph.from_message(response.graph)
+
+    def get_graph(
+        self,
+        name_or_digest: str,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Graph:
+        """A saved graph (NotFoundError)."""
+        graph, _ = self._fetched(name_or_digest, KnownGraphs(), progress, timeout)
+        return graph
+
+    def list_graphs(self, prefix: str = "") -> Iterator[SavedGraph]:
+        """Saved graphs by name, then those without one; with a prefix, only names that have it."""
+        token = ""
+        while True:
+            with self._explained(None):
+                page = self._stub.ListGraphs(
+                    saved.list_request(prefix, token), timeout=self._timeout
+                )
+            yield from map(SavedGraph.from_message, page.graphs)
+            token = page.next_page_token
+            if not token:
+                return
+
+    def delete_graph(self, name_or_digest: str, *, expected: str | None = None) -> str:
+        """Deletes a name, or, given a digest, a graph with all its names; the graph's digest.
+
+        A name that does not refer to `expected` stays (ConflictError).
+        """
+        request = saved.delete_request(name_or_digest, expected)
+        with self._explained(None):
+            response = self._stub.DeleteGraph(request, timeout=self._timeout)
+        return response.digest.hex()
+
+    def _uploaded(
+        self,
+        data: bytes,
+        change: service_pb2.NameChange | None,
+        progress: Progress | None,
+        timeout: float | None,
+    ) -> SavedGraph:
+        begin = saved.begin(data, change)
+        for attempt in range(saved.ATTEMPTS):
+            try:
+                with self._explained(None):
+                    answer = self._stub.UploadGraph(iter((begin,)), timeout=timeout)
+                    if not answer.HasField("graph"):
+                        parts = saved.parts(begin, data, answer.received, progress)
+                        answer = self._stub.UploadGraph(parts, timeout=timeout)
+                return saved.completed(answer)
+            except InvalidRequestError as error:
+                saved.require_retry(error, attempt)
+        raise AssertionError("the last attempt raises")
+
+    def _found(self, graph: Graph | str) -> tuple[Graph, bytes]:
+        """A graph, and its digest where the server has it."""
+        if isinstance(graph, str):
+            return self._fetched(graph, self._known, None, None)
+        return graph, b""
+
+    def _fetched(
+        self,
+        name_or_digest: str,
+        known: KnownGraphs,
+        progress: Progress | None,
+        timeout: float | None,
+    ) -> tuple[Graph, bytes]:
+        """A saved graph and its digest; its bytes are read where it is not known."""
+        digest = saved.digest_of(name_or_digest)
+        if digest and (graph := known.get(digest)):
+            return graph, digest
+        download = Download(progress)
+        with self._explained(None):
+            call = self._stub.GetGraph(
+                saved.get_request(name_or_digest), timeout=timeout or self._timeout
+            )
+            for message in call:
+                download.add(message)
+                graph = known.get(download.saved.digest)
+                if graph is not None:
+                    call.cancel()
+                    return graph, download.saved.digest
+        graph = Graph.from_bytes(download.graph())
+        return known.put(download.saved.digest, graph), download.saved.digest
 
     @property
     def _stub(self) -> service_pb2_grpc.GradientServiceStub:
@@ -224,7 +349,11 @@ class Session:
     """One open stream; a failed step leaves the last good point, and the session, as they were."""
 
     def __init__(
-        self, connection: Connection, graph: Graph, evaluation: service_pb2.Evaluation
+        self,
+        connection: Connection,
+        graph: Graph,
+        digest: bytes,
+        evaluation: service_pb2.Evaluation,
     ) -> None:
         self._connection = connection
         self.graph = graph
@@ -232,7 +361,7 @@ class Session:
         self._requests: SimpleQueue[service_pb2.SessionRequest | None] = SimpleQueue()
         self._answers = connection._stub.Session(iter(self._requests.get, None))
         self._next_id = 0
-        action = service_pb2.Open(graph=requests.source(graph), evaluation=evaluation)
+        action = service_pb2.Open(graph=requests.source(graph, digest), evaluation=evaluation)
         self._ask(service_pb2.SessionRequest(open=action))
 
     def __enter__(self) -> Self:
@@ -381,6 +510,7 @@ class AsyncConnection:
         self.target = target
         self._timeout = timeout
         self._memory = _SharedMemory(target, shared_memory)
+        self._known = KnownGraphs()
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         self._stub: Any = service_pb2_grpc.GradientServiceStub(self._channel)
         self._stub.Evaluate = self._channel.unary_unary(_EVALUATE)
@@ -398,31 +528,34 @@ class AsyncConnection:
 
     async def evaluate(
         self,
-        graph: Graph,
+        graph: Graph | str,
         inputs: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
         **options: Any,
     ) -> Result:
         """As Connection.evaluate."""
+        graph, digest = await self._found(graph)
         with await self._exchange() as exchange:
-            request = requests.evaluate_request(graph, inputs, options, exchange)
+            request = requests.evaluate_request(graph, inputs, options, exchange, digest)
             with self._explained(graph):
                 response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
             return decode_response(response, graph, exchange)
 
     async def stream(
         self,
-        graph: Graph,
+        graph: Graph | str,
         inputs: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
         **options: Any,
     ) -> AsyncIterator[Event | Result]:
         """As Connection.stream."""
+        graph, digest = await self._found(graph)
         with await self._exchange() as exchange:
             call = self._stub.EvaluateStream(
-                _stream_request(graph, inputs, options, exchange), timeout=timeout or self._timeout
+                _stream_request(graph, digest, inputs, options, exchange),
+                timeout=timeout or self._timeout,
             )
             reader = _StreamReader(graph, exchange)
             try:
@@ -436,29 +569,31 @@ class AsyncConnection:
 
     async def session(
         self,
-        graph: Graph,
+        graph: Graph | str,
         inputs: Mapping[str, Any] | None = None,
         *,
         batched: Sequence[str] = (),
         **options: Any,
     ) -> AsyncSession:
         """As Connection.session."""
+        graph, digest = await self._found(graph)
         with await self._exchange() as exchange:
             opening = requests.evaluation(
                 graph, inputs, batched=batched, complete=False, exchange=exchange, **options
             )
             session = AsyncSession(self, graph, opening)
-            action = service_pb2.Open(graph=requests.source(graph), evaluation=opening)
+            action = service_pb2.Open(graph=requests.source(graph, digest), evaluation=opening)
             await session._ask(service_pb2.SessionRequest(open=action))
             return session
 
     async def gradient_graph(
-        self, graph: Graph, wrt: Sequence[str] = (), sizes: Mapping[str, int] | None = None
+        self, graph: Graph | str, wrt: Sequence[str] = (), sizes: Mapping[str, int] | None = None
     ) -> Graph:
         """As Connection.gradient_graph."""
+        graph, digest = await self._found(graph)
         with self._explained(graph):
             response = await self._stub.DifferentiateGraph(
-                _gradient_request(graph, wrt, sizes or {}), timeout=self._timeout
+                _gradient_request(graph, digest, wrt, sizes or {}), timeout=self._timeout
             )
         return Graph.from_bytes(response.graph)
 
@@ -470,6 +605,110 @@ class AsyncConnection:
                 request, timeout=self._timeout
             )
         return found
+
+    async def save_graph(
+        self,
+        graph: Graph | bytes | str,
+        name: str = "",
+        *,
+        expected: str | None = None,
+        validate_only: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> SavedGraph:
+        """As Connection.save_graph."""
+        data = graph.to_bytes() if isinstance(graph, Graph) else graph
+        change = saved.name_change(name, expected)
+        if isinstance(data, bytes) and len(data) > saved.ONE_MESSAGE_BYTES and not validate_only:
+            return await self._uploaded(data, change, progress, timeout or self._timeout)
+        request = saved.save_request(data, change, validate_only)
+        with self._explained(None):
+            response = await self._stub.SaveGraph(request, timeout=timeout or self._timeout)
+        return SavedGraph.from_message(response.graph)
+
+    async def get_graph(
+        self,
+        name_or_digest: str,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Graph:
+        """As Connection.get_graph."""
+        graph, _ = await self._fetched(name_or_digest, KnownGraphs(), progress, timeout)
+        return graph
+
+    async def list_graphs(self, prefix: str = "") -> AsyncIterator[SavedGraph]:
+        """As Connection.list_graphs."""
+        token = ""
+        while True:
+            with self._explained(None):
+                page = await self._stub.ListGraphs(
+                    saved.list_request(prefix, token), timeout=self._timeout
+                )
+            for each in page.graphs:
+                yield SavedGraph.from_message(each)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete_graph(self, name_or_digest: str, *, expected: str | None = None) -> str:
+        """As Connection.delete_graph."""
+        request = saved.delete_request(name_or_digest, expected)
+        with self._explained(None):
+            response = await self._stub.DeleteGraph(request, timeout=self._timeout)
+        digest: str = response.digest.hex()
+        return digest
+
+    async def _uploaded(
+        self,
+        data: bytes,
+        change: service_pb2.NameChange | None,
+        progress: Progress | None,
+        timeout: float | None,
+    ) -> SavedGraph:
+        begin = saved.begin(data, change)
+        for attempt in range(saved.ATTEMPTS):
+            try:
+                with self._explained(None):
+                    answer = await self._stub.UploadGraph(iter((begin,)), timeout=timeout)
+                    if not answer.HasField("graph"):
+                        parts = saved.parts(begin, data, answer.received, progress)
+                        answer = await self._stub.UploadGraph(parts, timeout=timeout)
+                return saved.completed(answer)
+            except InvalidRequestError as error:
+                saved.require_retry(error, attempt)
+        raise AssertionError("the last attempt raises")
+
+    async def _found(self, graph: Graph | str) -> tuple[Graph, bytes]:
+        """As Connection._found."""
+        if isinstance(graph, str):
+            return await self._fetched(graph, self._known, None, None)
+        return graph, b""
+
+    async def _fetched(
+        self,
+        name_or_digest: str,
+        known: KnownGraphs,
+        progress: Progress | None,
+        timeout: float | None,
+    ) -> tuple[Graph, bytes]:
+        """As Connection._fetched."""
+        digest = saved.digest_of(name_or_digest)
+        if digest and (graph := known.get(digest)):
+            return graph, digest
+        download = Download(progress)
+        with self._explained(None):
+            call = self._stub.GetGraph(
+                saved.get_request(name_or_digest), timeout=timeout or self._timeout
+            )
+            async for message in call:
+                download.add(message)
+                graph = known.get(download.saved.digest)
+                if graph is not None:
+                    call.cancel()
+                    return graph, download.saved.digest
+        graph = Graph.from_bytes(download.graph())
+        return known.put(download.saved.digest, graph), download.saved.digest
 
     async def _exchange(self) -> Exchange:
         """As Connection._exchange."""
@@ -606,6 +845,7 @@ class _StreamReader:
 
 def _stream_request(
     graph: Graph,
+    digest: bytes,
     inputs: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     exchange: Exchange,
@@ -615,16 +855,18 @@ def _stream_request(
         message.ClearField("values")
     if not options.get("gradients"):
         message.ClearField("gradients")
-    request = service_pb2.EvaluateStreamRequest(graph=requests.source(graph), evaluation=message)
+    request = service_pb2.EvaluateStreamRequest(
+        graph=requests.source(graph, digest), evaluation=message
+    )
     exchange.offer(request)
     return request
 
 
 def _gradient_request(
-    graph: Graph, wrt: Sequence[str], sizes: Mapping[str, int]
+    graph: Graph, digest: bytes, wrt: Sequence[str], sizes: Mapping[str, int]
 ) -> service_pb2.DifferentiateGraphRequest:
     return service_pb2.DifferentiateGraphRequest(
-        graph=requests.source(graph),
+        graph=requests.source(graph, digest),
         with_respect_to=[wrt] if isinstance(wrt, str) else wrt,
         symbol_sizes=[
             service_pb2.SymbolSize(symbol=symbol, size=size) for symbol, size in sizes.items()

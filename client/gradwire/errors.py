@@ -4,8 +4,10 @@ GradwireError                 .reason (stable, to dispatch on), .message, .facts
 ├── InvalidRequestError       what was asked is wrong: change it         INVALID_ARGUMENT
 │   └── FileError             the file is not a whole graph file, or cannot be read or written
 ├── UnsupportedError          this server lacks what is asked            UNIMPLEMENTED
+├── NotFoundError             no such graph is saved                     NOT_FOUND
+├── ConflictError             a name refers to something else            ABORTED
 ├── LimitError                a limit is passed; says which flag         RESOURCE_EXHAUSTED
-├── UnavailableError          no server answers at the address           UNAVAILABLE
+├── UnavailableError          no server answers, or its store does not   UNAVAILABLE
 ├── DeadlineError             the timeout passed first                   DEADLINE_EXCEEDED
 ├── CancelledError            the call was cancelled                     CANCELLED
 └── ServerError               the server failed; its log says why        INTERNAL and others
@@ -18,11 +20,13 @@ from difflib import get_close_matches
 
 __all__ = [
     "CancelledError",
+    "ConflictError",
     "DeadlineError",
     "FileError",
     "GradwireError",
     "InvalidRequestError",
     "LimitError",
+    "NotFoundError",
     "ServerError",
     "UnavailableError",
     "UnsupportedError",
@@ -53,12 +57,20 @@ class UnsupportedError(GradwireError):
     """This server lacks what is asked."""
 
 
+class NotFoundError(GradwireError):
+    """No such graph is saved."""
+
+
+class ConflictError(GradwireError):
+    """A name refers to something else than was expected; `facts["digest"]` says to what."""
+
+
 class LimitError(GradwireError):
     """A limit of the server is passed."""
 
 
 class UnavailableError(GradwireError):
-    """No server answers at the address."""
+    """No server answers at the address, or its store of graphs does not."""
 
 
 class DeadlineError(GradwireError):
@@ -76,6 +88,8 @@ class ServerError(GradwireError):
 _BY_STATUS: dict[str, type[GradwireError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,
     "UNIMPLEMENTED": UnsupportedError,
+    "NOT_FOUND": NotFoundError,
+    "ABORTED": ConflictError,
     "RESOURCE_EXHAUSTED": LimitError,
     "UNAVAILABLE": UnavailableError,
     "DEADLINE_EXCEEDED": DeadlineError,

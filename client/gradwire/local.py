@@ -23,6 +23,7 @@ from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limit, Limits
 from gradwire_server.plan import make_plan
 from gradwire_server.segments import SharedMemoryError
+from gradwire_server.store import StoreError
 from gradwire_server.workers import AddressError, WorkerError
 
 #: Every limit of a server, with its default.
@@ -40,7 +41,8 @@ def local(
 
     Limits are those of `gradwire serve`, such as max_nodes=10_000_000. Compiled kernels come in in
     the background, on their first use from a process that compiles for a minute or two; without
-    warm_up they do not, for programs that end soon. shared_memory is that of `connect`.
+    warm_up they do not, for programs that end soon. shared_memory is that of `connect`. Graphs are
+    saved in memory, until the connection is closed.
     """
     try:
         server = EmbeddedServer(Limits(**limits), warms_up=warm_up, shares_memory=shared_memory)
@@ -58,12 +60,14 @@ def serve(
     log_level: str,
     drain_seconds: float,
     shared_memory: str | None,
+    store: str | None,
     **limits: Any,
 ) -> None:
     """Serves until told to stop.
 
-    UnavailableError where the address cannot be listened on, ServerError where a worker cannot
-    start, UnsupportedError where the directory for shared memory cannot be used.
+    UnavailableError where the address cannot be listened on or the store not be opened, ServerError
+    where a worker cannot start, UnsupportedError where the directory for shared memory cannot be
+    used.
     """
     error: GradwireError
     try:
@@ -74,12 +78,16 @@ def serve(
             drain_seconds=drain_seconds,
             log_level=log_level,
             shared_memory=shared_memory,
+            store=store,
         )
     except AddressError as failure:
         error = UnavailableError("UNAVAILABLE", str(failure))
         raise error from None
     except SharedMemoryError as failure:
         raise _unshared(failure) from None
+    except StoreError as failure:
+        error = UnavailableError("STORE_UNAVAILABLE", str(failure))
+        raise error from None
     except WorkerError as failure:
         error = ServerError("INTERNAL", str(failure))
         raise error from None

@@ -36,6 +36,11 @@ PATHS: Mapping[str, Paths] = {
     "EvaluateResponse": {1: _RESULT},
     "EvaluateStreamResponse": {2: {6: None}, 3: {6: None}, 4: {1: _RESULT}},
     "DifferentiateGraphRequest": {1: _SOURCE},
+    "SaveGraphRequest": {1: _SOURCE},
+    "UploadGraphRequest": {2: {2: None}},
+    "ListGraphsRequest": {},
+    "GetGraphRequest": {},
+    "DeleteGraphRequest": {},
     "SessionRequest": {2: _REQUEST, 3: _STEP, 4: _STEP, 5: {1: _STEP}},
     "SessionResponse": {3: _RESULT, 5: {1: {1: _RESULT}}},
 }

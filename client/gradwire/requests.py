@@ -24,8 +24,10 @@ STEPS_COUNT = 256
 Chosen = bool | Iterable[str | int | Handle]
 
 
-def source(graph: Graph) -> service_pb2.GraphSource:
-    """The graph of a request."""
+def source(graph: Graph, digest: bytes = b"") -> service_pb2.GraphSource:
+    """The graph of a request; the digest, where the server has it."""
+    if digest:
+        return service_pb2.GraphSource(digest=digest)
     return service_pb2.GraphSource(graph=graph.to_bytes())
 
 
@@ -34,15 +36,23 @@ def evaluate_request(
     inputs: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     exchange: Exchange = INLINE,
+    digest: bytes = b"",
 ) -> bytes:
-    """A serialized EvaluateRequest: large arrays, and the graph, are copied once, into it."""
+    """A serialized EvaluateRequest: large arrays, and the graph, are copied once, into it.
+
+    With a digest, the server has the graph already.
+    """
     large: list[tensors.Array] = []
     message = service_pb2.EvaluateRequest(
         evaluation=evaluation(graph, inputs, exchange=exchange, apart=large, **options)
     )
     exchange.offer(message)
     found = message.evaluation.bindings
-    pieces: list[Buffer] = [*_inside((1, 1), b"", graph.to_bytes())]
+    pieces: list[Buffer] = []
+    if digest:
+        message.graph.digest = digest
+    else:
+        pieces += _inside((1, 1), b"", graph.to_bytes())
     for binding in [each for each in found if each.tensor.WhichOneof("content") is None]:
         data = tensors.elements(large.pop(0))
         tensor = binding.tensor.SerializeToString() + field(3, len(data))
@@ -234,7 +244,7 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
     else:
         status = rpc_status.from_call(call)
     code, message = call.code().name, call.details() or ""
-    if code == "UNAVAILABLE":
+    if code == "UNAVAILABLE" and status is None:
         message = f"no server answers at {target}; start one with: gradwire serve"
     elif code == "DEADLINE_EXCEEDED":
         message = f"the timeout passed before {target} answered; give a longer one"

@@ -97,6 +97,26 @@ class GraphCache:
             self._put(entry)
         return entry
 
+    def find_saved(self, digest: bytes, load: Callable[[], bytes]) -> Entry:
+        """The graph of a digest; its bytes are loaded where it is not here."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None:
+                self._entries.move_to_end(digest)
+                return entry
+        data = load()
+        entry = Entry(digest, data, self._decode(data))
+        with self._lock:
+            self._put(entry)
+        return entry
+
+    def forget(self, digest: bytes) -> None:
+        """Lets go of a graph."""
+        with self._lock:
+            entry = self._entries.pop(digest, None)
+            if entry is not None:
+                self._let_go(entry)
+
     def _put(self, entry: Entry) -> None:
         if entry.key in self._entries or entry.nbytes > self._max_bytes:
             return
@@ -106,9 +126,12 @@ class GraphCache:
         self._nbytes += entry.nbytes
         while self._nbytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
-            self._nbytes -= oldest.nbytes
-            if self._large.get(_ends(oldest.data)) is oldest:
-                del self._large[_ends(oldest.data)]
+            self._let_go(oldest)
+
+    def _let_go(self, entry: Entry) -> None:
+        self._nbytes -= entry.nbytes
+        if self._large.get(_ends(entry.data)) is entry:
+            del self._large[_ends(entry.data)]
 
 
 def _ends(data: bytes) -> bytes:

@@ -311,6 +311,7 @@ def encode_description(
     limits: Iterable[Limit],
     gates: Iterable[GateDescription],
     segments: Segments | None = None,
+    store: str = "",
 ) -> service_pb2.DescribeServerResponse:
     """What the server is."""
     return service_pb2.DescribeServerResponse(
@@ -325,6 +326,7 @@ def encode_description(
         ],
         gates=[_encode_gate_description(gate) for gate in gates],
         shared_memory_socket="" if segments is None else segments.path,
+        store=store,
     )
 
 

@@ -22,6 +22,7 @@ from gradwire_server.engine import kernels
 from gradwire_server.limits import Limits
 from gradwire_server.segments import Segments, require_directory
 from gradwire_server.service import SERVICE, GradientService, on_lane
+from gradwire_server.store import MemoryStore, Store, open_store
 from gradwire_server.threads import Lane
 from gradwire_server.workers import AddressError, Told, supervise
 
@@ -32,10 +33,17 @@ class Server:
     """A gRPC server: the service, health checks and reflection (SharedMemoryError)."""
 
     def __init__(
-        self, limits: Limits, *, shares_port: bool = False, shared_memory: str | None = None
+        self,
+        limits: Limits,
+        *,
+        shares_port: bool = False,
+        shared_memory: str | None = None,
+        store: Store | None = None,
     ) -> None:
+        """The store is closed with the server."""
         self._segments = Segments(shared_memory, limits.max_shared_bytes) if shared_memory else None
-        self._service = GradientService(limits, self._segments)
+        self._store = store
+        self._service = GradientService(limits, self._segments, store)
         self._health = health.HealthServicer()
         self._reflection = Lane("gradwire-reflection", _REFLECTION_THREADS)
         self._server = grpc.server(
@@ -51,7 +59,7 @@ class Server:
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:
-            self._stop_sharing()
+            self._let_go()
             raise AddressError.of(address) from None
         self._server.start()
         for name in ("", SERVICE):
@@ -62,13 +70,15 @@ class Server:
         """Refuses new calls, lets running ones end within the grace, then cancels them."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_seconds).wait()
-        self._stop_sharing()
+        self._let_go()
         self._service.close()
         self._reflection.shutdown()
 
-    def _stop_sharing(self) -> None:
+    def _let_go(self) -> None:
         if self._segments is not None:
             self._segments.close()
+        if self._store is not None:
+            self._store.close()
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
@@ -88,10 +98,15 @@ class EmbeddedServer:
         *,
         warms_up: bool = True,
         shares_memory: bool = False,
+        store: Store | None = None,
     ) -> None:
+        """Graphs are saved in memory, unless there is another store."""
         self._folder = tempfile.mkdtemp(prefix="gradwire-")
         shared_memory = self._folder if shares_memory else None
-        self._server = Server(limits or Limits(), shared_memory=shared_memory)
+        limits = limits or Limits()
+        self._server = Server(
+            limits, shared_memory=shared_memory, store=store or MemoryStore(limits)
+        )
         if warms_up:
             kernels.warm_up()
         self.address = self._server.start(f"unix:{self._folder}/socket")
@@ -110,11 +125,12 @@ def serve(
     drain_seconds: float = 30.0,
     log_level: str = "WARNING",
     shared_memory: str | None = None,
+    store: str | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+    """Serves until SIGTERM or SIGINT, then drains; `store` is the place of saved graphs.
 
-    AddressError, SharedMemoryError, WorkerError.
+    AddressError, SharedMemoryError, StoreError, WorkerError.
     """
 
     def listens(place: str) -> None:
@@ -125,13 +141,16 @@ def serve(
     if workers > 1:
         if shared_memory:
             require_directory(shared_memory)
-        work = _Work(limits, drain_seconds, log_level, shared_memory)
+        if store:
+            open_store(store, limits).close()  # what is wrong with it is said once, and now
+        work = _Work(limits, drain_seconds, log_level, shared_memory, store)
         supervise(address, workers, work, listens)
         return
     keep_freed_memory()
     told = Told()
     _remove_dead_socket(address)
-    server = Server(limits, shared_memory=shared_memory)
+    opened = open_store(store, limits) if store else None
+    server = Server(limits, shared_memory=shared_memory, store=opened)
     listens(server.start(address))
     kernels.warm_up()
     told.wait()
@@ -146,11 +165,17 @@ class _Work:
     drain_seconds: float
     log_level: str
     shared_memory: str | None
+    store: str | None
 
     def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
         _log_as_json(self.log_level)
         keep_freed_memory()
-        server = Server(self.limits, shares_port=True, shared_memory=self.shared_memory)
+        server = Server(
+            self.limits,
+            shares_port=True,
+            shared_memory=self.shared_memory,
+            store=open_store(self.store, self.limits) if self.store else None,
+        )
         server.start(address)
         listens()
         kernels.warm_up()

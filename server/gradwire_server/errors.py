@@ -3,7 +3,10 @@
 Refusal         the request cannot be done; carries `reason`, the message and its facts
 ├── Invalid     the request is wrong: change it                       INVALID_ARGUMENT
 ├── Unsupported this server lacks what is asked: ask another          UNIMPLEMENTED
-└── OverLimit   a limit is passed: send less, or raise the flag       RESOURCE_EXHAUSTED
+├── OverLimit   a limit is passed: send less, or raise the flag       RESOURCE_EXHAUSTED
+├── NotFound    no such graph is saved                                NOT_FOUND
+├── Conflict    somebody else was first: look again, then ask again   ABORTED
+└── Unavailable the store cannot be reached now: ask again later      UNAVAILABLE
 
 Form of a message: where: what, with both actual values; what to do if we know.
 """
@@ -22,7 +25,7 @@ REASONS = {
     "OPERATOR_UNKNOWN": "No gate has that operator name.",
     "GRAPH_INVALID": "The graph cannot be decoded, or lacks a part.",
     "NODE_INVALID": "A node's gate or input ids point nowhere.",
-    "NAME_INVALID": "A name is empty, or used twice.",
+    "NAME_INVALID": "A name is empty, used twice, or not one that a saved graph may have.",
     "LEAF_INVALID": "A leaf's declaration contradicts itself.",
     "LEAF_UNKNOWN": "No input or parameter has that name.",
     "OUTPUT_INVALID": "An output's values do not exist, or cannot be stacked.",
@@ -46,6 +49,14 @@ REASONS = {
     "SYMBOL_UNBOUND": "A symbolic size is needed and not given.",
     "SHARED_MEMORY_INVALID": "No client shares a segment of that name, or of that size.",
     "SHARED_MEMORY_UNSUPPORTED": "This server was started without shared memory.",
+    "DIGEST_INVALID": "A digest is not of 32 bytes.",
+    "DIGEST_MISMATCH": "The bytes of an upload have another digest than was announced.",
+    "GRAPH_NOT_FOUND": "No graph of that digest or name is saved.",
+    "NAME_CONFLICT": "A name refers to something else than was expected.",
+    "UPLOAD_INVALID": "Bytes of an upload do not follow on those that are there.",
+    "PAGE_TOKEN_INVALID": "A page token is not one that this server gave.",
+    "STORE_UNSUPPORTED": "This server was started without a store for graphs.",
+    "STORE_UNAVAILABLE": "The store cannot be reached, is full, or has lost bytes.",
     "REQUEST_INVALID": "The request cannot be decoded, or comes out of turn.",
     "FILE_INVALID": "The bytes are not a whole graph file.",
     "LIMIT_EXCEEDED": "A limit of this server is passed.",
@@ -95,6 +106,24 @@ class OverLimit(Refusal):
         return cls(
             "LIMIT_EXCEEDED", message, limit=limit, value=value, actual=actual, flag=f"--{limit}"
         )
+
+
+class NotFound(Refusal):
+    """No such graph is saved."""
+
+    status = "NOT_FOUND"
+
+
+class Conflict(Refusal):
+    """What was expected is no longer so."""
+
+    status = "ABORTED"
+
+
+class Unavailable(Refusal):
+    """The store cannot be reached now, is full, or has lost bytes."""
+
+    status = "UNAVAILABLE"
 
 
 class Stopped(Exception):  # noqa: N818 -- not an error: nobody asks any more

@@ -38,14 +38,27 @@ class Limits:
     max_cache_bytes: int = _limit(
         512 * _MIB, "bytes", "Most memory for graphs and plans kept for repeated requests."
     )
+    max_graph_bytes: int = _limit(
+        1024 * _MIB, "bytes", "Largest graph that is saved; protobuf reads none of 2 GiB."
+    )
+    max_stored_bytes: int = _limit(
+        16384 * _MIB, "bytes", "Most bytes of saved graphs, and of those on their way, in all."
+    )
+    max_stored_graphs: int = _limit(100_000, "graphs", "Most saved graphs, and most names.")
     max_shared_bytes: int = _limit(
         1024 * _MIB, "bytes", "Most memory that all clients together may share with the server."
     )
     max_evaluations: int = _limit(8, "evaluations", "Evaluations that compute at the same time.")
     max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")
     max_streams: int = _limit(256, "streams", "Streamed evaluations answered at the same time.")
+    max_transfers: int = _limit(64, "streams", "Graphs uploaded or fetched at the same time.")
     max_sessions: int = _limit(256, "sessions", "Sessions open at the same time.")
-    session_idle_seconds: int = _limit(600, "seconds", "A session silent for longer is closed.")
+    session_idle_seconds: int = _limit(
+        600, "seconds", "A session or upload silent for longer is closed."
+    )
+    upload_idle_seconds: int = _limit(
+        86_400, "seconds", "An unfinished upload without news for longer is dropped."
+    )
 
     def describe(self) -> Iterator[Limit]:
         """Every limit under its flag's name, without the dashes."""

@@ -32,9 +32,11 @@ from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
 from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
+from gradwire_server.saved import SavedGraphs
 from gradwire_server.segments import Segments, Sink
 from gradwire_server.session import Session as OpenSession
 from gradwire_server.silence import Silence, SilenceWatch
+from gradwire_server.store import Store
 from gradwire_server.threads import Lane, Turns, ahead
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GradientService"].full_name
@@ -65,13 +67,14 @@ class _Method(NamedTuple):
 class GradientService(grpc.GenericRpcHandler):
     """gradwire.v1.GradientService over this package's engine."""
 
-    def __init__(self, limits: Limits, segments: Segments | None = None) -> None:
+    def __init__(
+        self, limits: Limits, segments: Segments | None = None, store: Store | None = None
+    ) -> None:
         self._limits = limits
         self._segments = segments
-        self._cache = GraphCache(
-            limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits)
-        )
         self._turns = Turns(limits.max_evaluations, limits.max_waiting)
+        cache = GraphCache(limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits))
+        self._saved = SavedGraphs(store, cache, self._turns, limits)
         self._silence = SilenceWatch(limits.session_idle_seconds)
         self._run = os.urandom(8).hex()
         self._calls = count(1)
@@ -100,8 +103,10 @@ class GradientService(grpc.GenericRpcHandler):
         calls = Lane("gradwire-call", limits.max_evaluations + limits.max_waiting)
         streams = Lane("gradwire-stream", limits.max_streams)
         sessions = Lane("gradwire-session", limits.max_sessions)
+        transfers = Lane("gradwire-transfer", limits.max_transfers)
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         waiting = "max-waiting", limits.max_waiting, "evaluations waiting"
+        transferring = "max-transfers", limits.max_transfers, "open transfers"
         found = {
             "Evaluate": _Method(
                 unary(on_lane(calls, self._unary("Evaluate", self.evaluate))), calls, *waiting
@@ -118,6 +123,22 @@ class GradientService(grpc.GenericRpcHandler):
             "Session": _Method(
                 grpc.stream_stream_rpc_method_handler(on_lane(sessions, self._session, sends=True)),
                 sessions, "max-sessions", limits.max_sessions, "open sessions",
+            ),
+            **{
+                name: _Method(unary(on_lane(calls, self._unary(name, answer))), calls, *waiting)
+                for name, answer in (
+                    ("SaveGraph", self._saved.save),
+                    ("ListGraphs", self._saved.page),
+                    ("DeleteGraph", self._saved.delete),
+                )
+            },
+            "UploadGraph": _Method(
+                # on the wire as a client's stream with one answer
+                grpc.stream_stream_rpc_method_handler(on_lane(transfers, self._upload, sends=True)),
+                transfers, *transferring,
+            ),
+            "GetGraph": _Method(
+                stream(on_lane(transfers, self._get)), transfers, *transferring
             ),
             "DescribeServer": _Method(
                 unary(self._unary("DescribeServer", self._describe)),
@@ -151,7 +172,7 @@ class GradientService(grpc.GenericRpcHandler):
         with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
             if stopped():
                 raise Stopped
-            entry = self._graph(request.graph, payloads)
+            entry = self._saved.entry(request.graph, payloads, stopped)
             job = self._job(entry, codec.decode_evaluation(request.evaluation, payloads))
             return codec.encode_response(Run(job).complete(stopped), sink)
 
@@ -160,7 +181,7 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
-            batches = self._batches(self._events(data), stopped)
+            batches = self._batches(self._events(data, stopped), stopped)
             began = monotonic()
             for batch in batches:
                 yield from batch
@@ -181,11 +202,11 @@ class GradientService(grpc.GenericRpcHandler):
         with self._turns, np.errstate(all="ignore"):
             return next(events, None)
 
-    def _events(self, data: bytes) -> Iterator[list[bytes]]:
+    def _events(self, data: bytes, stopped: Callable[[], bool]) -> Iterator[list[bytes]]:
         """The events of a streamed evaluation, in batches, each after one block of computing."""
         request, payloads = self._decoded(pb.EvaluateStreamRequest, data)
         sink = codec.results_sink(request, self._segments)
-        entry = self._graph(request.graph, payloads)
+        entry = self._saved.entry(request.graph, payloads, stopped)
         wanted = codec.decode_evaluation(request.evaluation, payloads)
         if not request.evaluation.HasField("values") and not request.evaluation.HasField(
             "gradients"
@@ -223,17 +244,13 @@ class GradientService(grpc.GenericRpcHandler):
         silence: Silence,
     ) -> None:
         session: OpenSession | None = None
-        while True:
-            silence.begins()
-            data = next(requests, None)
-            if not silence.breaks() or data is None:
-                return
+        for data in _heard(requests, silence):
             request, payloads = self._decoded(pb.SessionRequest, data)
             with self._turns, np.errstate(all="ignore"):
                 if session is not None:
                     answer = self._answer(session, request, payloads, stopped)
                 elif request.WhichOneof("action") == "open":
-                    session = self._open(request.open, payloads)
+                    session = self._open(request.open, payloads, stopped)
                     started = pb.Started(value_count=session.graph.value_count)
                     answer = pb.SessionResponse(
                         request_id=request.request_id, started=started
@@ -242,8 +259,10 @@ class GradientService(grpc.GenericRpcHandler):
                     raise Invalid("REQUEST_INVALID", "the first message of a session is open")
             send(answer)
 
-    def _open(self, request: pb.Open, payloads: codec.Payloads) -> OpenSession:
-        entry = self._graph(request.graph, payloads)
+    def _open(
+        self, request: pb.Open, payloads: codec.Payloads, stopped: Callable[[], bool]
+    ) -> OpenSession:
+        entry = self._saved.entry(request.graph, payloads, stopped)
         wanted = codec.decode_evaluation(request.evaluation, payloads)
         return OpenSession(entry.graph, wanted, self._limits, entry.job)
 
@@ -308,7 +327,7 @@ class GradientService(grpc.GenericRpcHandler):
         with self._turns, np.errstate(all="ignore"):
             if stopped():
                 raise Stopped
-            graph = self._graph(request.graph, payloads).graph
+            graph = self._saved.entry(request.graph, payloads, stopped).graph
             found = gradient_graph(
                 graph, tuple(request.with_respect_to), sizes, self._limits, stopped
             )
@@ -318,12 +337,27 @@ class GradientService(grpc.GenericRpcHandler):
     def _describe(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         gates = [describe(GATES[operator]) for operator in sorted(GATES)]
         found = codec.encode_description(
-            __version__, self._limits.describe(), gates, self._segments
+            __version__, self._limits.describe(), gates, self._segments, self._saved.kind
         )
         return found.SerializeToString()
 
-    def _graph(self, source: pb.GraphSource, payloads: codec.Payloads) -> Entry:
-        return self._cache.find(codec.source_bytes(source, payloads))
+    def _upload(self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]) -> None:
+        """Receives one graph; the watch over silence may end it, as a session."""
+        with self._answering("UploadGraph", context) as stopped:
+            with self._silence.over(lambda refusal: _end(context, send, refusal)) as silence:
+                try:
+                    answer = self._saved.upload(_heard(requests, silence), stopped)
+                except Stopped:
+                    if silence.ended:
+                        return  # the watch has said why
+                    raise
+            if not silence.ended:
+                send(answer)
+                send(None)
+
+    def _get(self, data: bytes, context: Any) -> Iterator[bytes]:
+        with self._answering("GetGraph", context) as stopped:
+            yield from self._saved.get(data, stopped)
 
     def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
         job = entry.again(wanted)
@@ -388,6 +422,16 @@ def on_lane(lane: Lane, behavior: Callable[..., Any], sends: bool = False) -> Ca
     marked.experimental_thread_pool = lane  # type: ignore[attr-defined]
     marked.experimental_non_blocking = sends  # type: ignore[attr-defined]
     return marked
+
+
+def _heard(requests: Iterator[bytes], silence: Silence) -> Iterator[bytes]:
+    """The messages of a client, as long as none comes too late."""
+    while True:
+        silence.begins()
+        data = next(requests, None)
+        if not silence.breaks() or data is None:
+            return
+        yield data
 
 
 def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:

@@ -48,23 +48,33 @@ Global___Detail: _TypeAlias = Detail  # noqa: Y015
 
 @_typing.final
 class GraphSource(_message.Message):
-    """Which graph. Number 2 is left free for a saved graph's name."""
+    """Which graph."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     GRAPH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     graph: _builtins.bytes
     """A serialized Graph: opaque to proxies, hashed as it is, decoded once."""
+    name: _builtins.str
+    """Name of a saved graph; it is looked up once in a call (GRAPH_NOT_FOUND, STORE_UNSUPPORTED)."""
+    digest: _builtins.bytes
+    """SHA-256 of the serialized Graph, 32 bytes (DIGEST_INVALID). The graph is saved, or this process
+    still has it from an earlier request, even if it was deleted since (GRAPH_NOT_FOUND).
+    """
     def __init__(
         self,
         *,
         graph: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "graph", b"graph", "name", b"name", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "graph", b"graph", "name", b"name", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["graph"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["graph", "name", "digest"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -998,6 +1008,443 @@ class DifferentiateGraphResponse(_message.Message):
 Global___DifferentiateGraphResponse: _TypeAlias = DifferentiateGraphResponse  # noqa: Y015
 
 @_typing.final
+class SavedGraph(_message.Message):
+    """A saved graph. It is named by the SHA-256 of its bytes, which are kept as they came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SAVED_AT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the serialized Graph, 32 bytes."""
+    size: _builtins.int
+    """Bytes of the serialized Graph."""
+    saved_at: _builtins.float
+    """When it was first saved, in seconds since 1970-01-01 UTC."""
+    name: _builtins.str
+    """The name it was asked for or listed by; empty where there is none."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        saved_at: _builtins.float = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "saved_at", b"saved_at", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SavedGraph: _TypeAlias = SavedGraph  # noqa: Y015
+
+@_typing.final
+class NameChange(_message.Message):
+    """A name that is to refer to a graph. Names are of 1 to 255 bytes of UTF-8 that can be printed, do not
+    begin or end with a space, and are not 64 hexadecimal digits (NAME_INVALID).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name."""
+    digest: _builtins.bytes
+    """This graph, by the 32 bytes of its digest (DIGEST_INVALID)."""
+    must_not_exist: _builtins.bool
+    """Nothing; must be true where it is set (REQUEST_INVALID)."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        must_not_exist: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expected", b"expected", "must_not_exist", b"must_not_exist"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expected", b"expected", "must_not_exist", b"must_not_exist", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_expected: _TypeAlias = _typing.Literal["digest", "must_not_exist"]  # noqa: Y015
+    _WhichOneofArgType_expected: _TypeAlias = _typing.Literal["expected", b"expected"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expected) -> _WhichOneofReturnType_expected | None: ...
+
+Global___NameChange: _TypeAlias = NameChange  # noqa: Y015
+
+@_typing.final
+class SaveGraphRequest(_message.Message):
+    """A graph to save."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Checks the graph, and the name's spelling, and saves nothing."""
+    @_builtins.property
+    def graph(self) -> Global___GraphSource:
+        """The graph: its bytes, or a saved one that is only to be named. It must be one that could be
+        evaluated (the reasons of a graph sent for evaluation), of at most max-graph-bytes, and fit in
+        what the server stores (LIMIT_EXCEEDED). One that is saved already is no error.
+        """
+
+    @_builtins.property
+    def name(self) -> Global___NameChange:
+        """A name to move to it; the default is none. The graph is saved before the name is moved, and
+        stays saved where the name cannot be.
+        """
+
+    def __init__(
+        self,
+        *,
+        graph: Global___GraphSource | None = ...,
+        name: Global___NameChange | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "name", b"name", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveGraphRequest: _TypeAlias = SaveGraphRequest  # noqa: Y015
+
+@_typing.final
+class SaveGraphResponse(_message.Message):
+    """What was saved: on the server's disk, or wherever it stores graphs, before this is sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """It was not saved before."""
+    @_builtins.property
+    def graph(self) -> Global___SavedGraph:
+        """The graph; without `saved_at` where it is only validated."""
+
+    def __init__(
+        self,
+        *,
+        graph: Global___SavedGraph | None = ...,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "graph", b"graph"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveGraphResponse: _TypeAlias = SaveGraphResponse  # noqa: Y015
+
+@_typing.final
+class UploadGraphRequest(_message.Message):
+    """One message of an upload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def begin(self) -> Global___UploadBegin:
+        """First message, and only the first (REQUEST_INVALID)."""
+
+    @_builtins.property
+    def chunk(self) -> Global___UploadChunk:
+        """Some bytes of the graph."""
+
+    def __init__(
+        self,
+        *,
+        begin: Global___UploadBegin | None = ...,
+        chunk: Global___UploadChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "chunk", b"chunk", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "chunk", b"chunk", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["begin", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadGraphRequest: _TypeAlias = UploadGraphRequest  # noqa: Y015
+
+@_typing.final
+class UploadBegin(_message.Message):
+    """Begins an upload, or goes on with one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the whole serialized Graph, 32 bytes (DIGEST_INVALID)."""
+    size: _builtins.int
+    """Its size in bytes, from 1 to max-graph-bytes (GRAPH_INVALID, LIMIT_EXCEEDED), the same each time
+    (UPLOAD_INVALID). It counts as stored from now on.
+    """
+    @_builtins.property
+    def name(self) -> Global___NameChange:
+        """A name to move to it once it is saved; the default is none. As in SaveGraphRequest."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        name: Global___NameChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadBegin: _TypeAlias = UploadBegin  # noqa: Y015
+
+@_typing.final
+class UploadChunk(_message.Message):
+    """Bytes of an upload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Where they begin; must be as many bytes as are there (UPLOAD_INVALID, with the fact "received")."""
+    data: _builtins.bytes
+    """The bytes, not beyond the size; at least 64 KiB, unless they reach it (UPLOAD_INVALID)."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadChunk: _TypeAlias = UploadChunk  # noqa: Y015
+
+@_typing.final
+class UploadGraphResponse(_message.Message):
+    """What is there when the client has sent its last message. When all bytes are, the graph is checked
+    as in SaveGraph: where it is refused, or its digest is another (DIGEST_MISMATCH), they are dropped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    received: _builtins.int
+    """Bytes that are there. Once upload-idle-seconds have passed since the last one came, they are
+    dropped when another graph comes.
+    """
+    @_builtins.property
+    def graph(self) -> Global___SavedGraph:
+        """The graph, once it is saved."""
+
+    def __init__(
+        self,
+        *,
+        received: _builtins.int = ...,
+        graph: Global___SavedGraph | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "received", b"received"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadGraphResponse: _TypeAlias = UploadGraphResponse  # noqa: Y015
+
+@_typing.final
+class GetGraphRequest(_message.Message):
+    """Asks for a saved graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """By its digest, 32 bytes (DIGEST_INVALID, GRAPH_NOT_FOUND)."""
+    name: _builtins.str
+    """By name (GRAPH_NOT_FOUND)."""
+    offset: _builtins.int
+    """Bytes to leave out at the beginning, to go on where an earlier call broke off; the graph's size
+    leaves out all (REQUEST_INVALID where it is more).
+    """
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "graph", b"graph", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "graph", b"graph", "name", b"name", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_graph: _TypeAlias = _typing.Literal["digest", "name"]  # noqa: Y015
+    _WhichOneofArgType_graph: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_graph) -> _WhichOneofReturnType_graph | None: ...
+
+Global___GetGraphRequest: _TypeAlias = GetGraphRequest  # noqa: Y015
+
+@_typing.final
+class GetGraphResponse(_message.Message):
+    """A piece of the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The bytes that follow, about 1 MiB at most. The graph is whole where its digest is right."""
+    @_builtins.property
+    def graph(self) -> Global___SavedGraph:
+        """First message: what graph it is."""
+
+    def __init__(
+        self,
+        *,
+        graph: Global___SavedGraph | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "graph", b"graph", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "graph", b"graph", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["graph", "data"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___GetGraphResponse: _TypeAlias = GetGraphResponse  # noqa: Y015
+
+@_typing.final
+class ListGraphsRequest(_message.Message):
+    """Asks for a page of saved graphs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name_prefix: _builtins.str
+    """Only names that begin with this; the default is every name, and graphs without one."""
+    page_size: _builtins.int
+    """Most entries of the page, at most 1000; 0 means 100 (REQUEST_INVALID)."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, which had the same prefix; the default is the first page
+    (PAGE_TOKEN_INVALID).
+    """
+    def __init__(
+        self,
+        *,
+        name_prefix: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name_prefix", b"name_prefix", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGraphsRequest: _TypeAlias = ListGraphsRequest  # noqa: Y015
+
+@_typing.final
+class ListGraphsResponse(_message.Message):
+    """A page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPHS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    @_builtins.property
+    def graphs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SavedGraph]:
+        """One entry for each name, in the order of their UTF-8 bytes; then one for each graph without a
+        name, in the order of digests. What is saved or deleted meanwhile may be missing.
+        """
+
+    def __init__(
+        self,
+        *,
+        graphs: _abc.Iterable[Global___SavedGraph] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graphs", b"graphs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGraphsResponse: _TypeAlias = ListGraphsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteGraphRequest(_message.Message):
+    """Deletes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """A graph, by its digest, and every name that refers to it (DIGEST_INVALID, GRAPH_NOT_FOUND)."""
+    @_builtins.property
+    def name(self) -> Global___NameChange:
+        """A name; the graph stays (GRAPH_NOT_FOUND where there is no such name, NAME_CONFLICT)."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        name: Global___NameChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["digest", "name"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___DeleteGraphRequest: _TypeAlias = DeleteGraphRequest  # noqa: Y015
+
+@_typing.final
+class DeleteGraphResponse(_message.Message):
+    """Deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """The graph that was deleted, or that the name referred to: its digest, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteGraphResponse: _TypeAlias = DeleteGraphResponse  # noqa: Y015
+
+@_typing.final
 class DescribeServerRequest(_message.Message):
     """Asks what the server is."""
 
@@ -1028,6 +1475,7 @@ class DescribeServerResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_SOCKET_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Release."""
     format_version: _builtins.int
@@ -1042,6 +1490,11 @@ class DescribeServerResponse(_message.Message):
     (SCM_RIGHTS) that is sealed against shrinking (F_SEAL_SHRINK), and is answered by the name of
     the segment, 32 hexadecimal digits, or by a sentence that says why not. The segment is the
     server's to read and write until that connection ends.
+    """
+    store: _builtins.str
+    """Where graphs are saved: "memory", "sqlite" or "s3"; empty where none are (STORE_UNSUPPORTED).
+    The limits are max-graph-bytes, max-stored-bytes, max-stored-graphs, max-transfers and
+    upload-idle-seconds.
     """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1066,10 +1519,11 @@ class DescribeServerResponse(_message.Message):
         limits: _abc.Iterable[Global___Limit] | None = ...,
         gates: _abc.Iterable[Global___GateDescription] | None = ...,
         shared_memory_socket: _builtins.str = ...,
+        store: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "format_version", b"format_version", "gates", b"gates", "limits", b"limits", "max_operator_set_version", b"max_operator_set_version", "min_operator_set_version", b"min_operator_set_version", "shared_memory_socket", b"shared_memory_socket", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "format_version", b"format_version", "gates", b"gates", "limits", b"limits", "max_operator_set_version", b"max_operator_set_version", "min_operator_set_version", b"min_operator_set_version", "shared_memory_socket", b"shared_memory_socket", "store", b"store", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1089,7 +1543,7 @@ class Limit(_message.Message):
     value: _builtins.int
     """Its value."""
     unit: _builtins.str
-    """Its unit: "bytes", "nodes", "values", "seconds", "evaluations" or "sessions"."""
+    """Its unit: "bytes", "nodes", "values", "seconds", "evaluations", "graphs", "streams" or "sessions"."""
     def __init__(
         self,
         *,

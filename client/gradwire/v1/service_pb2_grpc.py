@@ -55,6 +55,31 @@ class GradientServiceStub(object):
                 request_serializer=gradwire_dot_v1_dot_service__pb2.DifferentiateGraphRequest.SerializeToString,
                 response_deserializer=gradwire_dot_v1_dot_service__pb2.DifferentiateGraphResponse.FromString,
                 _registered_method=True)
+        self.SaveGraph = channel.unary_unary(
+                '/gradwire.v1.GradientService/SaveGraph',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.SaveGraphRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.SaveGraphResponse.FromString,
+                _registered_method=True)
+        self.UploadGraph = channel.stream_unary(
+                '/gradwire.v1.GradientService/UploadGraph',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.UploadGraphRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.UploadGraphResponse.FromString,
+                _registered_method=True)
+        self.GetGraph = channel.unary_stream(
+                '/gradwire.v1.GradientService/GetGraph',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.GetGraphRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.GetGraphResponse.FromString,
+                _registered_method=True)
+        self.ListGraphs = channel.unary_unary(
+                '/gradwire.v1.GradientService/ListGraphs',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.ListGraphsRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.ListGraphsResponse.FromString,
+                _registered_method=True)
+        self.DeleteGraph = channel.unary_unary(
+                '/gradwire.v1.GradientService/DeleteGraph',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.DeleteGraphRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.DeleteGraphResponse.FromString,
+                _registered_method=True)
         self.DescribeServer = channel.unary_unary(
                 '/gradwire.v1.GradientService/DescribeServer',
                 request_serializer=gradwire_dot_v1_dot_service__pb2.DescribeServerRequest.SerializeToString,
@@ -96,6 +121,42 @@ class GradientServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveGraph(self, request, context):
+        """Saves a graph that fits in one message, and moves a name to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadGraph(self, request_iterator, context):
+        """Saves a graph of any size, in pieces. What arrived stays when the call breaks off: a call that
+        only begins is answered by how much is there, and the next one goes on from there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGraph(self, request, context):
+        """A saved graph, in pieces: first what it is, then its bytes in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGraphs(self, request, context):
+        """The saved graphs, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGraph(self, request, context):
+        """Deletes a saved graph, or only a name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DescribeServer(self, request, context):
         """Version, limits, features, and the catalogue of gates.
         """
@@ -125,6 +186,31 @@ def add_GradientServiceServicer_to_server(servicer, server):
                     servicer.DifferentiateGraph,
                     request_deserializer=gradwire_dot_v1_dot_service__pb2.DifferentiateGraphRequest.FromString,
                     response_serializer=gradwire_dot_v1_dot_service__pb2.DifferentiateGraphResponse.SerializeToString,
+            ),
+            'SaveGraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveGraph,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.SaveGraphRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.SaveGraphResponse.SerializeToString,
+            ),
+            'UploadGraph': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadGraph,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.UploadGraphRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.UploadGraphResponse.SerializeToString,
+            ),
+            'GetGraph': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetGraph,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.GetGraphRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.GetGraphResponse.SerializeToString,
+            ),
+            'ListGraphs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGraphs,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.ListGraphsRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.ListGraphsResponse.SerializeToString,
+            ),
+            'DeleteGraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGraph,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.DeleteGraphRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.DeleteGraphResponse.SerializeToString,
             ),
             'DescribeServer': grpc.unary_unary_rpc_method_handler(
                     servicer.DescribeServer,
@@ -241,6 +327,141 @@ class GradientService(object):
             '/gradwire.v1.GradientService/DifferentiateGraph',
             gradwire_dot_v1_dot_service__pb2.DifferentiateGraphRequest.SerializeToString,
             gradwire_dot_v1_dot_service__pb2.DifferentiateGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gradwire.v1.GradientService/SaveGraph',
+            gradwire_dot_v1_dot_service__pb2.SaveGraphRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.SaveGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadGraph(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/gradwire.v1.GradientService/UploadGraph',
+            gradwire_dot_v1_dot_service__pb2.UploadGraphRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.UploadGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gradwire.v1.GradientService/GetGraph',
+            gradwire_dot_v1_dot_service__pb2.GetGraphRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.GetGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGraphs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gradwire.v1.GradientService/ListGraphs',
+            gradwire_dot_v1_dot_service__pb2.ListGraphsRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.ListGraphsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gradwire.v1.GradientService/DeleteGraph',
+            gradwire_dot_v1_dot_service__pb2.DeleteGraphRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.DeleteGraphResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,18 @@ class GradientServiceStub:
     """
     DifferentiateGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.DifferentiateGraphRequest, _service_pb2.DifferentiateGraphResponse]
     """The backward pass of a graph, as a graph."""
+    SaveGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.SaveGraphRequest, _service_pb2.SaveGraphResponse]
+    """Saves a graph that fits in one message, and moves a name to it."""
+    UploadGraph: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadGraphRequest, _service_pb2.UploadGraphResponse]
+    """Saves a graph of any size, in pieces. What arrived stays when the call breaks off: a call that
+    only begins is answered by how much is there, and the next one goes on from there.
+    """
+    GetGraph: _grpc.UnaryStreamMultiCallable[_service_pb2.GetGraphRequest, _service_pb2.GetGraphResponse]
+    """A saved graph, in pieces: first what it is, then its bytes in order."""
+    ListGraphs: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListGraphsRequest, _service_pb2.ListGraphsResponse]
+    """The saved graphs, page by page."""
+    DeleteGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteGraphRequest, _service_pb2.DeleteGraphResponse]
+    """Deletes a saved graph, or only a name."""
     DescribeServer: _grpc.UnaryUnaryMultiCallable[_service_pb2.DescribeServerRequest, _service_pb2.DescribeServerResponse]
     """Version, limits, features, and the catalogue of gates."""
 
@@ -70,6 +82,18 @@ class GradientServiceAsyncStub(GradientServiceStub):
     """
     DifferentiateGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.DifferentiateGraphRequest, _service_pb2.DifferentiateGraphResponse]  # type: ignore[assignment]
     """The backward pass of a graph, as a graph."""
+    SaveGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.SaveGraphRequest, _service_pb2.SaveGraphResponse]  # type: ignore[assignment]
+    """Saves a graph that fits in one message, and moves a name to it."""
+    UploadGraph: _aio.StreamUnaryMultiCallable[_service_pb2.UploadGraphRequest, _service_pb2.UploadGraphResponse]  # type: ignore[assignment]
+    """Saves a graph of any size, in pieces. What arrived stays when the call breaks off: a call that
+    only begins is answered by how much is there, and the next one goes on from there.
+    """
+    GetGraph: _aio.UnaryStreamMultiCallable[_service_pb2.GetGraphRequest, _service_pb2.GetGraphResponse]  # type: ignore[assignment]
+    """A saved graph, in pieces: first what it is, then its bytes in order."""
+    ListGraphs: _aio.UnaryUnaryMultiCallable[_service_pb2.ListGraphsRequest, _service_pb2.ListGraphsResponse]  # type: ignore[assignment]
+    """The saved graphs, page by page."""
+    DeleteGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteGraphRequest, _service_pb2.DeleteGraphResponse]  # type: ignore[assignment]
+    """Deletes a saved graph, or only a name."""
     DescribeServer: _aio.UnaryUnaryMultiCallable[_service_pb2.DescribeServerRequest, _service_pb2.DescribeServerResponse]  # type: ignore[assignment]
     """Version, limits, features, and the catalogue of gates."""
 
@@ -111,6 +135,48 @@ class GradientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DifferentiateGraphResponse, _abc.Awaitable[_service_pb2.DifferentiateGraphResponse]]:
         """The backward pass of a graph, as a graph."""
+
+    @_abc_1.abstractmethod
+    def SaveGraph(
+        self,
+        request: _service_pb2.SaveGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SaveGraphResponse, _abc.Awaitable[_service_pb2.SaveGraphResponse]]:
+        """Saves a graph that fits in one message, and moves a name to it."""
+
+    @_abc_1.abstractmethod
+    def UploadGraph(
+        self,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.UploadGraphRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.UploadGraphResponse, _abc.Awaitable[_service_pb2.UploadGraphResponse]]:
+        """Saves a graph of any size, in pieces. What arrived stays when the call breaks off: a call that
+        only begins is answered by how much is there, and the next one goes on from there.
+        """
+
+    @_abc_1.abstractmethod
+    def GetGraph(
+        self,
+        request: _service_pb2.GetGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.GetGraphResponse], _abc.AsyncIterator[_service_pb2.GetGraphResponse]]:
+        """A saved graph, in pieces: first what it is, then its bytes in order."""
+
+    @_abc_1.abstractmethod
+    def ListGraphs(
+        self,
+        request: _service_pb2.ListGraphsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListGraphsResponse, _abc.Awaitable[_service_pb2.ListGraphsResponse]]:
+        """The saved graphs, page by page."""
+
+    @_abc_1.abstractmethod
+    def DeleteGraph(
+        self,
+        request: _service_pb2.DeleteGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.DeleteGraphResponse, _abc.Awaitable[_service_pb2.DeleteGraphResponse]]:
+        """Deletes a saved graph, or only a name."""
 
     @_abc_1.abstractmethod
     def DescribeServer(

@@ -1,0 +1,305 @@
+"""Saved graphs for the service: requests to a store, checked before they reach it."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from io import BytesIO
+
+from gradwire.payloads import field
+from gradwire.v1 import service_pb2 as pb
+from gradwire_server import codec
+from gradwire_server.cache import Entry, GraphCache
+from gradwire_server.errors import Invalid, NotFound, Refusal, Stopped, Unsupported
+from gradwire_server.limits import Limits
+from gradwire_server.store import ABSENT, Place, Saved, Store
+from gradwire_server.store.base import (
+    DIGEST_BYTES,
+    lost_bytes,
+    require_digest,
+    require_name,
+    require_size,
+)
+from gradwire_server.threads import Turns
+
+#: Whether nobody waits for the answer any more.
+IsStopped = Callable[[], bool]
+
+_PAGE, _MAX_PAGE = 100, 1000
+_MAX_TOKEN = 512
+_CHECK_BYTES = 8
+_GET_DATA = 2  # the field of GetGraphResponse
+
+
+class SavedGraphs:
+    """The graphs of one server: those in its store, and those in its cache of plans."""
+
+    def __init__(
+        self, store: Store | None, cache: GraphCache, turns: Turns, limits: Limits
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._turns = turns
+        self._limits = limits
+
+    @property
+    def kind(self) -> str:
+        """Where graphs are saved; empty where they are not."""
+        return "" if self._store is None else self._store.kind
+
+    def entry(self, source: pb.GraphSource, payloads: codec.Payloads, stopped: IsStopped) -> Entry:
+        """The graph of a request, decoded now or before."""
+        match source.WhichOneof("source"):
+            case "digest":
+                digest = require_digest(source.digest)
+            case "name":
+                digest = self._required().resolve(require_name(source.name))
+            case _:
+                return self._cache.find(codec.source_bytes(source, payloads))
+        return self._cache.find_saved(digest, lambda: self._loaded(digest, stopped))
+
+    def save(self, data: bytes, stopped: IsStopped) -> bytes:
+        """One SaveGraphRequest, serialized, to one SaveGraphResponse."""
+        request, payloads = codec.decode_request(pb.SaveGraphRequest, data)
+        store = self._required()
+        change = _change(request.name) if request.HasField("name") else None
+        created = False
+        if request.graph.WhichOneof("source") in ("digest", "name"):
+            digest = self._digest(request.graph)
+            size = store.find(digest).size
+        else:
+            graph = codec.source_bytes(request.graph, payloads)
+            require_size(len(graph), self._limits)
+            with self._turns:
+                if stopped():
+                    raise Stopped
+                entry = self._cache.find(graph)
+            digest, size = entry.key, len(entry.data)
+            if not request.validate_only:
+                created = store.save(digest, entry.data)
+        if request.validate_only:
+            answer = pb.SavedGraph(digest=digest, size=size, name=request.name.name)
+        else:
+            answer = self._named(store, digest, change)
+        return pb.SaveGraphResponse(graph=answer, created=created).SerializeToString()
+
+    def upload(self, requests: Iterable[bytes], stopped: IsStopped) -> bytes:
+        """UploadGraphRequests, serialized, to one UploadGraphResponse."""
+        store = self._required()
+        begun: pb.UploadBegin | None = None
+        received = 0
+        for data in requests:
+            request, payloads = codec.decode_request(pb.UploadGraphRequest, data)
+            part = request.WhichOneof("part")
+            if part != ("begin" if begun is None else "chunk"):
+                raise Invalid("REQUEST_INVALID", "an upload is one begin, then chunks")
+            if begun is None:
+                begun = request.begin
+                received = self._begin(store, begun)
+            else:
+                chunk = memoryview(payloads.found(request.chunk.data))
+                if len(chunk):
+                    store.append(begun.digest, request.chunk.offset, chunk)
+                    received = request.chunk.offset + len(chunk)
+        if begun is None:
+            raise Invalid("REQUEST_INVALID", "the upload has no message")
+        answer = pb.UploadGraphResponse(received=received)
+        if received == begun.size:
+            self._finish(store, begun.digest, stopped)
+            change = _change(begun.name) if begun.HasField("name") else None
+            answer.graph.CopyFrom(self._named(store, begun.digest, change))
+        return answer.SerializeToString()
+
+    def get(self, data: bytes, stopped: IsStopped) -> Iterator[bytes]:
+        """One GetGraphRequest, serialized, to GetGraphResponses."""
+        request, _ = codec.decode_request(pb.GetGraphRequest, data)
+        if request.WhichOneof("graph") is None:
+            raise Invalid("REQUEST_INVALID", "the request has neither a digest nor a name")
+        digest, store = self._digest(request), self._required()
+        saved = store.find(digest)
+        if request.offset > saved.size:
+            raise Invalid(
+                "REQUEST_INVALID", f"offset: is {request.offset} but the graph has {saved.size}"
+            )
+        yield pb.GetGraphResponse(graph=_message(saved, request.name)).SerializeToString()
+        for piece in store.read(digest, request.offset):
+            if stopped():
+                return
+            yield b"".join((field(_GET_DATA, len(piece)), piece))
+
+    def page(self, data: bytes, stopped: IsStopped) -> bytes:
+        """One ListGraphsRequest, serialized, to one ListGraphsResponse."""
+        request, _ = codec.decode_request(pb.ListGraphsRequest, data)
+        prefix, most = request.name_prefix, request.page_size or _PAGE
+        if most > _MAX_PAGE:
+            raise Invalid("REQUEST_INVALID", f"page_size: is {most} but may be {_MAX_PAGE} at most")
+        if prefix and not prefix.isprintable():
+            raise Invalid("NAME_INVALID", f"name_prefix: {prefix[:80]!r} begins no name")
+        after = _place(prefix, request.page_token) if request.page_token else None
+        found = self._required().page(prefix, after, most + 1)
+        answer = pb.ListGraphsResponse(graphs=[_message(each, each.name) for each in found[:most]])
+        if len(found) > most:
+            last = found[most - 1]
+            answer.next_page_token = _token(prefix, last.name or last.digest)
+        return answer.SerializeToString()
+
+    def delete(self, data: bytes, stopped: IsStopped) -> bytes:
+        """One DeleteGraphRequest, serialized, to one DeleteGraphResponse."""
+        request, _ = codec.decode_request(pb.DeleteGraphRequest, data)
+        store = self._required()
+        match request.WhichOneof("target"):
+            case "digest":
+                digest = require_digest(request.digest)
+                store.delete(digest)
+                self._cache.forget(digest)
+            case "name":
+                digest = store.remove(*_change(request.name))
+            case _:
+                raise Invalid("REQUEST_INVALID", "the request has neither a digest nor a name")
+        return pb.DeleteGraphResponse(digest=digest).SerializeToString()
+
+    def _required(self) -> Store:
+        if self._store is None:
+            raise Unsupported(
+                "STORE_UNSUPPORTED",
+                "this server saves no graphs; start it with --store DIRECTORY",
+                flag="--store",
+            )
+        return self._store
+
+    def _digest(self, source: pb.GraphSource | pb.GetGraphRequest) -> bytes:
+        """What a digest or a name stands for."""
+        if source.HasField("name"):
+            return self._required().resolve(require_name(source.name))
+        return require_digest(source.digest)
+
+    def _loaded(self, digest: bytes, stopped: IsStopped) -> bytes:
+        """The bytes of a graph that is saved (GRAPH_NOT_FOUND)."""
+        if self._store is None:
+            raise NotFound(
+                "GRAPH_NOT_FOUND",
+                f"no graph with the digest {digest.hex()} is here, and this server saves none; "
+                "send the graph itself",
+                digest=digest.hex(),
+            )
+        data = _joined(self._store.read(digest), stopped)
+        if sha256(data).digest() != digest:
+            raise lost_bytes(digest, 0)
+        return data
+
+    def _named(
+        self, store: Store, digest: bytes, change: tuple[str, bytes | None] | None
+    ) -> pb.SavedGraph:
+        """Moves a name to a saved graph, if one is to be moved."""
+        if change is None:
+            return _message(store.find(digest), "")
+        name, expected = change
+        store.move(name, digest, expected)
+        return _message(store.find(digest), name)
+
+    def _begin(self, store: Store, begin: pb.UploadBegin) -> int:
+        """Bytes that are there; all, where the graph is saved."""
+        digest = require_digest(begin.digest)
+        require_size(begin.size, self._limits)
+        if begin.HasField("name"):
+            _change(begin.name)  # refused before the bytes come
+        size = _size(store, digest)
+        if size is None:
+            return store.begin(digest, begin.size)
+        if size != begin.size:
+            raise Invalid("UPLOAD_INVALID", f"size: is {begin.size} but the graph has {size}")
+        return size
+
+    def _finish(self, store: Store, digest: bytes, stopped: IsStopped) -> None:
+        """Saves what has been uploaded, if it is what was announced and a graph."""
+        if _size(store, digest) is not None:
+            store.discard(digest)
+            return
+        with self._turns:
+            data = _joined(store.uploaded(digest), stopped)
+            try:
+                _require_same_digest(data, digest)
+                self._cache.find(data)
+            except Refusal:
+                store.discard(digest)
+                raise
+        store.finish(digest, data)
+
+
+def _size(store: Store, digest: bytes) -> int | None:
+    """Bytes of a graph; None where it is not saved."""
+    try:
+        return store.find(digest).size
+    except NotFound:
+        return None
+
+
+def _require_same_digest(data: bytes, digest: bytes) -> None:
+    found = sha256(data).digest()
+    if found != digest:
+        raise Invalid(
+            "DIGEST_MISMATCH",
+            f"upload: its bytes have the digest {found.hex()} but {digest.hex()} was announced; "
+            "they are dropped",
+        )
+
+
+def _change(message: pb.NameChange) -> tuple[str, bytes | None]:
+    """A name, and what it must refer to (NAME_INVALID, DIGEST_INVALID, REQUEST_INVALID)."""
+    name = require_name(message.name)
+    match message.WhichOneof("expected"):
+        case "digest":
+            return name, require_digest(message.digest)
+        case "must_not_exist":
+            if not message.must_not_exist:
+                raise Invalid("REQUEST_INVALID", "must_not_exist: is false; leave it out")
+            return name, ABSENT
+    return name, None
+
+
+def _message(saved: Saved, name: str) -> pb.SavedGraph:
+    return pb.SavedGraph(digest=saved.digest, size=saved.size, saved_at=saved.saved_at, name=name)
+
+
+def _joined(pieces: Iterable[bytes], stopped: IsStopped) -> bytes:
+    """All pieces as one, without holding both (Stopped)."""
+    whole = BytesIO()
+    for piece in pieces:
+        if stopped():
+            raise Stopped
+        whole.write(piece)
+    return whole.getvalue()  # its own buffer, not a copy
+
+
+def _token(prefix: str, place: str | bytes) -> str:
+    """A page token for what follows on a place."""
+    key = b"n" + place.encode() if isinstance(place, str) else b"g" + place
+    return urlsafe_b64encode(_check(prefix, key) + key).decode()
+
+
+def _place(prefix: str, token: str) -> Place:
+    """The place of a page token (PAGE_TOKEN_INVALID)."""
+    try:
+        if len(token) > _MAX_TOKEN:
+            raise ValueError
+        data = urlsafe_b64decode(token.encode("ascii"))
+        key = data[_CHECK_BYTES:]
+        if data[:_CHECK_BYTES] != _check(prefix, key):
+            raise ValueError
+        if key[:1] == b"g" and len(key) == 1 + DIGEST_BYTES and not prefix:
+            return key[1:]
+        if key[:1] == b"n":
+            return require_name(key[1:].decode())
+        raise ValueError
+    except (ValueError, Refusal):  # binascii's and Unicode's errors are ValueErrors
+        raise Invalid(
+            "PAGE_TOKEN_INVALID",
+            f"page_token: {token[:80]!r} is not one that was given for this name_prefix; "
+            "begin with the first page",
+        ) from None
+
+
+def _check(prefix: str, key: bytes) -> bytes:
+    """Tells a token of this server from one that was made up, or given for another prefix."""
+    return sha256(b"\0".join((b"gradwire page", prefix.encode(), key))).digest()[:_CHECK_BYTES]
