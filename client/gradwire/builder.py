@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gradwire import files, tensors
-from gradwire.errors import GradwireError, InvalidRequestError
+from gradwire import columns, files, tensors
+from gradwire.errors import FileError, GradwireError, InvalidRequestError
 from gradwire.signature import Attribute, Signature
 from gradwire.signatures import SIGNATURES
 from gradwire.v1 import graph_pb2
@@ -27,10 +28,15 @@ from gradwire.version import __version__
 
 FORMAT_VERSION = 1
 OPERATOR_SET_VERSION = 28
+#: What this reader understands beyond the format's version.
+FEATURES: frozenset[str] = frozenset()
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _LINES_SHOWN = 60
+_MOST_VALUES = (1 << 32) - 1  # ids are written in 32 bits
+_MOST_RANK = 32
+_SHORT_BYTES = 64
 
 #: What a function of handles takes: at least one operand must be a handle.
 Operand = Any
@@ -50,7 +56,8 @@ class Leaf:
     @property
     def id_count(self) -> int:
         """How many value ids it takes: one, or one for each element."""
-        return _slots(self)
+        sizes = (axis for axis in self.axes if isinstance(axis, int))
+        return prod(sizes) if self.elements else 1
 
 
 class Node(NamedTuple):
@@ -182,7 +189,8 @@ class Graph:
         self._node_inputs = array("q")
         self._node_firsts = array("q")
         self._value_count = 0
-        self._dtypes: list[str] = []  # of each node value
+        self._node_dtypes: list[tuple[str, ...]] = []  # the last is of all outputs after it, too
+        self._kinds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Handle] = {}
         self._names: dict[int, str] = {}
         self._taken: set[str] = set()
@@ -221,7 +229,10 @@ class Graph:
     def constant(self, value: Any, dtype: Any = None) -> Handle:
         """A stored value that is never differentiated; equal ones are stored once."""
         stored = np.asarray(value, dtype=tensors.dtype_name(dtype or _dtype_of(value)))
-        key = (str(stored.dtype), stored.shape, stored.tobytes())
+        content = tensors.elements(stored) if stored.size else b""
+        if len(content) > _SHORT_BYTES:
+            content = sha256(content).digest()
+        key = (str(stored.dtype), stored.shape, bytes(content))
         if key not in self._constants:
             self._constants[key] = self._leaf("constant", "", stored.shape, key[0], stored)
         return self._constants[key]
@@ -259,12 +270,12 @@ class Graph:
 
     def nodes(self) -> Iterator[Node]:
         """Every node, in evaluation order."""
-        places, shift = self._places()
-        inputs = _ids(self._node_inputs, places, shift)
+        places = self._places()
+        inputs = places.ids(self._node_inputs).tolist()
         start = 0
         for row, key in zip(self._node_rows, self._node_firsts, strict=True):
             operator, attributes, count, outputs = self._row_list[row]
-            first = key + shift
+            first = key + places.shift
             yield Node(
                 operator, attributes, inputs[start : start + count], range(first, first + outputs)
             )
@@ -273,15 +284,17 @@ class Graph:
     def dtypes(self) -> list[str]:
         """Data type of every value, by id; that of id 0, an omitted input, is empty."""
         leaves = [leaf.dtype for leaf in self.leaves for _ in range(leaf.id_count)]
-        return ["", *leaves, *self._dtypes]
+        self._settle_dtypes()
+        found = ["", *leaves]
+        for row, dtypes in zip(self._node_rows, self._node_dtypes, strict=True):
+            found += dtypes
+            found += dtypes[-1:] * (self._row_list[row][3] - len(dtypes))
+        return found
 
     def output_ids(self) -> dict[str, list[int]]:
         """Value ids of every output."""
-        places, shift = self._places()
-        return {
-            name: [key + shift if key > 0 else int(places[-key]) for key in keys]
-            for name, keys in self._outputs.items()
-        }
+        places = self._places()
+        return {name: places.ids(keys).tolist() for name, keys in self._outputs.items()}
 
     def output_dtype(self, name: str) -> str:
         """Data type of an output."""
@@ -366,35 +379,38 @@ class Graph:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Graph:
-        """Reads a `.gate` file (FILE_INVALID)."""
-        return cls.from_bytes(files.read(path))
+        """Reads a `.gate` file (FileError: FILE_CUT, FILE_DAMAGED, FEATURE_UNSUPPORTED, ...)."""
+        data = files.read(path)
+        try:
+            return cls.from_bytes(data)
+        except InvalidRequestError as failure:
+            raise FileError(failure.reason, f"{path}: {failure.message}", failure.facts) from None
 
     def ids_by_name(self) -> dict[str, range]:
         """Value ids of every named leaf and node value."""
-        places, shift = self._places()
+        places = self._places()
+        shift = places.shift
         found = {name: range(key + shift, key + shift + 1) for key, name in self._names.items()}
-        for leaf, slot in zip(self._leaves, self._leaf_slots, strict=True):
+        for leaf, first in zip(self._leaves, places.firsts.tolist(), strict=True):
             if leaf.kind != "constant":
-                first = int(places[slot]) if _slots(leaf) else 1
-                found[leaf.name] = range(first, first + _slots(leaf))
+                found[leaf.name] = range(first, first + leaf.id_count)
         return found
 
     def id_of(self, handle: Handle) -> int:
         """Value id of a handle in the serialized graph."""
         self._own(handle)
-        places, shift = self._places()
-        return int(places[-handle.key]) if handle.key < 0 else handle.key + shift
+        return int(self._places().ids([handle.key])[0])
 
     def value_labels(self) -> list[tuple[int, str, str]]:
         """(id, name, operator) of every value but constants, by ascending id."""
-        places, shift = self._places()
+        places = self._places()
+        shift = places.shift
         found = []
-        for leaf, slot in zip(self._leaves, self._leaf_slots, strict=True):
+        for leaf, start in zip(self._leaves, places.firsts.tolist(), strict=True):
             if leaf.kind != "constant":
-                count = _slots(leaf)
-                for element in range(count):
+                for element in range(leaf.id_count):
                     name = f"{leaf.name}[{element}]" if leaf.elements else leaf.name
-                    found.append((int(places[slot + element]), name, leaf.kind))
+                    found.append((start + element, name, leaf.kind))
         found.sort()
         for node, row in enumerate(self._node_rows):
             operator, _, _, outputs = self._row_list[row]
@@ -432,7 +448,8 @@ class Graph:
 
     def _dtype_of_key(self, key: int) -> str:
         if key > 0:
-            return self._dtypes[key - 1]
+            self._settle_dtypes()
+            return self._settled_dtype(key) or ""
         return self._leaves[int(np.searchsorted(self._leaf_slots, -key, "right")) - 1].dtype
 
     def _node_line(self, node: int) -> str:
@@ -444,7 +461,8 @@ class Graph:
         ]
         given += [f"{name}={value!r}" for name, value in attributes.items()]
         first = self._node_firsts[node]
-        made = ", ".join(map(self.label, range(first, first + outputs)))
+        made = ", ".join(map(self.label, range(first, first + min(outputs, 8))))
+        made += ", ..." if outputs > 8 else ""
         return f"{made} = {operator}({', '.join(given)})"
 
     def _input_start(self, node: int) -> int:
@@ -464,7 +482,7 @@ class Graph:
         axes = tuple(shape)
         place = f"{kind} {name!r}"
         _check_axes(place, axes, elements)
-        stored = None if value is None else tensors.from_value(place, value, dtype).copy()
+        stored = None if value is None else tensors.kept(tensors.from_value(place, value, dtype))
         if kind != "constant":
             self._take(name)
         if stored is not None and (
@@ -483,7 +501,7 @@ class Graph:
         handle = Handle(self, -self._next_slot, dtype)
         self._leaves.append(leaf)
         self._leaf_slots.append(self._next_slot)
-        self._next_slot += _slots(leaf)
+        self._next_slot += leaf.id_count
         self._bytes = None
         return handle
 
@@ -528,8 +546,9 @@ class Graph:
         self, operator: str, attributes: dict[str, Any], keys: list[int], dtypes: list[str]
     ) -> tuple[Handle, ...]:
         outputs = len(dtypes)
-        row_key = (operator, *map(_hashable, attributes.items()), len(keys), outputs)
-        row = self._rows.setdefault(row_key, len(self._rows))
+        self._settle_dtypes()
+        row_key = _row_key(operator, attributes, len(keys), outputs)
+        row = self._rows.setdefault(row_key, len(self._row_list))
         if row == len(self._row_list):
             self._row_list.append((operator, attributes, len(keys), outputs))
         first = self._value_count + 1
@@ -537,30 +556,56 @@ class Graph:
         self._node_inputs.extend(keys)
         self._node_firsts.append(first)
         self._value_count += outputs
-        self._dtypes.extend(dtypes)
+        self._node_dtypes.append(self._kinds.setdefault(tuple(dtypes), tuple(dtypes)))
         self._bytes = None
         return tuple(Handle(self, first + slot, dtype) for slot, dtype in enumerate(dtypes))
 
-    def _places(self) -> tuple[Any, int]:
-        """Value id of each leaf slot, and what is added to the key of a node value."""
+    def _settle_dtypes(self) -> None:
+        """Finds the data types of nodes that were read, which only few callers need."""
+        if len(self._node_dtypes) == self.node_count:
+            return
+        known: dict[tuple[int, tuple[str | None, ...]], tuple[str, ...]] = {}
+        start = 0
+        for row in self._node_rows:
+            operator, attributes, count, outputs = self._row_list[row]
+            keys = self._node_inputs[start : start + count]
+            start += count
+            given = tuple(self._settled_dtype(key) for key in keys)
+            if (row, given) not in known:
+                signature = SIGNATURES.get(operator)
+                sources = 1 if signature is None else len(signature.output_dtypes)
+                dtypes = ["float64"] * sources
+                if signature is not None:
+                    dtypes = _result_dtypes(signature, given, attributes, sources)
+                known[row, given] = tuple(dtypes[:outputs])
+            self._node_dtypes.append(known[row, given])
+
+    def _settled_dtype(self, key: int) -> str | None:
+        """Data type of what is already settled; None where it is omitted."""
+        if key <= 0:
+            return self._dtype_of_key(key) if key else None
+        node = bisect_right(self._node_firsts, key) - 1
+        dtypes = self._node_dtypes[node]
+        return dtypes[min(key - self._node_firsts[node], len(dtypes) - 1)]
+
+    def _places(self) -> _Places:
+        """Where the values are among the ids."""
         order = {"input": 0, "parameter": 1, "constant": 2}
-        counts = [_slots(leaf) for leaf in self._leaves]
-        places = np.zeros(self._next_slot, np.int64)
+        firsts = np.zeros(len(self._leaves), np.int64)
         next_id = 1
         for position in sorted(
             range(len(self._leaves)), key=lambda each: order[self._leaves[each].kind]
         ):
-            slot, count = self._leaf_slots[position], counts[position]
-            places[slot : slot + count] = np.arange(next_id, next_id + count)
-            next_id += count
-        return places, next_id - 1
+            firsts[position] = next_id
+            next_id += self._leaves[position].id_count
+        return _Places(np.array(self._leaf_slots, np.int64), firsts, next_id - 1)
 
     def _message(self) -> graph_pb2.Graph:
         if not self._outputs:
             raise InvalidRequestError(
                 "GRAPH_INVALID", "the graph has no output; name at least one value"
             )
-        places, shift = self._places()
+        places = self._places()
         message = graph_pb2.Graph(
             format_version=FORMAT_VERSION,
             operator_set_version=OPERATOR_SET_VERSION,
@@ -576,24 +621,17 @@ class Graph:
         for leaf in self._leaves:
             columns[leaf.kind].append(_encode_leaf(leaf))
         circuit.node_gates.extend(self._node_rows.tolist())
-        circuit.node_inputs.extend(_ids(self._node_inputs, places, shift))
+        circuit.node_inputs.extend(places.ids(self._node_inputs).tolist())
         for name, keys in self._outputs.items():
-            circuit.outputs.add(name=name, value_ids=_ids(keys, places, shift))
+            circuit.outputs.add(name=name, value_ids=places.ids(keys).tolist())
         for key in sorted(self._names):
-            circuit.named_ids.append(key + shift)
+            circuit.named_ids.append(key + places.shift)
             circuit.names.append(self._names[key])
         return message
 
     def _read(self, message: graph_pb2.Graph) -> None:
-        if message.required_features or message.format_version != FORMAT_VERSION:
-            raise InvalidRequestError(
-                "FEATURE_UNSUPPORTED"
-                if message.required_features
-                else "FORMAT_VERSION_UNSUPPORTED",
-                f"the graph has format version {message.format_version} and requires "
-                f"{list(message.required_features)}, but this client reads version "
-                f"{FORMAT_VERSION} without features; use a newer gradwire",
-            )
+        """Takes a message in, which is used up (GRAPH_INVALID, NODE_INVALID, ...)."""
+        _check_versions(message)
         circuit = message.circuit
         for kind, leaves in (
             ("input", circuit.inputs),
@@ -602,39 +640,151 @@ class Graph:
         ):
             for leaf in leaves:
                 self._read_leaf(kind, leaf)
+        if self._next_slot > _MOST_VALUES:
+            raise InvalidRequestError(
+                "LEAF_INVALID",
+                f"the leaves take {self._next_slot - 1} value ids, over {_MOST_VALUES}",
+            )
+        self._row_list = [_decode_row(gate) for gate in message.gates]
+        for number, row in enumerate(self._row_list):
+            self._rows.setdefault(_row_key(*row), number)
+        self._read_nodes(*columns.node_columns(circuit))
+        self._read_outputs(circuit)
+
+    def _read_nodes(self, rows: columns.Ids, inputs: columns.Ids) -> None:
+        table = len(self._row_list)
+        if rows.size and rows.max() >= table:
+            node = int(np.argmax(rows >= table))
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"node number {node}: names gate row {rows[node]} but the table has {table} rows",
+            )
+        takes = np.array([row[2] for row in self._row_list], np.int64)
+        yields = np.array([row[3] for row in self._row_list], np.int64)
+        uses = np.bincount(rows, minlength=table)
+        if (needed := _dot(uses, takes)) != len(inputs):
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"the nodes' gates take {needed} inputs in all but node_inputs has {len(inputs)}",
+            )
         shift = self._next_slot - 1
+        self._value_count = _dot(uses, yields)
+        if self.value_count > _MOST_VALUES:
+            raise InvalidRequestError(
+                "NODE_INVALID", f"the graph has {self.value_count} values, over {_MOST_VALUES}"
+            )
+        ends = np.cumsum(yields[rows])
+        firsts = ends - yields[rows] + 1
+        own = np.repeat(firsts + shift, takes[rows])
+        if (inputs >= own).any():
+            slot = int(np.argmax(inputs >= own))
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"input {slot} of all nodes is value {inputs[slot]}, but a node may only use "
+                f"values below its own first ({own[slot]})",
+            )
+        keys = np.where(inputs > shift, inputs - shift, -inputs)
+        for column, found in (
+            (self._node_rows, rows), (self._node_firsts, firsts), (self._node_inputs, keys)
+        ):  # fmt: skip
+            column.frombytes(found.tobytes())
 
-        def key_of(value_id: int) -> int:
-            return value_id - shift if value_id > shift else -value_id
-
-        rows = [_decode_row(gate) for gate in message.gates]
-        start = 0
-        inputs = circuit.node_inputs
-        for row in circuit.node_gates:
-            operator, attributes, count, outputs = rows[row]
-            keys = [key_of(value_id) for value_id in inputs[start : start + count]]
-            start += count
-            signature = SIGNATURES.get(operator)
-            dtypes = ["float64"] * outputs
-            if signature is not None:
-                given = [self._dtype_of_key(key) if key else None for key in keys]
-                dtypes = _result_dtypes(signature, given, attributes, outputs)
-            self._add(operator, attributes, keys, dtypes)
+    def _read_outputs(self, circuit: graph_pb2.Circuit) -> None:
+        shift = self._next_slot - 1
         for output in circuit.outputs:
-            self._outputs[output.name] = [key_of(value_id) for value_id in output.value_ids]
+            ids = list(output.value_ids)
+            wrong = [each for each in ids if not 1 <= each <= self.value_count]
+            if not ids or wrong:
+                fault = f"value {wrong[0]} does not exist" if wrong else "has no value"
+                raise InvalidRequestError(
+                    "OUTPUT_INVALID",
+                    f"output {output.name!r}: {fault}; ids are from 1 to {self.value_count}",
+                )
+            if not output.name or output.name in self._outputs:
+                raise InvalidRequestError(
+                    "NAME_INVALID", f"the output name {output.name!r} is empty or used twice"
+                )
+            self._outputs[output.name] = [each - shift if each > shift else -each for each in ids]
+        if not self._outputs:
+            raise InvalidRequestError(
+                "GRAPH_INVALID", "the graph has no output; name at least one value"
+            )
+        last = shift
         for value_id, name in zip(circuit.named_ids, circuit.names, strict=True):
+            if not last < value_id <= self.value_count:
+                raise InvalidRequestError(
+                    "NAME_INVALID",
+                    f"name {name!r} is for value {value_id}, but those named are from {last + 1} "
+                    f"to {self.value_count}, ascending",
+                )
+            last = value_id
             self._take(name)
-            self._names[key_of(value_id)] = name
+            self._names[value_id - shift] = name
 
     def _read_leaf(self, kind: str, message: graph_pb2.Leaf) -> None:
-        axes = [
-            axis.symbol if axis.WhichOneof("extent") == "symbol" else axis.size
-            for axis in message.type.axes
-        ]
-        stored = tensors.decode(message.value) if message.HasField("value") else None
+        place = f"{kind} {message.name!r}"
+        if len(message.type.axes) > _MOST_RANK or any(
+            not axis.WhichOneof("extent") for axis in message.type.axes
+        ):
+            raise InvalidRequestError(
+                "TENSOR_INVALID",
+                f"{place}: has {len(message.type.axes)} axes; at most {_MOST_RANK} are allowed, "
+                "each with a size or a symbol",
+            )
+        axes = [getattr(axis, axis.WhichOneof("extent") or "") for axis in message.type.axes]
+        if message.layout not in graph_pb2.Leaf.Layout.values():
+            raise InvalidRequestError(
+                "LEAF_INVALID", f"{place}: layout {message.layout} is not known"
+            )
         elements = message.layout == graph_pb2.Leaf.LAYOUT_ELEMENTS
         dtype = tensors.dtype_of(message.type.data_type)
+        stored = tensors.decode(message.value) if message.HasField("value") else None
+        if (stored is None and kind != "input") or (stored is not None and stored.dtype != dtype):
+            found = "no stored value" if stored is None else f"a stored value of {stored.dtype}"
+            raise InvalidRequestError("LEAF_INVALID", f"{place}: is {dtype} but has {found}")
         self._leaf(kind, message.name, axes, dtype, stored, elements)
+
+
+class _Places(NamedTuple):
+    """Where values are among the ids: leaves by their first slot, and the nodes' behind them."""
+
+    slots: columns.Ids
+    firsts: columns.Ids
+    shift: int
+
+    def ids(self, keys: Iterable[int]) -> columns.Ids:
+        """Value ids of keys."""
+        column = np.array(keys, np.int64)
+        found = column + self.shift
+        found[column == 0] = 0
+        slots = -column[column < 0]
+        leaves = np.searchsorted(self.slots, slots, "right") - 1
+        found[column < 0] = self.firsts[leaves] + slots - self.slots[leaves]
+        return found
+
+
+def _check_versions(message: graph_pb2.Graph) -> None:
+    """Refuses what this reader does not know, by name (FEATURE_UNSUPPORTED, ...)."""
+    unknown = sorted(set(message.required_features) - FEATURES)
+    if unknown:
+        raise InvalidRequestError(
+            "FEATURE_UNSUPPORTED",
+            f"it requires {', '.join(map(repr, unknown))}, which gradwire {__version__} (format "
+            f"version {FORMAT_VERSION}) lacks; it has format version {message.format_version}: "
+            "use a newer gradwire",
+        )
+    if not 1 <= message.format_version <= FORMAT_VERSION:
+        raise InvalidRequestError(
+            "FORMAT_VERSION_UNSUPPORTED",
+            f"it has format version {message.format_version}, but gradwire {__version__} reads "
+            f"versions 1 to {FORMAT_VERSION}"
+            + ("; use a newer gradwire" if message.format_version else ""),
+        )
+
+
+def _dot(counts: columns.Ids, sizes: columns.Ids) -> int:
+    """A sum of products that cannot overflow."""
+    return sum(count * size for count, size in zip(counts.tolist(), sizes.tolist(), strict=True))
 
 
 def apply(operator: str, inputs: Sequence[Operand | None], attributes: dict[str, Any]) -> Handle:
@@ -740,25 +890,17 @@ def _check_axes(place: str, axes: tuple[int | str, ...], elements: bool) -> None
             )
 
 
-def _slots(leaf: Leaf) -> int:
-    return prod(axis for axis in leaf.axes if isinstance(axis, int)) if leaf.elements else 1
-
-
-def _ids(keys: Iterable[int], places: Any, shift: int) -> list[int]:
-    """Value ids of keys; `places` and `shift` are the graph's."""
-    column = np.array(keys, np.int64)
-    found = column + shift
-    found[column == 0] = 0
-    found[column < 0] = places[-column[column < 0]]
-    numbers: list[int] = found.tolist()
-    return numbers
+def _row_key(
+    operator: str, attributes: dict[str, Any], inputs: int, outputs: int
+) -> tuple[Any, ...]:
+    return operator, *map(_hashable, attributes.items()), inputs, outputs
 
 
 def _hashable(item: tuple[str, Any]) -> tuple[str, Any]:
     name, value = item
     if isinstance(value, np.ndarray):
         return name, (str(value.dtype), value.shape, value.tobytes())
-    return name, value
+    return name, repr(value)  # which tells 1 from 1.0, and 0.0 from -0.0
 
 
 _ENCODERS: dict[str, Callable[[str, Any], graph_pb2.Attribute]] = {
@@ -791,15 +933,24 @@ def _encode_row(
 
 
 def _decode_row(gate: graph_pb2.Gate) -> tuple[str, dict[str, Any], int, int]:
+    if gate.WhichOneof("target") is None:
+        raise InvalidRequestError("OPERATOR_UNKNOWN", "a row of the gates table names no operator")
     attributes: dict[str, Any] = {}
+    last = ""
     for attribute in gate.attributes:
         kind = attribute.WhichOneof("value")
-        value: Any = getattr(attribute, kind) if kind else None
+        if kind is None or attribute.name <= last:
+            fault = "has no value" if kind is None else f"follows {last!r}; names ascend"
+            raise InvalidRequestError(
+                "ATTRIBUTE_INVALID", f"gate {gate.operator}: attribute {attribute.name!r} {fault}"
+            )
+        last = attribute.name
+        value: Any = getattr(attribute, kind)
         if kind in ("ints", "floats", "strings"):
             value = tuple(value.values)
         elif kind == "tensor":
             value = tensors.decode(value)
-        attributes[attribute.name] = value
+        attributes[last] = value
     return gate.operator, attributes, gate.input_count, gate.output_count
 
 

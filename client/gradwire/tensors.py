@@ -17,6 +17,7 @@ from gradwire.v1 import tensor_pb2
 Array = npt.NDArray[Any]
 
 _PREFIX = "DATA_TYPE_"
+_MOST_RANK = 32
 #: Data types that arrays are sent in, by name.
 DTYPES = (
     "float16", "bfloat16", "float32", "float64", "bool",
@@ -76,6 +77,16 @@ def from_value(what: str, given: Any, dtype: str) -> Array:
         raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
 
 
+def kept(array: Array) -> Array:
+    """An array that nobody can write any more: itself, or a copy."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return array.copy()
+        base = base.base
+    return array
+
+
 def encode(array: Array) -> tensor_pb2.Tensor:
     """An array as a tensor: little-endian, row-major."""
     tensor = encode_type(array)
@@ -105,6 +116,11 @@ def _little_endian(array: Array) -> Array:
 
 def decode(tensor: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Array:
     """A tensor as a read-only array (TENSOR_INVALID)."""
+    if len(tensor.shape) > _MOST_RANK or tensor.HasField("shared"):
+        raise InvalidRequestError(
+            "TENSOR_INVALID",
+            f"a tensor has rank {len(tensor.shape)}, over {_MOST_RANK}, or is in shared memory",
+        )
     data = bytes(payloads.found(tensor.data))  # of its own, so that it is aligned
     return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), data)
 
@@ -118,5 +134,7 @@ def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
             "TENSOR_INVALID",
             f"{dtype} of shape {shape} needs {needed} bytes but has {len(data)}",
         )
+    if dtype == "bool" and data.translate(None, b"\x00\x01"):
+        raise InvalidRequestError("TENSOR_INVALID", "a bool is neither 0 nor 1")
     array: Array = np.frombuffer(data, kind).reshape(shape)
     return array
