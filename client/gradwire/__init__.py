@@ -85,6 +85,7 @@ __all__ = [
     "connect",
     "connect_async",
     "from_onnx",
+    "from_text",
     "gradient_graph",
     "load",
     "local",
@@ -141,6 +142,13 @@ def load(path: str | os.PathLike[str]) -> Graph:
     from gradwire.builder import Graph
 
     return Graph.load(path)
+
+
+def from_text(source: str) -> Graph:
+    """Reads the text of a graph (TEXT_INVALID, with line and column)."""
+    from gradwire.builder import Graph
+
+    return Graph.from_text(source)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,7 @@ _LINES_SHOWN = 60
 _MOST_VALUES = (1 << 32) - 1  # ids are written in 32 bits
 _MOST_RANK = 32
 _SHORT_BYTES = 64
+_TEXT_VALUES_PER_BYTE = 16
 
 #: What a function of handles takes: at least one operand must be a handle.
 Operand = Any
@@ -373,6 +374,31 @@ class Graph:
         graph._bytes = data
         return graph
 
+    def to_text(self) -> str:
+        """The graph as text to read, edit and compare, which `gw.from_text` reads back.
+
+        To the same digest, where the bytes are as a writer orders them; else a comment says so.
+        """
+        from gradwire import text
+
+        data = self.to_bytes()
+        if self._value_count > _TEXT_VALUES_PER_BYTE * len(data):
+            raise InvalidRequestError(
+                "GRAPH_INVALID", f"the nodes yield {self._value_count} values, too many to list"
+            )
+        message = graph_pb2.Graph.FromString(data)
+        found = text.write(message)
+        if text.parse(found).SerializeToString(deterministic=True) != data:
+            found += f"# the bytes this was made of were ordered otherwise: {self.digest}\n"
+        return found
+
+    @classmethod
+    def from_text(cls, source: str) -> Graph:
+        """Reads what `to_text` wrote, or a person (TEXT_INVALID with line and column, ...)."""
+        from gradwire import text
+
+        return cls.from_bytes(text.parse(source).SerializeToString(deterministic=True))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `.gate` file, whole or not at all."""
         files.write(path, self.to_bytes())
@@ -588,7 +614,7 @@ class Graph:
         dtypes = self._node_dtypes[node]
         return dtypes[min(key - self._node_firsts[node], len(dtypes) - 1)]
 
-    def _places(self) -> _Places:
+    def _places(self) -> columns.Places:
         """Where the values are among the ids."""
         order = {"input": 0, "parameter": 1, "constant": 2}
         firsts = np.zeros(len(self._leaves), np.int64)
@@ -598,7 +624,7 @@ class Graph:
         ):
             firsts[position] = next_id
             next_id += self._leaves[position].id_count
-        return _Places(np.array(self._leaf_slots, np.int64), firsts, next_id - 1)
+        return columns.Places(np.array(self._leaf_slots, np.int64), firsts, next_id - 1)
 
     def _message(self) -> graph_pb2.Graph:
         if not self._outputs:
@@ -743,24 +769,6 @@ class Graph:
             found = "no stored value" if stored is None else f"a stored value of {stored.dtype}"
             raise InvalidRequestError("LEAF_INVALID", f"{place}: is {dtype} but has {found}")
         self._leaf(kind, message.name, axes, dtype, stored, elements)
-
-
-class _Places(NamedTuple):
-    """Where values are among the ids: leaves by their first slot, and the nodes' behind them."""
-
-    slots: columns.Ids
-    firsts: columns.Ids
-    shift: int
-
-    def ids(self, keys: Iterable[int]) -> columns.Ids:
-        """Value ids of keys."""
-        column = np.array(keys, np.int64)
-        found = column + self.shift
-        found[column == 0] = 0
-        slots = -column[column < 0]
-        leaves = np.searchsorted(self.slots, slots, "right") - 1
-        found[column < 0] = self.firsts[leaves] + slots - self.slots[leaves]
-        return found
 
 
 def _check_versions(message: graph_pb2.Graph) -> None:

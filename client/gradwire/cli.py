@@ -89,11 +89,41 @@ def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: 
 
 @main.command()
 @click.argument("file", type=click.Path())
-def show(file: str) -> None:
+@click.option("--text", is_flag=True, help="All of it, as text that gradwire parse reads back.")
+def show(file: str, text: bool) -> None:
     """Show what is in a .gate or .onnx FILE."""
     graph = _load(file)
+    if text:
+        click.echo(graph.to_text(), nl=False)
+        return
     click.echo(f"{file}: {graph.node_count} nodes, digest {graph.digest}")
     click.echo(str(graph))
+
+
+@main.command()
+@click.argument("source", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The .gate file to write.")
+def parse(source: str, output: str | None) -> None:
+    """Read the text form of a graph from SOURCE (- is standard input), and write it as a file.
+
+    Without -o the text is only checked. Mistakes are told with line and column.
+    """
+    from gradwire.builder import Graph
+    from gradwire.errors import FileError, InvalidRequestError
+
+    try:
+        with click.open_file(source, encoding="utf-8") as file:
+            text = file.read()
+        graph = Graph.from_text(text)
+    except InvalidRequestError as failure:
+        raise FileError(failure.reason, f"{source}: {failure.message}") from None
+    except UnicodeDecodeError:
+        _fail(f"{source}: is not text; gradwire show --text prints that of a graph file")
+    except OSError as failure:
+        _fail(f"{source}: cannot be read: {failure.strerror}")
+    if output is not None:
+        graph.save(output)
+    click.echo(f"{output or source}: {graph.node_count} nodes, digest {graph.digest}")
 
 
 @main.command()

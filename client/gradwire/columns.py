@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +13,24 @@ from gradwire.v1 import graph_pb2
 Ids = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 18  # bytes that stay in cache
+
+
+class Places(NamedTuple):
+    """Where values are among the ids: leaves by their first slot, and the nodes' behind them."""
+
+    slots: Ids
+    firsts: Ids
+    shift: int
+
+    def ids(self, keys: Iterable[int]) -> Ids:
+        """Value ids of keys."""
+        column = np.array(keys, np.int64)
+        found = column + self.shift
+        found[column == 0] = 0
+        slots = -column[column < 0]
+        leaves = np.searchsorted(self.slots, slots, "right") - 1
+        found[column < 0] = self.firsts[leaves] + slots - self.slots[leaves]
+        return found
 
 
 def node_columns(circuit: graph_pb2.Circuit) -> tuple[Ids, Ids]:
