@@ -14,22 +14,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gradwire import columns, files, tensors
-from gradwire.errors import FileError, GradwireError, InvalidRequestError
+from gradwire import blob_files, columns, files, tensors
+from gradwire.errors import FileError, GradwireError, InvalidRequestError, LimitError
 from gradwire.signature import Attribute, Signature
 from gradwire.signatures import SIGNATURES
-from gradwire.v1 import graph_pb2
+from gradwire.v1 import graph_pb2, tensor_pb2
 from gradwire.version import __version__
 
 FORMAT_VERSION = 1
 OPERATOR_SET_VERSION = 28
 #: What this reader understands beyond the format's version.
-FEATURES: frozenset[str] = frozenset()
+FEATURES = frozenset({"blobs"})
+#: Graphs with more bytes of stored values are written with blobs.
+INLINE_BYTES = 1 << 30
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _NUMPY = os.path.dirname(np.__file__) + os.sep
@@ -37,6 +40,7 @@ _LINES_SHOWN = 60
 _MOST_VALUES = (1 << 32) - 1  # ids are written in 32 bits
 _MOST_RANK = 32
 _SHORT_BYTES = 64
+_MESSAGE_BYTES = (1 << 31) - 1  # of protobuf and of gRPC
 _TEXT_VALUES_PER_BYTE = 16
 
 #: What a function of handles takes: at least one operand must be a handle.
@@ -198,6 +202,9 @@ class Graph:
         self._outputs: dict[str, list[int]] = {}
         self._made_at: dict[int, str] = {}  # by node; those read from a file have no line
         self._bytes: bytes | None = None
+        self._blobs: blob_files.Blobs = {}  # what _bytes refers to
+        self._inline: bytes | None = None
+        self._truths: set[bytes] = set()  # blobs that hold bools
 
     def input(
         self,
@@ -214,7 +221,10 @@ class Graph:
         return self._leaf("input", name, axes, tensors.dtype_name(dtype), value)
 
     def parameter(self, name: str, value: Any, dtype: Any = None) -> Handle:
-        """A leaf with a stored value that an evaluation may override."""
+        """A leaf with a stored value that an evaluation may override.
+
+        An array that may not be written, such as a memory map, is kept; any other is copied.
+        """
         stored = np.asarray(value, dtype=tensors.dtype_name(dtype or _dtype_of(value)))
         return self._leaf("parameter", name, stored.shape, str(stored.dtype), stored)
 
@@ -344,19 +354,38 @@ class Graph:
         return self._made_at.get(node)
 
     def to_bytes(self) -> bytes:
-        """The serialized Graph: the same bytes for the same graph; those read, if unchanged."""
-        if self._bytes is None:
-            self._bytes = self._message().SerializeToString(deterministic=True)
-        return self._bytes
+        """The serialized Graph with all its values: the same bytes for the same graph.
+
+        Those read, if unchanged. LIMIT_EXCEEDED where no message can hold the values.
+        """
+        data = self._serialized()
+        if not self._blobs:
+            return data
+        if self._inline is None:
+            self._require_inline(len(data))
+            message = graph_pb2.Graph.FromString(data)
+            message.required_features.remove("blobs")
+            for leaf, written in zip(self.leaves, _leaves_of(message), strict=True):
+                if leaf.value is not None and written.value.WhichOneof("content") == "blob":
+                    written.value.data = leaf.value.tobytes()
+            self._inline = message.SerializeToString(deterministic=True)
+        return self._inline
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the serialized graph in hexadecimal: its identity."""
-        return sha256(self.to_bytes()).hexdigest()
+        """SHA-256 of the serialized graph in hexadecimal: its identity.
+
+        A graph with blobs refers to them by digest, so it is another than that with its values.
+        """
+        return sha256(self._serialized()).hexdigest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Graph:
         """Reads a serialized Graph (GRAPH_INVALID, FEATURE_UNSUPPORTED, ...)."""
+        return cls._from(data, dict)
+
+    @classmethod
+    def _from(cls, data: bytes, find_blobs: Callable[[], blob_files.Blobs]) -> Graph:
         message = graph_pb2.Graph()
         try:
             message.ParseFromString(data)
@@ -365,13 +394,16 @@ class Graph:
                 "GRAPH_INVALID", f"the {len(data)} bytes are not a serialized gradwire.v1.Graph"
             ) from None
         graph = cls()
+        _check_versions(message)
+        found = find_blobs() if "blobs" in message.required_features else {}
         try:
-            graph._read(message)
+            graph._read(message, found)
         except (IndexError, KeyError, ValueError) as failure:
             raise InvalidRequestError(
                 "GRAPH_INVALID", f"the graph cannot be read: {failure!r}"
             ) from None
         graph._bytes = data
+        graph._blobs = found
         return graph
 
     def to_text(self) -> str:
@@ -381,7 +413,7 @@ class Graph:
         """
         from gradwire import text
 
-        data = self.to_bytes()
+        data = self._serialized()
         if self._value_count > _TEXT_VALUES_PER_BYTE * len(data):
             raise InvalidRequestError(
                 "GRAPH_INVALID", f"the nodes yield {self._value_count} values, too many to list"
@@ -393,24 +425,91 @@ class Graph:
         return found
 
     @classmethod
-    def from_text(cls, source: str) -> Graph:
-        """Reads what `to_text` wrote, or a person (TEXT_INVALID with line and column, ...)."""
+    def from_text(cls, source: str, blob_file: str | os.PathLike[str] | None = None) -> Graph:
+        """Reads what `to_text` wrote, or a person (TEXT_INVALID with line and column, ...).
+
+        `blob_file` has the values that the text says are blobs.
+        """
         from gradwire import text
 
-        return cls.from_bytes(text.parse(source).SerializeToString(deterministic=True))
+        data = text.parse(source).SerializeToString(deterministic=True)
+        if blob_file is None:
+            return cls.from_bytes(data)
+        path = Path(blob_file)
+        return cls._from(data, lambda: blob_files.load(path, str(path)))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a `.gate` file, whole or not at all."""
-        files.write(path, self.to_bytes())
+    def save(self, path: str | os.PathLike[str], *, blobs: bool | None = None) -> None:
+        """Writes a `.gate` file, whole or not at all (FILE_INVALID).
+
+        With blobs, values of 4 KiB and more go into a file beside it. Unless told, a graph is
+        written as it was read, and with blobs where its values are over 1 GiB.
+        """
+        if blobs is None:
+            data, found = self._serialized(), self._blobs
+        elif blobs:
+            data, found = self._referring()
+        else:
+            data, found = self.to_bytes(), {}
+        beside = blob_files.path_of(path, data) if found else None
+        if beside is not None:
+            blob_files.write(beside, found)
+        files.write(path, data)
+        blob_files.remove_others(path, beside)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Graph:
-        """Reads a `.gate` file (FileError: FILE_CUT, FILE_DAMAGED, FEATURE_UNSUPPORTED, ...)."""
+        """Reads a `.gate` file (FileError: FILE_CUT, FILE_DAMAGED, FEATURE_UNSUPPORTED, ...).
+
+        Its blobs are compared with their digests, and then stay in their file until they are used.
+        """
         data = files.read(path)
         try:
-            return cls.from_bytes(data)
+            return cls._from(
+                data, lambda: blob_files.load(blob_files.path_of(path, data), str(path))
+            )
+        except FileError:
+            raise
         except InvalidRequestError as failure:
             raise FileError(failure.reason, f"{path}: {failure.message}", failure.facts) from None
+
+    def _serialized(self) -> bytes:
+        """The bytes that are the graph's identity; what they refer to is in `_blobs`."""
+        if self._bytes is None:
+            self._inline, self._blobs = None, {}
+            if self._stored_bytes() > INLINE_BYTES:
+                self._bytes, self._blobs = self._referring()
+            else:
+                self._bytes = self._message().SerializeToString(deterministic=True)
+        return self._bytes
+
+    def _referring(self) -> tuple[bytes, blob_files.Blobs]:
+        """The bytes with blobs for the large values, and those."""
+        if self._bytes is None:
+            message = self._message(blob_files.LEAST_BYTES)
+        else:
+            message = graph_pb2.Graph.FromString(self._bytes)
+        found: dict[bytes, tensors.Array] = {}
+        for leaf, written in zip(self.leaves, _leaves_of(message), strict=True):
+            if leaf.value is not None and leaf.value.nbytes >= blob_files.LEAST_BYTES:
+                digest = blob_files.digest_of(leaf.value)
+                written.value.blob = digest
+                found[digest] = leaf.value
+        if found and "blobs" not in message.required_features:
+            message.required_features.append("blobs")
+        return message.SerializeToString(deterministic=True), found
+
+    def _stored_bytes(self) -> int:
+        return sum(leaf.value.nbytes for leaf in self._leaves if leaf.value is not None)
+
+    def _require_inline(self, others: int) -> None:
+        needed = self._stored_bytes() + others
+        if needed > _MESSAGE_BYTES:
+            raise LimitError(
+                "LIMIT_EXCEEDED",
+                f"the graph has {needed} bytes with its stored values, but one message holds at "
+                f"most {_MESSAGE_BYTES}, and blobs are not sent; make large parameters inputs, and "
+                "bind them in several calls or in shared memory",
+            )
 
     def ids_by_name(self) -> dict[str, range]:
         """Value ids of every named leaf and node value."""
@@ -626,7 +725,8 @@ class Graph:
             next_id += self._leaves[position].id_count
         return columns.Places(np.array(self._leaf_slots, np.int64), firsts, next_id - 1)
 
-    def _message(self) -> graph_pb2.Graph:
+    def _message(self, least_bytes: int | None = None) -> graph_pb2.Graph:
+        """The graph, without the elements of values that have so many bytes."""
         if not self._outputs:
             raise InvalidRequestError(
                 "GRAPH_INVALID", "the graph has no output; name at least one value"
@@ -645,7 +745,7 @@ class Graph:
             "constant": circuit.constants,
         }
         for leaf in self._leaves:
-            columns[leaf.kind].append(_encode_leaf(leaf))
+            columns[leaf.kind].append(_encode_leaf(leaf, least_bytes))
         circuit.node_gates.extend(self._node_rows.tolist())
         circuit.node_inputs.extend(places.ids(self._node_inputs).tolist())
         for name, keys in self._outputs.items():
@@ -655,9 +755,8 @@ class Graph:
             circuit.names.append(self._names[key])
         return message
 
-    def _read(self, message: graph_pb2.Graph) -> None:
+    def _read(self, message: graph_pb2.Graph, found: blob_files.Blobs) -> None:
         """Takes a message in, which is used up (GRAPH_INVALID, NODE_INVALID, ...)."""
-        _check_versions(message)
         circuit = message.circuit
         for kind, leaves in (
             ("input", circuit.inputs),
@@ -665,7 +764,7 @@ class Graph:
             ("constant", circuit.constants),
         ):
             for leaf in leaves:
-                self._read_leaf(kind, leaf)
+                self._read_leaf(kind, leaf, found)
         if self._next_slot > _MOST_VALUES:
             raise InvalidRequestError(
                 "LEAF_INVALID",
@@ -747,7 +846,7 @@ class Graph:
             self._take(name)
             self._names[value_id - shift] = name
 
-    def _read_leaf(self, kind: str, message: graph_pb2.Leaf) -> None:
+    def _read_leaf(self, kind: str, message: graph_pb2.Leaf, found: blob_files.Blobs) -> None:
         place = f"{kind} {message.name!r}"
         if len(message.type.axes) > _MOST_RANK or any(
             not axis.WhichOneof("extent") for axis in message.type.axes
@@ -764,11 +863,29 @@ class Graph:
             )
         elements = message.layout == graph_pb2.Leaf.LAYOUT_ELEMENTS
         dtype = tensors.dtype_of(message.type.data_type)
-        stored = tensors.decode(message.value) if message.HasField("value") else None
+        stored = self._stored(place, message.value, found) if message.HasField("value") else None
         if (stored is None and kind != "input") or (stored is not None and stored.dtype != dtype):
-            found = "no stored value" if stored is None else f"a stored value of {stored.dtype}"
-            raise InvalidRequestError("LEAF_INVALID", f"{place}: is {dtype} but has {found}")
+            has = "no stored value" if stored is None else f"a stored value of {stored.dtype}"
+            raise InvalidRequestError("LEAF_INVALID", f"{place}: is {dtype} but has {has}")
         self._leaf(kind, message.name, axes, dtype, stored, elements)
+
+    def _stored(
+        self, place: str, value: tensor_pb2.Tensor, found: blob_files.Blobs
+    ) -> tensors.Array:
+        """A stored value: out of the message, or a blob where it lies (BLOBS_MISSING, ...)."""
+        if value.WhichOneof("content") != "blob":
+            return tensors.decode(value)
+        if value.blob not in found:
+            raise InvalidRequestError(
+                "BLOBS_MISSING",
+                f"{place}: its value is the blob {value.blob.hex()[:16]}..., which is not there; "
+                "blobs are in the file beside the graph file",
+            )
+        dtype = tensors.dtype_of(value.data_type)
+        if dtype == "bool" and value.blob not in self._truths:
+            tensors.require_truths(found[value.blob])
+            self._truths.add(value.blob)  # once, however many leaves share it
+        return tensors.view(dtype, tuple(value.shape), found[value.blob])
 
 
 def _check_versions(message: graph_pb2.Graph) -> None:
@@ -962,7 +1079,13 @@ def _decode_row(gate: graph_pb2.Gate) -> tuple[str, dict[str, Any], int, int]:
     return gate.operator, attributes, gate.input_count, gate.output_count
 
 
-def _encode_leaf(leaf: Leaf) -> graph_pb2.Leaf:
+def _leaves_of(message: graph_pb2.Graph) -> list[graph_pb2.Leaf]:
+    """In the order of `Graph.leaves`."""
+    circuit = message.circuit
+    return [*circuit.inputs, *circuit.parameters, *circuit.constants]
+
+
+def _encode_leaf(leaf: Leaf, least_bytes: int | None) -> graph_pb2.Leaf:
     message = graph_pb2.Leaf(name=leaf.name)
     message.type.data_type = tensors.data_type(leaf.dtype)
     for axis in leaf.axes:
@@ -973,5 +1096,7 @@ def _encode_leaf(leaf: Leaf) -> graph_pb2.Leaf:
     if leaf.elements:
         message.layout = graph_pb2.Leaf.LAYOUT_ELEMENTS
     if leaf.value is not None:
-        message.value.CopyFrom(tensors.encode(leaf.value))
+        is_apart = least_bytes is not None and leaf.value.nbytes >= least_bytes
+        encode = tensors.encode_type if is_apart else tensors.encode
+        message.value.CopyFrom(encode(leaf.value))
     return message

@@ -103,7 +103,8 @@ def show(file: str, text: bool) -> None:
 @main.command()
 @click.argument("source", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), help="The .gate file to write.")
-def parse(source: str, output: str | None) -> None:
+@click.option("--blobs", type=click.Path(), help="The file that has the blobs of the text.")
+def parse(source: str, output: str | None, blobs: str | None) -> None:
     """Read the text form of a graph from SOURCE (- is standard input), and write it as a file.
 
     Without -o the text is only checked. Mistakes are told with line and column.
@@ -114,7 +115,7 @@ def parse(source: str, output: str | None) -> None:
     try:
         with click.open_file(source, encoding="utf-8") as file:
             text = file.read()
-        graph = Graph.from_text(text)
+        graph = Graph.from_text(text, blobs)
     except InvalidRequestError as failure:
         raise FileError(failure.reason, f"{source}: {failure.message}") from None
     except UnicodeDecodeError:

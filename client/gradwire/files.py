@@ -114,7 +114,7 @@ def _graph_place(path: str | os.PathLike[str], head: bytes) -> tuple[int, int]:
     """Where the graph begins in a file with this head, and how long it is."""
     if not head.startswith(_HEAD):
         if _HEAD.startswith(head):
-            raise _cut(path, f"it ends after {len(head)} bytes")
+            raise cut(path, f"it ends after {len(head)} bytes")
         hint = "; read it with gradwire parse" if head.startswith(b"gradwire text") else ""
         raise FileError(
             "FILE_NOT_GRAPH",
@@ -122,31 +122,33 @@ def _graph_place(path: str | os.PathLike[str], head: bytes) -> tuple[int, int]:
         )
     at = len(_HEAD)
     if head[at : at + 1] not in (b"", _GRAPH_KEY):
-        raise _damaged(path, f"byte {at} is {head[at]} but must be {_GRAPH_KEY[0]}")
+        raise damaged(path, f"byte {at} is {head[at]} but must be {_GRAPH_KEY[0]}")
     length = 0
     for place, digit in enumerate(head[at + 1 :]):
         length |= (digit & 0x7F) << 7 * place
         if digit < 0x80:
             start = at + 2 + place
             if head[at:start] != field(2, length):
-                raise _damaged(path, f"the length at byte {at + 1} has more digits than it needs")
+                raise damaged(path, f"the length at byte {at + 1} has more digits than it needs")
             return start, length
     if len(head) <= at + _MOST_DIGITS:
-        raise _cut(path, f"it ends after {len(head)} bytes")
-    raise _damaged(path, f"the length at byte {at + 1} has no end")
+        raise cut(path, f"it ends after {len(head)} bytes")
+    raise damaged(path, f"the length at byte {at + 1} has no end")
 
 
 def _wrong_size(path: str | os.PathLike[str], size: int, whole: int) -> FileError:
     if size < whole:
-        return _cut(path, f"it has {size} bytes but begins as one of {whole}")
-    return _damaged(path, f"it has {size} bytes but should end after {whole}")
+        return cut(path, f"it has {size} bytes but begins as one of {whole}")
+    return damaged(path, f"it has {size} bytes but should end after {whole}")
 
 
-def _cut(path: str | os.PathLike[str], why: str) -> FileError:
+def cut(path: str | os.PathLike[str], why: str) -> FileError:
+    """A file that ends too early."""
     return FileError("FILE_CUT", f"{path}: is cut: {why}; get it again from where it was written")
 
 
-def _damaged(path: str | os.PathLike[str], why: str) -> FileError:
+def damaged(path: str | os.PathLike[str], why: str) -> FileError:
+    """A file with bytes that no writer wrote."""
     return FileError(
         "FILE_DAMAGED", f"{path}: is damaged: {why}; get it again from where it was written"
     )

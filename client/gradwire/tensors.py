@@ -116,25 +116,38 @@ def _little_endian(array: Array) -> Array:
 
 def decode(tensor: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Array:
     """A tensor as a read-only array (TENSOR_INVALID)."""
-    if len(tensor.shape) > _MOST_RANK or tensor.HasField("shared"):
+    content = tensor.WhichOneof("content")
+    if len(tensor.shape) > _MOST_RANK or content not in (None, "data"):
         raise InvalidRequestError(
             "TENSOR_INVALID",
-            f"a tensor has rank {len(tensor.shape)}, over {_MOST_RANK}, or is in shared memory",
+            f"a tensor of rank {len(tensor.shape)} has {content or 'no content'}, but must have "
+            f"data, and rank {_MOST_RANK} at most",
         )
     data = bytes(payloads.found(tensor.data))  # of its own, so that it is aligned
     return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), data)
 
 
 def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
-    """Elements as a read-only array (TENSOR_INVALID where the bytes do not fit the shape)."""
+    """Elements as a read-only array (TENSOR_INVALID where they are not of that shape and type)."""
+    if dtype == "bool":
+        require_truths(np.frombuffer(data, np.uint8))
+    return view(dtype, shape, data)
+
+
+def require_truths(data: Array) -> None:
+    """Bytes of bools are 0 or 1 (TENSOR_INVALID)."""
+    if data.max(initial=0) > 1:
+        raise InvalidRequestError("TENSOR_INVALID", "a bool is neither 0 nor 1")
+
+
+def view(dtype: str, shape: tuple[int, ...], data: bytes | Array) -> Array:
+    """Bytes as an array (TENSOR_INVALID where they do not fit the shape)."""
     kind = _LITTLE_ENDIAN[dtype]
     needed = prod(shape) * kind.itemsize
-    if len(data) != needed:
+    if len(data) != needed or len(shape) > _MOST_RANK:
         raise InvalidRequestError(
             "TENSOR_INVALID",
             f"{dtype} of shape {shape} needs {needed} bytes but has {len(data)}",
         )
-    if dtype == "bool" and data.translate(None, b"\x00\x01"):
-        raise InvalidRequestError("TENSOR_INVALID", "a bool is neither 0 nor 1")
     array: Array = np.frombuffer(data, kind).reshape(shape)
     return array

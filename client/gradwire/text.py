@@ -164,6 +164,8 @@ def _literal(tensor: tensor_pb2.Tensor) -> str:
     content = tensor.WhichOneof("content")
     if content is None:
         return "none"
+    if content == "blob":
+        return f'blob("{tensor.blob.hex()}")'
     dtype, shape = tensors.dtype_of(tensor.data_type), tuple(tensor.shape)
     if 1 <= prod(shape) <= _NUMBERS_SHOWN:
         array = tensors.from_bytes(dtype, shape, tensor.data)
@@ -342,6 +344,11 @@ class _Parser:
         token = self._next
         if token.kind == "word" and token.text == "none":
             self._advance()
+        elif token.kind == "word" and token.text == "blob":
+            self._advance()
+            self._mark("(")
+            tensor.blob = self._digest()
+            self._mark(")")
         elif token.kind == "word" and token.text == "bytes":
             self._advance()
             self._mark("(")
@@ -422,6 +429,12 @@ class _Parser:
             return b64decode(json.loads(token.text), validate=True)
         except ValueError:
             self._fail(token.at, "this string is not base64")
+
+    def _digest(self) -> bytes:
+        token = self._take("string", "a digest in quotes")
+        if not re.fullmatch('"[0-9a-f]{64}"', token.text):
+            self._fail(token.at, "a digest is 64 digits of hexadecimal in lower case")
+        return bytes.fromhex(token.text[1:-1])
 
     def _gate(self) -> None:
         at = self._next.at
