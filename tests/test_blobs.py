@@ -219,9 +219,13 @@ def test_array_that_may_not_be_written_is_kept_and_any_other_copied(tmp_path: Pa
 
 
 PROGRAM = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import numpy as np
 import gradwire as gw
+def peak():  # not getrusage's, which begins with that of the parent
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
 folder, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 graph = gw.Graph()
 total = graph.constant(0.0)
@@ -229,13 +233,13 @@ for number in range(count):
     value = np.load(f"{folder}/{number}.npy", mmap_mode="r")
     total = total + gw.reduce_sum(graph.parameter(f"w{number}", value), keepdims=0)
 graph.output("f", total)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
 graph.save(f"{folder}/model.gate", blobs=True)
-saved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+saved = peak()
 del graph, total, value
 again = gw.load(f"{folder}/model.gate")
 assert again.leaves[1].value[-1] == 1
-loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+loaded = peak()
 print((saved - before) / size, (loaded - before) / size)
 """
 
@@ -252,7 +256,8 @@ def peaks(folder: Path, count: int, size: int) -> tuple[float, float]:
     return float(saving), float(loading)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures as Linux does")
 def test_saving_and_loading_take_less_memory_than_one_tensor(tmp_path: Path) -> None:
     saving, loading = peaks(tmp_path, count=4, size=64 << 20)
-    assert saving < 1.2
-    assert loading < 1.2
+    assert 0 < saving < 1.2
+    assert 0 < loading < 1.2

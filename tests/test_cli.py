@@ -128,6 +128,16 @@ def test_text_is_edited_and_read_back(tmp_path: Path) -> None:
     assert "neuron.txt: line 20, column 12: expected" in gradwire("parse", text).stderr
 
 
+def test_diff_tells_by_its_exit_code() -> None:
+    assert gradwire("diff", NEURON, NEURON).returncode == 0
+    found = gradwire("diff", NEURON, ONE_GATE)
+    assert found.returncode == 1
+    assert "+ %10 = Sigmoid(w0*x0 + w1*x1 + w2)" in found.stdout
+    found = gradwire("diff", NEURON, "nowhere.gate")
+    assert found.returncode == 2
+    assert found.stderr == "gradwire: nowhere.gate: cannot be read: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -185,6 +185,8 @@ class Graph:
     """
 
     def __init__(self) -> None:
+        self._notes: dict[str, str] = {}
+        self._operator_set_version = OPERATOR_SET_VERSION
         self._leaves: list[Leaf] = []
         self._leaf_slots: list[int] = []  # first key of each leaf, counted down from -1
         self._next_slot = 1
@@ -310,6 +312,16 @@ class Graph:
     def output_dtype(self, name: str) -> str:
         """Data type of an output."""
         return self._dtype_of_key(self._outputs[name][0])
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Notes that were read with the graph, under reverse-DNS keys."""
+        return dict(self._notes)
+
+    @property
+    def operator_set_version(self) -> int:
+        """Version of ONNX's operators that the graph was written for."""
+        return self._operator_set_version
 
     @property
     def node_count(self) -> int:
@@ -737,6 +749,7 @@ class Graph:
             operator_set_version=OPERATOR_SET_VERSION,
             gates=[_encode_row(*row) for row in self._row_list],
             producer=f"gradwire {__version__}",
+            notes=[graph_pb2.Note(key=key, text=text) for key, text in self._notes.items()],
         )
         circuit = message.circuit
         columns = {
@@ -757,6 +770,8 @@ class Graph:
 
     def _read(self, message: graph_pb2.Graph, found: blob_files.Blobs) -> None:
         """Takes a message in, which is used up (GRAPH_INVALID, NODE_INVALID, ...)."""
+        self._notes = {note.key: note.text for note in message.notes}
+        self._operator_set_version = message.operator_set_version
         circuit = message.circuit
         for kind, leaves in (
             ("input", circuit.inputs),

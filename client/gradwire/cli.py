@@ -101,6 +101,30 @@ def show(file: str, text: bool) -> None:
 
 
 @main.command()
+@click.argument("before", type=click.Path())
+@click.argument("after", type=click.Path())
+def diff(before: str, after: str) -> None:
+    """What changed from the .gate or .onnx file BEFORE to AFTER.
+
+    Leaves, nodes, attributes, outputs, and tensors by the norm of their difference; not who wrote a
+    file, nor whether it has blobs. Exit code 0: nothing; 1: something; 2: a file cannot be read.
+    """
+    from gradwire.diff import differences
+    from gradwire.errors import GradwireError
+
+    try:
+        graphs = [_load(each) for each in (before, after)]
+    except GradwireError as failure:
+        click.echo(f"gradwire: {failure.message}", err=True)
+        sys.exit(2)
+    found = False
+    for line in differences(*graphs):
+        found = True
+        click.echo(line)
+    sys.exit(int(found))
+
+
+@main.command()
 @click.argument("source", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), help="The .gate file to write.")
 @click.option("--blobs", type=click.Path(), help="The file that has the blobs of the text.")
