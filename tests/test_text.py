@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,8 @@ output many = z, e[1]
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_file_reads_back_from_its_text_to_the_same_digest(path: Path) -> None:
     graph = gw.load(path)
-    assert gw.from_text(graph.to_text()).digest == graph.digest
+    beside = next(path.parent.glob(f"{path.name}.*.blobs"), None)
+    assert gw.from_text(graph.to_text(), beside).digest == graph.digest
 
 
 def random_name(chance: random.Random, taken: set[str]) -> str:
@@ -257,3 +259,9 @@ def test_mutilated_text_is_read_or_refused_in_one_sentence() -> None:
             text[at : at + chance.randint(0, 3)] = chance.choices('[](),=%"@#1-.eE\nx ', k=2)
         with suppress(gw.InvalidRequestError):  # any other error fails
             gw.from_text("".join(text))
+
+
+def test_example_of_the_docs_is_read() -> None:
+    docs = (ROOT / "docs" / "files.md").read_text()
+    (example,) = re.findall(r"```\n(gradwire text 1\n.*?)```", docs, re.DOTALL)
+    assert gw.from_text(example).outputs == ("f", "g")

@@ -827,7 +827,8 @@ class Graph:
         for column, found in (
             (self._node_rows, rows), (self._node_firsts, firsts), (self._node_inputs, keys)
         ):  # fmt: skip
-            column.frombytes(found.tobytes())
+            raw: Any = np.ascontiguousarray(found).view(np.uint8)
+            column.frombytes(raw)
 
     def _read_outputs(self, circuit: graph_pb2.Circuit) -> None:
         shift = self._next_slot - 1
