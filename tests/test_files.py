@@ -234,6 +234,30 @@ def test_loading_takes_memory_and_time_in_proportion(what: str, tmp_path: Path) 
     assert seconds[1] < 16 * seconds[0] + 0.05
 
 
+def test_mutated_graph_in_a_whole_file_is_read_or_refused(tmp_path: Path) -> None:
+    """Whoever damages the graph can write its digest, too."""
+    chance = random.Random(6)
+    path = tmp_path / "mutated.gate"
+    opened = 0
+    for _ in range(300):
+        data = bytearray(neuron().SerializeToString(deterministic=True))
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(data))
+            if chance.random() < 0.5:
+                data[at] ^= 1 << chance.randrange(8)
+            else:
+                data[at : at + 1] = chance.choice([b"", b"\xff\xff\xff\xff\x0f", data[at : at + 9]])
+        files.write(path, bytes(data))
+        try:
+            graph = gw.load(path)
+        except gw.FileError as refused:
+            assert refused.reason not in {"FILE_CUT", "FILE_DAMAGED"}  # noqa: PT017 -- some open
+        else:
+            opened += 1
+            assert gw.from_text(graph.to_text()).outputs == graph.outputs
+    assert opened > 20
+
+
 @pytest.mark.slow
 def test_million_gates_are_small_and_load_fast(tmp_path: Path) -> None:
     graph = neuron()
