@@ -115,6 +115,29 @@ def test_table_shows_every_node() -> None:
     assert "output f = 0.731059" in printed
 
 
+def test_text_is_edited_and_read_back(tmp_path: Path) -> None:
+    text, file = tmp_path / "neuron.txt", tmp_path / "neuron.gate"
+    text.write_text(gradwire("show", "--text", NEURON).stdout)
+    printed = gradwire("parse", text, "-o", file).stdout
+    assert file.read_bytes() == NEURON.read_bytes()
+    assert gw.load(NEURON).digest in printed
+    text.write_text(text.read_text().replace("Reciprocal(", "Sqrt("))
+    assert "digest" in gradwire("parse", text).stdout
+    assert file.read_bytes() == NEURON.read_bytes()
+    text.write_text(text.read_text().replace("Sqrt(", "Sqrt(,"))
+    assert "neuron.txt: line 20, column 12: expected" in gradwire("parse", text).stderr
+
+
+def test_diff_tells_by_its_exit_code() -> None:
+    assert gradwire("diff", NEURON, NEURON).returncode == 0
+    found = gradwire("diff", NEURON, ONE_GATE)
+    assert found.returncode == 1
+    assert "+ %10 = Sigmoid(w0*x0 + w1*x1 + w2)" in found.stdout
+    found = gradwire("diff", NEURON, "nowhere.gate")
+    assert found.returncode == 2
+    assert found.stderr == "gradwire: nowhere.gate: cannot be read: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -135,6 +158,9 @@ def test_table_shows_every_node() -> None:
         (["convert", NEURON, "a.onnx", "--size", "n=2"], 2, "--fix are for ONNX models"),
         (["convert", "a.onnx", "a.gate", "--size", "n=two"], 2, "write SYMBOL=N"),
         (["convert", "a.onnx", "a.gate", "--fix", "n"], 2, "write NAME=VALUE, such as --fix x"),
+        (["parse", "nowhere.txt"], 1, "nowhere.txt: cannot be read: No such file"),
+        (["parse", NEURON], 1, "is not text; gradwire show --text prints"),
+        (["parse", __file__], 1, "line 1, column 1: expected the line 'gradwire text 1'"),
         (["serve", "--listen", "nowhere.invalid:1"], 1, "cannot listen on nowhere.invalid:1"),
         (["serve", "--max-nodes", "0"], 2, "max-nodes"),
     ],

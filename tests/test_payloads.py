@@ -104,7 +104,8 @@ def test_paths_lead_to_every_payload_of_the_contract() -> None:
 def _payloads(message: Descriptor, before: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
     for each in message.fields:
         here = (*before, each.number)
-        if each.type == FieldDescriptor.TYPE_BYTES and each.name != "digest":  # of 32 bytes
+        digests = ("digest", "blob")  # of 32 bytes
+        if each.type == FieldDescriptor.TYPE_BYTES and each.name not in digests:
             yield here
         elif each.message_type is not None:
             yield from _payloads(each.message_type, here)

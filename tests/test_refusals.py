@@ -93,6 +93,9 @@ def broken_graphs() -> Iterator[tuple[str, graph_pb2.Graph]]:
     graph.required_features.append("quantum")
     yield "FEATURE_UNSUPPORTED", graph
     graph = neuron()
+    graph.circuit.inputs[0].value.blob = bytes(32)
+    yield "TENSOR_INVALID", graph
+    graph = neuron()
     graph.format_version = 2
     yield "FORMAT_VERSION_UNSUPPORTED", graph
     graph = neuron()
@@ -304,6 +307,8 @@ def bad_evaluations() -> Iterator[tuple[str, service_pb2.Evaluation]]:
     untyped = tensor_pb2.Tensor(data=bytes(8))
     yield "DATA_TYPE_UNSUPPORTED", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=untyped)])
     yield "TENSOR_INVALID", ask(seeds=[tensor_pb2.NamedTensor(name="f")])
+    beside = tensor_pb2.Tensor(data_type=F64, blob=bytes(32))
+    yield "TENSOR_INVALID", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=beside)])
     region = tensor_pb2.SharedRegion(segment="0" * 32, size=8)
     shared = tensor_pb2.Tensor(data_type=F64, shared=region)
     yield "SHARED_MEMORY_INVALID", ask(bindings=[service_pb2.Binding(leaf="w0", tensor=shared)])

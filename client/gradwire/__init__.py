@@ -94,6 +94,7 @@ __all__ = [
     "connect",
     "connect_async",
     "from_onnx",
+    "from_text",
     "gradient_graph",
     "load",
     "local",
@@ -140,9 +141,9 @@ def gradient_graph(
         return embedded.gradient_graph(graph, wrt, sizes)
 
 
-def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Writes a `.gate` file."""
-    graph.save(path)
+def save(graph: Graph, path: str | os.PathLike[str], *, blobs: bool | None = None) -> None:
+    """Writes a `.gate` file; with blobs, large values go into a file beside it."""
+    graph.save(path, blobs=blobs)
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
@@ -150,6 +151,16 @@ def load(path: str | os.PathLike[str]) -> Graph:
     from gradwire.builder import Graph
 
     return Graph.load(path)
+
+
+def from_text(source: str, blob_file: str | os.PathLike[str] | None = None) -> Graph:
+    """Reads the text of a graph (TEXT_INVALID, with line and column).
+
+    `blob_file` has the values that the text says are blobs.
+    """
+    from gradwire.builder import Graph
+
+    return Graph.from_text(source, blob_file)
 
 
 def __getattr__(name: str) -> Any:

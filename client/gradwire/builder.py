@@ -9,28 +9,39 @@ from __future__ import annotations
 import os
 import sys
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gradwire import files, tensors
-from gradwire.errors import GradwireError, InvalidRequestError
+from gradwire import blob_files, columns, files, tensors
+from gradwire.errors import FileError, GradwireError, InvalidRequestError, LimitError
 from gradwire.signature import Attribute, Signature
 from gradwire.signatures import SIGNATURES
-from gradwire.v1 import graph_pb2
+from gradwire.v1 import graph_pb2, tensor_pb2
 from gradwire.version import __version__
 
 FORMAT_VERSION = 1
 OPERATOR_SET_VERSION = 28
+#: What this reader understands beyond the format's version.
+FEATURES = frozenset({"blobs"})
+#: Graphs with more bytes of stored values are written with blobs.
+INLINE_BYTES = 1 << 30
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _LINES_SHOWN = 60
+_MOST_VALUES = (1 << 32) - 1  # ids are written in 32 bits
+_MOST_RANK = 32
+_SHORT_BYTES = 64
+_MESSAGE_BYTES = (1 << 31) - 1  # of protobuf and of gRPC
+_TEXT_VALUES_PER_BYTE = 16
 
 #: What a function of handles takes: at least one operand must be a handle.
 Operand = Any
@@ -50,7 +61,8 @@ class Leaf:
     @property
     def id_count(self) -> int:
         """How many value ids it takes: one, or one for each element."""
-        return _slots(self)
+        sizes = (axis for axis in self.axes if isinstance(axis, int))
+        return prod(sizes) if self.elements else 1
 
 
 class Node(NamedTuple):
@@ -173,6 +185,8 @@ class Graph:
     """
 
     def __init__(self) -> None:
+        self._notes: dict[str, str] = {}
+        self._operator_set_version = OPERATOR_SET_VERSION
         self._leaves: list[Leaf] = []
         self._leaf_slots: list[int] = []  # first key of each leaf, counted down from -1
         self._next_slot = 1
@@ -182,13 +196,17 @@ class Graph:
         self._node_inputs = array("q")
         self._node_firsts = array("q")
         self._value_count = 0
-        self._dtypes: list[str] = []  # of each node value
+        self._node_dtypes: list[tuple[str, ...]] = []  # the last is of all outputs after it, too
+        self._kinds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Handle] = {}
         self._names: dict[int, str] = {}
         self._taken: set[str] = set()
         self._outputs: dict[str, list[int]] = {}
         self._made_at: dict[int, str] = {}  # by node; those read from a file have no line
         self._bytes: bytes | None = None
+        self._blobs: blob_files.Blobs = {}  # what _bytes refers to
+        self._inline: bytes | None = None
+        self._truths: set[bytes] = set()  # blobs that hold bools
 
     def input(
         self,
@@ -205,7 +223,10 @@ class Graph:
         return self._leaf("input", name, axes, tensors.dtype_name(dtype), value)
 
     def parameter(self, name: str, value: Any, dtype: Any = None) -> Handle:
-        """A leaf with a stored value that an evaluation may override."""
+        """A leaf with a stored value that an evaluation may override.
+
+        An array that may not be written, such as a memory map, is kept; any other is copied.
+        """
         wanted = tensors.dtype_name(dtype or _dtype_of(value))
         stored = tensors.from_value(f"parameter {name!r}", value, wanted)
         return self._leaf("parameter", name, stored.shape, str(stored.dtype), stored)
@@ -223,7 +244,10 @@ class Graph:
         """A stored value that is never differentiated; equal ones are stored once."""
         wanted = tensors.dtype_name(dtype or _dtype_of(value))
         stored = tensors.from_value("a constant", value, wanted)
-        key = (str(stored.dtype), stored.shape, stored.tobytes())
+        content = tensors.elements(stored) if stored.size else b""
+        if len(content) > _SHORT_BYTES:
+            content = sha256(content).digest()
+        key = (str(stored.dtype), stored.shape, bytes(content))
         if key not in self._constants:
             self._constants[key] = self._leaf("constant", "", stored.shape, key[0], stored)
         return self._constants[key]
@@ -261,12 +285,12 @@ class Graph:
 
     def nodes(self) -> Iterator[Node]:
         """Every node, in evaluation order."""
-        places, shift = self._places()
-        inputs = _ids(self._node_inputs, places, shift)
+        places = self._places()
+        inputs = places.ids(self._node_inputs).tolist()
         start = 0
         for row, key in zip(self._node_rows, self._node_firsts, strict=True):
             operator, attributes, count, outputs = self._row_list[row]
-            first = key + shift
+            first = key + places.shift
             yield Node(
                 operator, attributes, inputs[start : start + count], range(first, first + outputs)
             )
@@ -275,19 +299,31 @@ class Graph:
     def dtypes(self) -> list[str]:
         """Data type of every value, by id; that of id 0, an omitted input, is empty."""
         leaves = [leaf.dtype for leaf in self.leaves for _ in range(leaf.id_count)]
-        return ["", *leaves, *self._dtypes]
+        self._settle_dtypes()
+        found = ["", *leaves]
+        for row, dtypes in zip(self._node_rows, self._node_dtypes, strict=True):
+            found += dtypes
+            found += dtypes[-1:] * (self._row_list[row][3] - len(dtypes))
+        return found
 
     def output_ids(self) -> dict[str, list[int]]:
         """Value ids of every output."""
-        places, shift = self._places()
-        return {
-            name: [key + shift if key > 0 else int(places[-key]) for key in keys]
-            for name, keys in self._outputs.items()
-        }
+        places = self._places()
+        return {name: places.ids(keys).tolist() for name, keys in self._outputs.items()}
 
     def output_dtype(self, name: str) -> str:
         """Data type of an output."""
         return self._dtype_of_key(self._outputs[name][0])
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Notes that were read with the graph, under reverse-DNS keys."""
+        return dict(self._notes)
+
+    @property
+    def operator_set_version(self) -> int:
+        """Version of ONNX's operators that the graph was written for."""
+        return self._operator_set_version
 
     @property
     def node_count(self) -> int:
@@ -332,19 +368,38 @@ class Graph:
         return self._made_at.get(node)
 
     def to_bytes(self) -> bytes:
-        """The serialized Graph: the same bytes for the same graph; those read, if unchanged."""
-        if self._bytes is None:
-            self._bytes = self._message().SerializeToString(deterministic=True)
-        return self._bytes
+        """The serialized Graph with all its values: the same bytes for the same graph.
+
+        Those read, if unchanged. LIMIT_EXCEEDED where no message can hold the values.
+        """
+        data = self._serialized()
+        if not self._blobs:
+            return data
+        if self._inline is None:
+            self._require_inline(len(data))
+            message = graph_pb2.Graph.FromString(data)
+            message.required_features.remove("blobs")
+            for leaf, written in zip(self.leaves, _leaves_of(message), strict=True):
+                if leaf.value is not None and written.value.WhichOneof("content") == "blob":
+                    written.value.data = leaf.value.tobytes()
+            self._inline = message.SerializeToString(deterministic=True)
+        return self._inline
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the serialized graph in hexadecimal: its identity."""
-        return sha256(self.to_bytes()).hexdigest()
+        """SHA-256 of the serialized graph in hexadecimal: its identity.
+
+        A graph with blobs refers to them by digest, so it is another than that with its values.
+        """
+        return sha256(self._serialized()).hexdigest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Graph:
         """Reads a serialized Graph (GRAPH_INVALID, FEATURE_UNSUPPORTED, ...)."""
+        return cls._from(data, dict)
+
+    @classmethod
+    def _from(cls, data: bytes, find_blobs: Callable[[], blob_files.Blobs]) -> Graph:
         message = graph_pb2.Graph()
         try:
             message.ParseFromString(data)
@@ -353,50 +408,148 @@ class Graph:
                 "GRAPH_INVALID", f"the {len(data)} bytes are not a serialized gradwire.v1.Graph"
             ) from None
         graph = cls()
+        _check_versions(message)
+        found = find_blobs() if "blobs" in message.required_features else {}
         try:
-            graph._read(message)
+            graph._read(message, found)
         except (IndexError, KeyError, ValueError) as failure:
             raise InvalidRequestError(
                 "GRAPH_INVALID", f"the graph cannot be read: {failure!r}"
             ) from None
         graph._bytes = data
+        graph._blobs = found
         return graph
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a `.gate` file, whole or not at all."""
-        files.write(path, self.to_bytes())
+    def to_text(self) -> str:
+        """The graph as text to read, edit and compare, which `gw.from_text` reads back.
+
+        To the same digest, where the bytes are as a writer orders them; else a comment says so.
+        """
+        from gradwire import text
+
+        data = self._serialized()
+        if self._value_count > _TEXT_VALUES_PER_BYTE * len(data):
+            raise InvalidRequestError(
+                "GRAPH_INVALID", f"the nodes yield {self._value_count} values, too many to list"
+            )
+        message = graph_pb2.Graph.FromString(data)
+        found = text.write(message)
+        if text.parse(found).SerializeToString(deterministic=True) != data:
+            found += f"# the bytes this was made of were ordered otherwise: {self.digest}\n"
+        return found
+
+    @classmethod
+    def from_text(cls, source: str, blob_file: str | os.PathLike[str] | None = None) -> Graph:
+        """Reads what `to_text` wrote, or a person (TEXT_INVALID with line and column, ...).
+
+        `blob_file` has the values that the text says are blobs.
+        """
+        from gradwire import text
+
+        data = text.parse(source).SerializeToString(deterministic=True)
+        if blob_file is None:
+            return cls.from_bytes(data)
+        path = Path(blob_file)
+        return cls._from(data, lambda: blob_files.load(path, str(path)))
+
+    def save(self, path: str | os.PathLike[str], *, blobs: bool | None = None) -> None:
+        """Writes a `.gate` file, whole or not at all (FILE_INVALID).
+
+        With blobs, values of 4 KiB and more go into a file beside it. Unless told, a graph is
+        written as it was read, and with blobs where its values are over 1 GiB.
+        """
+        if blobs is None:
+            data, found = self._serialized(), self._blobs
+        elif blobs:
+            data, found = self._referring()
+        else:
+            data, found = self.to_bytes(), {}
+        beside = blob_files.path_of(path, data) if found else None
+        if beside is not None:
+            blob_files.write(beside, found)
+        files.write(path, data)
+        blob_files.remove_others(path, beside)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Graph:
-        """Reads a `.gate` file (FILE_INVALID)."""
-        return cls.from_bytes(files.read(path))
+        """Reads a `.gate` file (FileError: FILE_CUT, FILE_DAMAGED, FEATURE_UNSUPPORTED, ...).
+
+        Its blobs are compared with their digests, and then stay in their file until they are used.
+        """
+        data = files.read(path)
+        try:
+            return cls._from(
+                data, lambda: blob_files.load(blob_files.path_of(path, data), str(path))
+            )
+        except FileError:
+            raise
+        except InvalidRequestError as failure:
+            raise FileError(failure.reason, f"{path}: {failure.message}", failure.facts) from None
+
+    def _serialized(self) -> bytes:
+        """The bytes that are the graph's identity; what they refer to is in `_blobs`."""
+        if self._bytes is None:
+            self._inline, self._blobs = None, {}
+            if self._stored_bytes() > INLINE_BYTES:
+                self._bytes, self._blobs = self._referring()
+            else:
+                self._bytes = self._message().SerializeToString(deterministic=True)
+        return self._bytes
+
+    def _referring(self) -> tuple[bytes, blob_files.Blobs]:
+        """The bytes with blobs for the large values, and those."""
+        if self._bytes is None:
+            message = self._message(blob_files.LEAST_BYTES)
+        else:
+            message = graph_pb2.Graph.FromString(self._bytes)
+        found: dict[bytes, tensors.Array] = {}
+        for leaf, written in zip(self.leaves, _leaves_of(message), strict=True):
+            if leaf.value is not None and leaf.value.nbytes >= blob_files.LEAST_BYTES:
+                digest = blob_files.digest_of(leaf.value)
+                written.value.blob = digest
+                found[digest] = leaf.value
+        if found and "blobs" not in message.required_features:
+            message.required_features.append("blobs")
+        return message.SerializeToString(deterministic=True), found
+
+    def _stored_bytes(self) -> int:
+        return sum(leaf.value.nbytes for leaf in self._leaves if leaf.value is not None)
+
+    def _require_inline(self, others: int) -> None:
+        needed = self._stored_bytes() + others
+        if needed > _MESSAGE_BYTES:
+            raise LimitError(
+                "LIMIT_EXCEEDED",
+                f"the graph has {needed} bytes with its stored values, but one message holds at "
+                f"most {_MESSAGE_BYTES}, and blobs are not sent; make large parameters inputs, and "
+                "bind them in several calls or in shared memory",
+            )
 
     def ids_by_name(self) -> dict[str, range]:
         """Value ids of every named leaf and node value."""
-        places, shift = self._places()
+        places = self._places()
+        shift = places.shift
         found = {name: range(key + shift, key + shift + 1) for key, name in self._names.items()}
-        for leaf, slot in zip(self._leaves, self._leaf_slots, strict=True):
+        for leaf, first in zip(self._leaves, places.firsts.tolist(), strict=True):
             if leaf.kind != "constant":
-                first = int(places[slot]) if _slots(leaf) else 1
-                found[leaf.name] = range(first, first + _slots(leaf))
+                found[leaf.name] = range(first, first + leaf.id_count)
         return found
 
     def id_of(self, handle: Handle) -> int:
         """Value id of a handle in the serialized graph."""
         self._own(handle)
-        places, shift = self._places()
-        return int(places[-handle.key]) if handle.key < 0 else handle.key + shift
+        return int(self._places().ids([handle.key])[0])
 
     def value_labels(self) -> list[tuple[int, str, str]]:
         """(id, name, operator) of every value but constants, by ascending id."""
-        places, shift = self._places()
+        places = self._places()
+        shift = places.shift
         found = []
-        for leaf, slot in zip(self._leaves, self._leaf_slots, strict=True):
+        for leaf, start in zip(self._leaves, places.firsts.tolist(), strict=True):
             if leaf.kind != "constant":
-                count = _slots(leaf)
-                for element in range(count):
+                for element in range(leaf.id_count):
                     name = f"{leaf.name}[{element}]" if leaf.elements else leaf.name
-                    found.append((int(places[slot + element]), name, leaf.kind))
+                    found.append((start + element, name, leaf.kind))
         found.sort()
         for node, row in enumerate(self._node_rows):
             operator, _, _, outputs = self._row_list[row]
@@ -434,7 +587,8 @@ class Graph:
 
     def _dtype_of_key(self, key: int) -> str:
         if key > 0:
-            return self._dtypes[key - 1]
+            self._settle_dtypes()
+            return self._settled_dtype(key) or ""
         return self._leaves[int(np.searchsorted(self._leaf_slots, -key, "right")) - 1].dtype
 
     def _node_line(self, node: int) -> str:
@@ -446,7 +600,8 @@ class Graph:
         ]
         given += [f"{name}={value!r}" for name, value in attributes.items()]
         first = self._node_firsts[node]
-        made = ", ".join(map(self.label, range(first, first + outputs)))
+        made = ", ".join(map(self.label, range(first, first + min(outputs, 8))))
+        made += ", ..." if outputs > 8 else ""
         return f"{made} = {operator}({', '.join(given)})"
 
     def _input_start(self, node: int) -> int:
@@ -466,7 +621,7 @@ class Graph:
         axes = tuple(shape)
         place = f"{kind} {name!r}"
         _check_axes(place, axes, elements)
-        stored = None if value is None else tensors.from_value(place, value, dtype).copy()
+        stored = None if value is None else tensors.kept(tensors.from_value(place, value, dtype))
         if kind != "constant":
             self._take(name)
         if stored is not None and (
@@ -485,7 +640,7 @@ class Graph:
         handle = Handle(self, -self._next_slot, dtype)
         self._leaves.append(leaf)
         self._leaf_slots.append(self._next_slot)
-        self._next_slot += _slots(leaf)
+        self._next_slot += leaf.id_count
         self._bytes = None
         return handle
 
@@ -530,8 +685,9 @@ class Graph:
         self, operator: str, attributes: dict[str, Any], keys: list[int], dtypes: list[str]
     ) -> tuple[Handle, ...]:
         outputs = len(dtypes)
-        row_key = (operator, *map(_hashable, attributes.items()), len(keys), outputs)
-        row = self._rows.setdefault(row_key, len(self._rows))
+        self._settle_dtypes()
+        row_key = _row_key(operator, attributes, len(keys), outputs)
+        row = self._rows.setdefault(row_key, len(self._row_list))
         if row == len(self._row_list):
             self._row_list.append((operator, attributes, len(keys), outputs))
         first = self._value_count + 1
@@ -539,35 +695,63 @@ class Graph:
         self._node_inputs.extend(keys)
         self._node_firsts.append(first)
         self._value_count += outputs
-        self._dtypes.extend(dtypes)
+        self._node_dtypes.append(self._kinds.setdefault(tuple(dtypes), tuple(dtypes)))
         self._bytes = None
         return tuple(Handle(self, first + slot, dtype) for slot, dtype in enumerate(dtypes))
 
-    def _places(self) -> tuple[Any, int]:
-        """Value id of each leaf slot, and what is added to the key of a node value."""
+    def _settle_dtypes(self) -> None:
+        """Finds the data types of nodes that were read, which only few callers need."""
+        if len(self._node_dtypes) == self.node_count:
+            return
+        known: dict[tuple[int, tuple[str | None, ...]], tuple[str, ...]] = {}
+        start = 0
+        for row in self._node_rows:
+            operator, attributes, count, outputs = self._row_list[row]
+            keys = self._node_inputs[start : start + count]
+            start += count
+            given = tuple(self._settled_dtype(key) for key in keys)
+            if (row, given) not in known:
+                signature = SIGNATURES.get(operator)
+                sources = 1 if signature is None else len(signature.output_dtypes)
+                dtypes = ["float64"] * sources
+                if signature is not None:
+                    dtypes = _result_dtypes(signature, given, attributes, sources)
+                known[row, given] = tuple(dtypes[:outputs])
+            self._node_dtypes.append(known[row, given])
+
+    def _settled_dtype(self, key: int) -> str | None:
+        """Data type of what is already settled; None where it is omitted."""
+        if key <= 0:
+            return self._dtype_of_key(key) if key else None
+        node = bisect_right(self._node_firsts, key) - 1
+        dtypes = self._node_dtypes[node]
+        return dtypes[min(key - self._node_firsts[node], len(dtypes) - 1)]
+
+    def _places(self) -> columns.Places:
+        """Where the values are among the ids."""
         order = {"input": 0, "parameter": 1, "constant": 2}
-        counts = [_slots(leaf) for leaf in self._leaves]
-        places = np.zeros(self._next_slot, np.int64)
+        firsts = np.zeros(len(self._leaves), np.int64)
         next_id = 1
         for position in sorted(
             range(len(self._leaves)), key=lambda each: order[self._leaves[each].kind]
         ):
-            slot, count = self._leaf_slots[position], counts[position]
-            places[slot : slot + count] = np.arange(next_id, next_id + count)
-            next_id += count
-        return places, next_id - 1
+            firsts[position] = next_id
+            next_id += self._leaves[position].id_count
+        return columns.Places(np.array(self._leaf_slots, np.int64), firsts, next_id - 1)
 
-    def _message(self) -> graph_pb2.Graph:
+    def _message(self, least_bytes: int | None = None) -> graph_pb2.Graph:
+        """The graph, without the elements of values that have so many bytes."""
         if not self._outputs:
             raise InvalidRequestError(
                 "GRAPH_INVALID", "the graph has no output; name at least one value"
             )
-        places, shift = self._places()
+        places = self._places()
         message = graph_pb2.Graph(
             format_version=FORMAT_VERSION,
             operator_set_version=OPERATOR_SET_VERSION,
             gates=[_encode_row(*row) for row in self._row_list],
             producer=f"gradwire {__version__}",
+            notes=[graph_pb2.Note(key=key, text=text) for key, text in self._notes.items()],
         )
         circuit = message.circuit
         columns = {
@@ -576,26 +760,20 @@ class Graph:
             "constant": circuit.constants,
         }
         for leaf in self._leaves:
-            columns[leaf.kind].append(_encode_leaf(leaf))
+            columns[leaf.kind].append(_encode_leaf(leaf, least_bytes))
         circuit.node_gates.extend(self._node_rows.tolist())
-        circuit.node_inputs.extend(_ids(self._node_inputs, places, shift))
+        circuit.node_inputs.extend(places.ids(self._node_inputs).tolist())
         for name, keys in self._outputs.items():
-            circuit.outputs.add(name=name, value_ids=_ids(keys, places, shift))
+            circuit.outputs.add(name=name, value_ids=places.ids(keys).tolist())
         for key in sorted(self._names):
-            circuit.named_ids.append(key + shift)
+            circuit.named_ids.append(key + places.shift)
             circuit.names.append(self._names[key])
         return message
 
-    def _read(self, message: graph_pb2.Graph) -> None:
-        if message.required_features or message.format_version != FORMAT_VERSION:
-            raise InvalidRequestError(
-                "FEATURE_UNSUPPORTED"
-                if message.required_features
-                else "FORMAT_VERSION_UNSUPPORTED",
-                f"the graph has format version {message.format_version} and requires "
-                f"{list(message.required_features)}, but this client reads version "
-                f"{FORMAT_VERSION} without features; use a newer gradwire",
-            )
+    def _read(self, message: graph_pb2.Graph, found: blob_files.Blobs) -> None:
+        """Takes a message in, which is used up (GRAPH_INVALID, NODE_INVALID, ...)."""
+        self._notes = {note.key: note.text for note in message.notes}
+        self._operator_set_version = message.operator_set_version
         circuit = message.circuit
         for kind, leaves in (
             ("input", circuit.inputs),
@@ -603,40 +781,153 @@ class Graph:
             ("constant", circuit.constants),
         ):
             for leaf in leaves:
-                self._read_leaf(kind, leaf)
+                self._read_leaf(kind, leaf, found)
+        if self._next_slot > _MOST_VALUES:
+            raise InvalidRequestError(
+                "LEAF_INVALID",
+                f"the leaves take {self._next_slot - 1} value ids, over {_MOST_VALUES}",
+            )
+        self._row_list = [_decode_row(gate) for gate in message.gates]
+        for number, row in enumerate(self._row_list):
+            self._rows.setdefault(_row_key(*row), number)
+        self._read_nodes(*columns.node_columns(circuit))
+        self._read_outputs(circuit)
+
+    def _read_nodes(self, rows: columns.Ids, inputs: columns.Ids) -> None:
+        table = len(self._row_list)
+        if rows.size and rows.max() >= table:
+            node = int(np.argmax(rows >= table))
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"node number {node}: names gate row {rows[node]} but the table has {table} rows",
+            )
+        takes = np.array([row[2] for row in self._row_list], np.int64)
+        yields = np.array([row[3] for row in self._row_list], np.int64)
+        uses = np.bincount(rows, minlength=table)
+        if (needed := _dot(uses, takes)) != len(inputs):
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"the nodes' gates take {needed} inputs in all but node_inputs has {len(inputs)}",
+            )
         shift = self._next_slot - 1
+        self._value_count = _dot(uses, yields)
+        if self.value_count > _MOST_VALUES:
+            raise InvalidRequestError(
+                "NODE_INVALID", f"the graph has {self.value_count} values, over {_MOST_VALUES}"
+            )
+        ends = np.cumsum(yields[rows])
+        firsts = ends - yields[rows] + 1
+        own = np.repeat(firsts + shift, takes[rows])
+        if (inputs >= own).any():
+            slot = int(np.argmax(inputs >= own))
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"input {slot} of all nodes is value {inputs[slot]}, but a node may only use "
+                f"values below its own first ({own[slot]})",
+            )
+        keys = np.where(inputs > shift, inputs - shift, -inputs)
+        for column, found in (
+            (self._node_rows, rows), (self._node_firsts, firsts), (self._node_inputs, keys)
+        ):  # fmt: skip
+            raw: Any = np.ascontiguousarray(found).view(np.uint8)
+            column.frombytes(raw)
 
-        def key_of(value_id: int) -> int:
-            return value_id - shift if value_id > shift else -value_id
-
-        rows = [_decode_row(gate) for gate in message.gates]
-        start = 0
-        inputs = circuit.node_inputs
-        for row in circuit.node_gates:
-            operator, attributes, count, outputs = rows[row]
-            keys = [key_of(value_id) for value_id in inputs[start : start + count]]
-            start += count
-            signature = SIGNATURES.get(operator)
-            dtypes = ["float64"] * outputs
-            if signature is not None:
-                given = [self._dtype_of_key(key) if key else None for key in keys]
-                dtypes = _result_dtypes(signature, given, attributes, outputs)
-            self._add(operator, attributes, keys, dtypes)
+    def _read_outputs(self, circuit: graph_pb2.Circuit) -> None:
+        shift = self._next_slot - 1
         for output in circuit.outputs:
-            self._outputs[output.name] = [key_of(value_id) for value_id in output.value_ids]
+            ids = list(output.value_ids)
+            wrong = [each for each in ids if not 1 <= each <= self.value_count]
+            if not ids or wrong:
+                fault = f"value {wrong[0]} does not exist" if wrong else "has no value"
+                raise InvalidRequestError(
+                    "OUTPUT_INVALID",
+                    f"output {output.name!r}: {fault}; ids are from 1 to {self.value_count}",
+                )
+            if not output.name or output.name in self._outputs:
+                raise InvalidRequestError(
+                    "NAME_INVALID", f"the output name {output.name!r} is empty or used twice"
+                )
+            self._outputs[output.name] = [each - shift if each > shift else -each for each in ids]
+        if not self._outputs:
+            raise InvalidRequestError(
+                "GRAPH_INVALID", "the graph has no output; name at least one value"
+            )
+        last = shift
         for value_id, name in zip(circuit.named_ids, circuit.names, strict=True):
+            if not last < value_id <= self.value_count:
+                raise InvalidRequestError(
+                    "NAME_INVALID",
+                    f"name {name!r} is for value {value_id}, but those named are from {last + 1} "
+                    f"to {self.value_count}, ascending",
+                )
+            last = value_id
             self._take(name)
-            self._names[key_of(value_id)] = name
+            self._names[value_id - shift] = name
 
-    def _read_leaf(self, kind: str, message: graph_pb2.Leaf) -> None:
-        axes = [
-            axis.symbol if axis.WhichOneof("extent") == "symbol" else axis.size
-            for axis in message.type.axes
-        ]
-        stored = tensors.decode(message.value) if message.HasField("value") else None
+    def _read_leaf(self, kind: str, message: graph_pb2.Leaf, found: blob_files.Blobs) -> None:
+        place = f"{kind} {message.name!r}"
+        if len(message.type.axes) > _MOST_RANK or any(
+            not axis.WhichOneof("extent") for axis in message.type.axes
+        ):
+            raise InvalidRequestError(
+                "TENSOR_INVALID",
+                f"{place}: has {len(message.type.axes)} axes; at most {_MOST_RANK} are allowed, "
+                "each with a size or a symbol",
+            )
+        axes = [getattr(axis, axis.WhichOneof("extent") or "") for axis in message.type.axes]
+        if message.layout not in graph_pb2.Leaf.Layout.values():
+            raise InvalidRequestError(
+                "LEAF_INVALID", f"{place}: layout {message.layout} is not known"
+            )
         elements = message.layout == graph_pb2.Leaf.LAYOUT_ELEMENTS
         dtype = tensors.dtype_of(message.type.data_type)
+        stored = self._stored(place, message.value, found) if message.HasField("value") else None
+        if (stored is None and kind != "input") or (stored is not None and stored.dtype != dtype):
+            has = "no stored value" if stored is None else f"a stored value of {stored.dtype}"
+            raise InvalidRequestError("LEAF_INVALID", f"{place}: is {dtype} but has {has}")
         self._leaf(kind, message.name, axes, dtype, stored, elements)
+
+    def _stored(
+        self, place: str, value: tensor_pb2.Tensor, found: blob_files.Blobs
+    ) -> tensors.Array:
+        """A stored value: out of the message, or a blob where it lies (BLOBS_MISSING, ...)."""
+        if value.WhichOneof("content") != "blob":
+            return tensors.decode(value)
+        if value.blob not in found:
+            raise InvalidRequestError(
+                "BLOBS_MISSING",
+                f"{place}: its value is the blob {value.blob.hex()[:16]}..., which is not there; "
+                "blobs are in the file beside the graph file",
+            )
+        dtype = tensors.dtype_of(value.data_type)
+        if dtype == "bool" and value.blob not in self._truths:
+            tensors.require_truths(found[value.blob])
+            self._truths.add(value.blob)  # once, however many leaves share it
+        return tensors.view(dtype, tuple(value.shape), found[value.blob])
+
+
+def _check_versions(message: graph_pb2.Graph) -> None:
+    """Refuses what this reader does not know, by name (FEATURE_UNSUPPORTED, ...)."""
+    unknown = sorted(set(message.required_features) - FEATURES)
+    if unknown:
+        raise InvalidRequestError(
+            "FEATURE_UNSUPPORTED",
+            f"it requires {', '.join(map(repr, unknown))}, which gradwire {__version__} (format "
+            f"version {FORMAT_VERSION}) lacks; it has format version {message.format_version}: "
+            "use a newer gradwire",
+        )
+    if not 1 <= message.format_version <= FORMAT_VERSION:
+        raise InvalidRequestError(
+            "FORMAT_VERSION_UNSUPPORTED",
+            f"it has format version {message.format_version}, but gradwire {__version__} reads "
+            f"versions 1 to {FORMAT_VERSION}"
+            + ("; use a newer gradwire" if message.format_version else ""),
+        )
+
+
+def _dot(counts: columns.Ids, sizes: columns.Ids) -> int:
+    """A sum of products that cannot overflow."""
+    return sum(count * size for count, size in zip(counts.tolist(), sizes.tolist(), strict=True))
 
 
 def apply(operator: str, inputs: Sequence[Operand | None], attributes: dict[str, Any]) -> Handle:
@@ -742,25 +1033,17 @@ def _check_axes(place: str, axes: tuple[int | str, ...], elements: bool) -> None
             )
 
 
-def _slots(leaf: Leaf) -> int:
-    return prod(axis for axis in leaf.axes if isinstance(axis, int)) if leaf.elements else 1
-
-
-def _ids(keys: Iterable[int], places: Any, shift: int) -> list[int]:
-    """Value ids of keys; `places` and `shift` are the graph's."""
-    column = np.array(keys, np.int64)
-    found = column + shift
-    found[column == 0] = 0
-    found[column < 0] = places[-column[column < 0]]
-    numbers: list[int] = found.tolist()
-    return numbers
+def _row_key(
+    operator: str, attributes: dict[str, Any], inputs: int, outputs: int
+) -> tuple[Any, ...]:
+    return operator, *map(_hashable, attributes.items()), inputs, outputs
 
 
 def _hashable(item: tuple[str, Any]) -> tuple[str, Any]:
     name, value = item
     if isinstance(value, np.ndarray):
         return name, (str(value.dtype), value.shape, value.tobytes())
-    return name, value
+    return name, repr(value)  # which tells 1 from 1.0, and 0.0 from -0.0
 
 
 _ENCODERS: dict[str, Callable[[str, Any], graph_pb2.Attribute]] = {
@@ -793,19 +1076,34 @@ def _encode_row(
 
 
 def _decode_row(gate: graph_pb2.Gate) -> tuple[str, dict[str, Any], int, int]:
+    if gate.WhichOneof("target") is None:
+        raise InvalidRequestError("OPERATOR_UNKNOWN", "a row of the gates table names no operator")
     attributes: dict[str, Any] = {}
+    last = ""
     for attribute in gate.attributes:
         kind = attribute.WhichOneof("value")
-        value: Any = getattr(attribute, kind) if kind else None
+        if kind is None or attribute.name <= last:
+            fault = "has no value" if kind is None else f"follows {last!r}; names ascend"
+            raise InvalidRequestError(
+                "ATTRIBUTE_INVALID", f"gate {gate.operator}: attribute {attribute.name!r} {fault}"
+            )
+        last = attribute.name
+        value: Any = getattr(attribute, kind)
         if kind in ("ints", "floats", "strings"):
             value = tuple(value.values)
         elif kind == "tensor":
             value = tensors.decode(value)
-        attributes[attribute.name] = value
+        attributes[last] = value
     return gate.operator, attributes, gate.input_count, gate.output_count
 
 
-def _encode_leaf(leaf: Leaf) -> graph_pb2.Leaf:
+def _leaves_of(message: graph_pb2.Graph) -> list[graph_pb2.Leaf]:
+    """In the order of `Graph.leaves`."""
+    circuit = message.circuit
+    return [*circuit.inputs, *circuit.parameters, *circuit.constants]
+
+
+def _encode_leaf(leaf: Leaf, least_bytes: int | None) -> graph_pb2.Leaf:
     message = graph_pb2.Leaf(name=leaf.name)
     message.type.data_type = tensors.data_type(leaf.dtype)
     for axis in leaf.axes:
@@ -816,5 +1114,7 @@ def _encode_leaf(leaf: Leaf) -> graph_pb2.Leaf:
     if leaf.elements:
         message.layout = graph_pb2.Leaf.LAYOUT_ELEMENTS
     if leaf.value is not None:
-        message.value.CopyFrom(tensors.encode(leaf.value))
+        is_apart = least_bytes is not None and leaf.value.nbytes >= least_bytes
+        encode = tensors.encode_type if is_apart else tensors.encode
+        message.value.CopyFrom(encode(leaf.value))
     return message

@@ -91,11 +91,66 @@ def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: 
 
 @main.command()
 @click.argument("file", type=click.Path())
-def show(file: str) -> None:
+@click.option("--text", is_flag=True, help="All of it, as text that gradwire parse reads back.")
+def show(file: str, text: bool) -> None:
     """Show what is in a .gate or .onnx FILE."""
     graph = _load(file)
+    if text:
+        click.echo(graph.to_text(), nl=False)
+        return
     click.echo(f"{file}: {graph.node_count} nodes, digest {graph.digest}")
     click.echo(str(graph))
+
+
+@main.command()
+@click.argument("before", type=click.Path())
+@click.argument("after", type=click.Path())
+def diff(before: str, after: str) -> None:
+    """What changed from the .gate or .onnx file BEFORE to AFTER.
+
+    Leaves, nodes, attributes, outputs, and tensors by the norm of their difference; not who wrote a
+    file, nor whether it has blobs. Exit code 0: nothing; 1: something; 2: a file cannot be read.
+    """
+    from gradwire.diff import differences
+    from gradwire.errors import GradwireError
+
+    try:
+        graphs = [_load(each) for each in (before, after)]
+    except GradwireError as failure:
+        click.echo(f"gradwire: {failure.message}", err=True)
+        sys.exit(2)
+    found = False
+    for line in differences(*graphs):
+        found = True
+        click.echo(line)
+    sys.exit(int(found))
+
+
+@main.command()
+@click.argument("source", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The .gate file to write.")
+@click.option("--blobs", type=click.Path(), help="The file that has the blobs of the text.")
+def parse(source: str, output: str | None, blobs: str | None) -> None:
+    """Read the text form of a graph from SOURCE (- is standard input), and write it as a file.
+
+    Without -o the text is only checked. Mistakes are told with line and column.
+    """
+    from gradwire.builder import Graph
+    from gradwire.errors import FileError, InvalidRequestError
+
+    try:
+        with click.open_file(source, encoding="utf-8") as file:
+            text = file.read()
+        graph = Graph.from_text(text, blobs)
+    except InvalidRequestError as failure:
+        raise FileError(failure.reason, f"{source}: {failure.message}") from None
+    except UnicodeDecodeError:
+        _fail(f"{source}: is not text; gradwire show --text prints that of a graph file")
+    except OSError as failure:
+        _fail(f"{source}: cannot be read: {failure.strerror}")
+    if output is not None:
+        graph.save(output)
+    click.echo(f"{output or source}: {graph.node_count} nodes, digest {graph.digest}")
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from gradwire.v1 import service_pb2, tensor_pb2
 #: What one message of many steps holds at most, about: enough that the message costs nothing.
 STEPS_BYTES = 1 << 20
 STEPS_COUNT = 256
+
+_SIZES = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # gRPC's own refusal
 
 #: False: none. True: all. Otherwise names, ids and handles.
 Chosen = bool | Iterable[str | int | Handle]
@@ -250,6 +253,11 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
         message = f"the timeout passed before {target} answered; give a longer one"
     elif code == "CANCELLED":
         message = f"the call to {target} was cancelled"
+    elif code == "RESOURCE_EXHAUSTED" and (sizes := _SIZES.search(message)):
+        message = (
+            f"bytes of the message: {sizes[1]} is over the limit of {sizes[2]}; send less, or "
+            "start the server with a larger --max-message-bytes"
+        )
     reason, facts = "", {}
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()

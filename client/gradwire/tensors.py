@@ -16,8 +16,7 @@ from gradwire.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
 
-#: Data types that arrays are sent in, by the names of NumPy and ml_dtypes. Those from float8_e4m3fn
-#: on are not computed with.
+#: Data types that arrays are sent in, by the names of NumPy and ml_dtypes.
 _NUMBERS = {
     "float16": tensor_pb2.DATA_TYPE_FLOAT16,
     "bfloat16": tensor_pb2.DATA_TYPE_BFLOAT16,
@@ -44,6 +43,9 @@ _NUMBERS = {
     "uint2": tensor_pb2.DATA_TYPE_UINT2,
 }
 DTYPES = tuple(_NUMBERS)
+#: Those that are held and converted, and not computed with.
+STORED = DTYPES[DTYPES.index("float8_e4m3fn") :]
+_MOST_RANK = 32
 #: Half precision: sent and held in it, computed in float32.
 HALVES = ("float16", "bfloat16")
 #: Those that have gradients.
@@ -109,6 +111,16 @@ def _short_integers(given: Any, dtype: str) -> Array:
     return found
 
 
+def kept(array: Array) -> Array:
+    """An array that nobody can write any more: itself, or a copy."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return array.copy()
+        base = base.base
+    return array
+
+
 def encode(array: Array) -> tensor_pb2.Tensor:
     """An array as a tensor: little-endian, row-major."""
     tensor = encode_type(array)
@@ -138,15 +150,35 @@ def _little_endian(array: Array) -> Array:
 
 def decode(tensor: tensor_pb2.Tensor, payloads: Lifted = WHOLE) -> Array:
     """A tensor as a read-only array (TENSOR_INVALID)."""
+    content = tensor.WhichOneof("content")
+    if len(tensor.shape) > _MOST_RANK or content not in (None, "data"):
+        raise InvalidRequestError(
+            "TENSOR_INVALID",
+            f"a tensor of rank {len(tensor.shape)} has {content or 'no content'}, but must have "
+            f"data, and rank {_MOST_RANK} at most",
+        )
     data = bytes(payloads.found(tensor.data))  # of its own, so that it is aligned
     return from_bytes(dtype_of(tensor.data_type), tuple(tensor.shape), data)
 
 
 def from_bytes(dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
-    """Elements as a read-only array (TENSOR_INVALID where the bytes do not fit the shape)."""
+    """Elements as a read-only array (TENSOR_INVALID where they are not of that shape and type)."""
+    if dtype == "bool":
+        require_truths(np.frombuffer(data, np.uint8))
+    return view(dtype, shape, data)
+
+
+def require_truths(data: Array) -> None:
+    """Bytes of bools are 0 or 1 (TENSOR_INVALID)."""
+    if data.max(initial=0) > 1:
+        raise InvalidRequestError("TENSOR_INVALID", "a bool is neither 0 nor 1")
+
+
+def view(dtype: str, shape: tuple[int, ...], data: bytes | Array) -> Array:
+    """Bytes as an array (TENSOR_INVALID where they do not fit the shape)."""
     kind = _LITTLE_ENDIAN[dtype]
     needed = prod(shape) * kind.itemsize
-    if len(data) != needed:
+    if len(data) != needed or len(shape) > _MOST_RANK:
         raise InvalidRequestError(
             "TENSOR_INVALID",
             f"{dtype} of shape {shape} needs {needed} bytes but has {len(data)}",

@@ -508,6 +508,11 @@ def decode_tensor(
         raise Invalid(
             "TENSOR_INVALID", f"{place}: is in shared memory, but a graph holds its own bytes"
         )
+    if message.HasField("blob"):
+        raise Invalid(
+            "TENSOR_INVALID",
+            f"{place}: refers to a blob, which lies beside a graph file; send its bytes",
+        )
     data: Buffer = message.data if payloads is None else payloads.found(message.data)
     held = message.shared.size if shared else len(data)
     if len(shape) > _MAX_RANK:

@@ -251,10 +251,16 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
     data_type: Global___DataType.ValueType
     """Element type; must be set (DATA_TYPE_UNSUPPORTED)."""
     data: _builtins.bytes
     """Little-endian, row-major, no padding: product(shape) * width bytes (TENSOR_INVALID)."""
+    blob: _builtins.bytes
+    """SHA-256 of the same bytes, 32 bytes, which lie in the blob file beside a graph file: only in a
+    Leaf's value, in a graph that requires the feature "blobs" (TENSOR_INVALID elsewhere). Their
+    length follows from shape and type. Not sent to servers: a client puts the bytes back.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Lengths of the axes, outermost first; none means rank 0. At most 32 (TENSOR_INVALID)."""
@@ -274,12 +280,13 @@ class Tensor(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         data: _builtins.bytes = ...,
         shared: Global___SharedRegion | None = ...,
+        blob: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "shared", b"shared"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "content", b"content", "data", b"data", "shared", b"shared"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "data", b"data", "data_type", b"data_type", "shape", b"shape", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "content", b"content", "data", b"data", "data_type", b"data_type", "shape", b"shape", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data", "shared"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["data", "shared", "blob"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
