@@ -14,9 +14,10 @@ from test_gradient_graph import label, one_node
 from gradwire_server import array_windows, arrays
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid
-from gradwire_server.gates import windows
+from gradwire_server.gates import GATES, windows
 from gradwire_server.gates.windows import LARGEST, Windows, gathered_elements, place_windows
 from gradwire_server.limits import Limits
+from gradwire_server.specs import TensorSpec
 
 CONVOLUTIONS = [case for case in all_cases() if case.operator in ("Conv", "ConvTranspose")]
 POOLS = [case for case in all_cases() if case.operator == "MaxPool"]
@@ -138,6 +139,23 @@ def test_places_that_would_not_fit_in_64_bits_are_refused(name: str) -> None:
     how[name] = (1 << 62,) * len(how[name] or (1,))
     with pytest.raises(Invalid, match="must be 2147483647 or less everywhere"):
         place_windows((3,), auto_pad="NOTSET", **how)
+
+
+def test_convolution_of_no_bytes_counts_no_windows() -> None:
+    x, w = np.zeros((0, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8)
+    gate = GATES["ConvInteger"]
+    found = gate.forward(arrays, x, w, **gate.complete({"pads": (10**9, 0)}))
+    assert found.shape == (0, 1, 10**9 + 3)
+
+
+def test_memory_for_a_convolution_of_bytes_is_counted_in_bytes() -> None:
+    shapes = ((8, 16, 64), (32, 16, 3))
+    x, w = (TensorSpec(shape, "int8") for shape in shapes)
+    one, scale = TensorSpec((), "int8"), TensorSpec((), "float32")
+    quantized, plain = GATES["QLinearConv"], GATES["ConvInteger"]
+    given = (x, scale, one, w, scale, one, scale, one)
+    found = quantized.workspace(*given, **quantized.complete({}))
+    assert 4 * found == plain.workspace(x, w, **plain.complete({}))
 
 
 def test_padding_before_a_window_is_not_held() -> None:
