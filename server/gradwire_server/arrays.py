@@ -122,7 +122,7 @@ def astype(x: Array, dtype: str) -> Array:
     """Elements converted, rounded once to nearest even; a float becomes an integer towards zero."""
     x = np.asarray(x)
     if np.dtype(dtype) == _BFLOAT16 and x.dtype in _OVER_FLOAT32:
-        x = _rounded_to_odd(x.astype(np.float64))
+        x = _rounded_to_odd(_in_float64(x))
     to_half = x.dtype == np.float32 and np.dtype(dtype) == np.float16
     found = _as_float16(x) if to_half else x.astype(dtype)
     return found if found.ndim else found[()]
@@ -131,6 +131,14 @@ def astype(x: Array, dtype: str) -> Array:
 _BFLOAT16 = np.dtype(bfloat16)
 #: What ml_dtypes rounds to float32 before it rounds to bfloat16.
 _OVER_FLOAT32 = [np.dtype(name) for name in ("int32", "int64", "uint32", "uint64", "float64")]
+
+
+def _in_float64(x: Array) -> Array:
+    """Numbers in float64; of long integers a bit stands for all that would be rounded away."""
+    if x.dtype.kind in "iu" and x.dtype.itemsize == 8:
+        is_cut = ((x >= 1 << 53) | (x <= -1 << 53)) & (x & 0xFFF != 0)
+        x = np.where(is_cut, x >> 12 << 12 | 0x800, x)
+    return x.astype(np.float64)
 
 
 def _rounded_to_odd(x: Array) -> Array:
