@@ -311,6 +311,14 @@ def test_cast_of_float32_to_float16_is_numpys() -> None:
     np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_long_integers_are_rounded_to_bfloat16_once(dtype: str) -> None:
+    middle = 2**62 + 2**54  # float64 would round its neighbours to it
+    given = np.array([middle - 1, middle, middle + 1], dtype)
+    expected = [2.0**62, 2.0**62, 2.0**62 + 2.0**55]
+    assert arrays.astype(given, "bfloat16").astype(float).tolist() == expected
+
+
 def test_cast_rounds_integers_once() -> None:
     just_over = 2**30 + 2**22 + 1  # float32 would round it to the middle of two bfloat16s
     for dtype in ("int32", "int64", "uint32", "uint64"):

@@ -271,6 +271,16 @@ def test_buffers_are_held_up_to_a_limit() -> None:
     assert held.take((5,), "float64") is second
 
 
+def test_buffers_that_were_all_taken_leave_nothing_behind() -> None:
+    held = Buffers(most_bytes=100)
+    held.give(np.empty(60, np.int8))
+    held.take((60,), "int8")
+    held.give(np.empty(61, np.int8))
+    last = np.empty(62, np.int8)
+    held.give(last)
+    assert held.take((62,), "int8") is last
+
+
 def test_backward_pass_can_be_repeated_with_other_seeds() -> None:
     graph = random_circuit(5, 300, wide=False, dtype="float64")
     given = point(np.random.default_rng(1), "float64")

@@ -76,6 +76,7 @@ def test_ties_and_nan_go_to_the_same_elements(seed: int) -> None:
     x, placed = drawn(rng)
     x = rng.integers(0, 3, x.shape).astype("float64")
     x[rng.random(x.shape) < 0.1] = np.nan
+    x[rng.random(x.shape) < 0.3] = -np.inf
     x.flags.writeable = False  # as a request's arrays are
     own = windows.namespace()
     largest = arrays.max_windows(x, placed)
@@ -88,13 +89,15 @@ def test_ties_and_nan_go_to_the_same_elements(seed: int) -> None:
 def drawn(rng: np.random.Generator) -> tuple[Any, Windows]:
     """A tensor and windows over its last one, two or three axes."""
     rank = int(rng.integers(1, 4))
-    kernel = tuple(rng.integers(1, 4, rank).tolist())
+    sizes, kernel = rng.integers(0, 12, rank), rng.choice([1, 2, 3, 9], rank)
+    dilations = rng.integers(1, 3, rank)
+    missing = np.maximum(0, (kernel - 1) * dilations + 1 - sizes)  # for a window to fit
     placed = place_windows(
-        sizes := tuple(rng.integers(7, 12, rank).tolist()),
-        kernel,
+        tuple(sizes.tolist()),
+        tuple(kernel.tolist()),
         strides=tuple(rng.integers(1, 4, rank).tolist()),
-        dilations=tuple(rng.integers(1, 3, rank).tolist()),
-        pads=tuple(rng.integers(0, 3, 2 * rank).tolist()),
+        dilations=tuple(dilations.tolist()),
+        pads=(*rng.integers(0, 9, rank).tolist(), *(missing + rng.integers(0, 3, rank)).tolist()),
         auto_pad="NOTSET",
     )
     images, channels = rng.integers(1, 4, 2).tolist()

@@ -13,9 +13,11 @@ from test_gradient_graph import label, one_node
 
 from gradwire_server import array_windows, arrays
 from gradwire_server.engine.symbolic import gradient_graph
-from gradwire_server.gates import windows
-from gradwire_server.gates.windows import Windows, place_windows
+from gradwire_server.errors import Invalid
+from gradwire_server.gates import GATES, windows
+from gradwire_server.gates.windows import LARGEST, Windows, gathered_elements, place_windows
 from gradwire_server.limits import Limits
+from gradwire_server.specs import TensorSpec
 
 CONVOLUTIONS = [case for case in all_cases() if case.operator in ("Conv", "ConvTranspose")]
 POOLS = [case for case in all_cases() if case.operator == "MaxPool"]
@@ -129,6 +131,56 @@ def test_kernel_far_larger_than_the_tensor_costs_no_time() -> None:
     assert arrays.sum_windows(x, placed).tolist() == [[[1.0, 7.0]]]
     assert arrays.max_windows(x, placed).tolist() == [[[1.0, 4.0]]]
     assert arrays.argmax_windows(x, placed).tolist() == [[[0, 2]]]
+
+
+@pytest.mark.parametrize("name", ["kernel", "strides", "dilations", "pads"])
+def test_places_that_would_not_fit_in_64_bits_are_refused(name: str) -> None:
+    how: dict[str, Any] = {"kernel": (1,), "strides": None, "dilations": None, "pads": (5, 0)}
+    how[name] = (1 << 62,) * len(how[name] or (1,))
+    with pytest.raises(Invalid, match="must be 2147483647 or less everywhere"):
+        place_windows((3,), auto_pad="NOTSET", **how)
+
+
+def test_convolution_of_no_bytes_counts_no_windows() -> None:
+    x, w = np.zeros((0, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8)
+    gate = GATES["ConvInteger"]
+    found = gate.forward(arrays, x, w, **gate.complete({"pads": (10**9, 0)}))
+    assert found.shape == (0, 1, 10**9 + 3)
+
+
+def test_memory_for_a_convolution_of_bytes_is_counted_in_bytes() -> None:
+    shapes = ((8, 16, 64), (32, 16, 3))
+    x, w = (TensorSpec(shape, "int8") for shape in shapes)
+    one, scale = TensorSpec((), "int8"), TensorSpec((), "float32")
+    quantized, plain = GATES["QLinearConv"], GATES["ConvInteger"]
+    given = (x, scale, one, w, scale, one, scale, one)
+    found = quantized.workspace(*given, **quantized.complete({}))
+    assert 4 * found == plain.workspace(x, w, **plain.complete({}))
+
+
+def test_padding_before_a_window_is_not_held() -> None:
+    far = LARGEST - 3
+    x, w = np.array([[[1.0, 2.0, 4.0]]]), np.ones((1, 1, 1))
+    placed = place_windows(
+        (3,), (1,), strides=(LARGEST,), dilations=None, pads=(far, 0), auto_pad="NOTSET"
+    )
+    assert gathered_elements(x.shape, placed) is None
+    assert arrays.convolve(x, w, placed).tolist() == [[[0.0]]]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_the_lowest_number_is_the_largest_element_where_there_is_no_other(dtype: str) -> None:
+    lowest = -np.inf if dtype == "float64" else -128
+    x = np.full((1, 1, 4), lowest, dtype)
+    _, indices = Case("MaxPool", (x,), {"kernel_shape": (2,), "pads": (1, 1)}).run()
+    assert indices.tolist() == [[[0, 0, 1, 2, 3]]]
+
+
+def test_large_kernel_over_no_elements_has_no_gradient() -> None:
+    x = np.zeros((1, 2, 0))
+    case = Case("MaxPool", (x,), {"kernel_shape": (70,), "pads": (40, 40)})
+    grads = np.ones(case.run()[0].shape)
+    assert case.pull((grads, None))[0].shape == x.shape
 
 
 def test_spread_is_the_adjoint_of_sum() -> None:

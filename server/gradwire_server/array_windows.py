@@ -151,7 +151,7 @@ def max_windows(x: Array, windows: Windows) -> Array:
 def argmax_windows(x: Array, windows: Windows) -> Array:
     """Where in x's spatial axes, row-major, the largest element of each window is.
 
-    Of equal elements it is the first.
+    Of equal elements it is the first; 0 where a window sees padding alone.
     """
     sizes = x.shape[x.ndim - len(windows.kernel) :]
     numbers = np.arange(prod(sizes), dtype=np.int64 if prod(sizes) > 1 << 31 else np.int32)
@@ -160,26 +160,25 @@ def argmax_windows(x: Array, windows: Windows) -> Array:
     for axis, along, place in reversed(list(_axes(windows, x))):
         shape = (*x.shape[:place], windows.counts[axis], *x.shape[place + 1 :])
         best: Array = np.full(shape, _lowest(x.dtype), x.dtype)
-        at_best: Array = np.zeros(shape, positions.dtype)
-        for number, tap in enumerate(_taps(along, x.shape[place : place + 1])):
+        at_best: Array = np.full(shape, -1, positions.dtype)
+        for tap in _taps(along, x.shape[place : place + 1]):
             elements, own = _at(place, tap.elements), _at(place, tap.windows)
             found, before = x[elements], best[own]
-            if number == 0:
-                before[...], at_best[own] = found, positions[elements]
-                continue
-            larger = found > before
+            larger = (found > before) | (at_best[own] < 0)  # the lowest number is one too
             if x.dtype.kind == "f":
                 larger |= np.isnan(found) & ~np.isnan(before)
             np.copyto(before, found, where=larger)
             np.copyto(at_best[own], positions[elements], where=larger)
         x, positions = best, at_best
-    return positions.astype(np.int64)
+    return np.maximum(positions, 0, dtype=np.int64)
 
 
 def spread_largest(grad: Array, largest: Array, x: Array, windows: Windows) -> Array:
     """Each window's number added to the first of its elements that is the largest."""
     sizes = x.shape[x.ndim - len(windows.kernel) :]
     out: Array = np.zeros(x.shape, x.dtype)
+    if not out.size:
+        return out
     if prod(windows.kernel) > _FEW:
         rows = out.reshape(-1, prod(sizes))
         starts = np.arange(rows.shape[0])[:, None] * rows.shape[1]

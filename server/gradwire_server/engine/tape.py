@@ -140,10 +140,9 @@ class Buffers:
     def take(self, shape: Shape, dtype: str) -> Array:
         """One of the shape and type, with whatever is in it."""
         with self._lock:
-            held = self._held.get((shape, np.dtype(dtype)))
-            if held:
-                self._bytes -= held[-1].nbytes
-                return held.pop()
+            kind = shape, np.dtype(dtype)
+            if kind in self._held:
+                return self._removed(kind, -1)
         return np.empty(shape, dtype)
 
     def give(self, buffer: Array) -> None:
@@ -155,10 +154,14 @@ class Buffers:
             self._held[kind] = [*self._held.pop(kind, []), buffer]
             self._bytes += buffer.nbytes
             while self._bytes > self._most:
-                oldest = next(iter(self._held))
-                self._bytes -= self._held[oldest].pop(0).nbytes
-                if not self._held[oldest]:
-                    del self._held[oldest]
+                self._removed(next(iter(self._held)), 0)
+
+    def _removed(self, kind: tuple[Shape, Any], place: int) -> Array:
+        buffer: Array = self._held[kind].pop(place)
+        self._bytes -= buffer.nbytes
+        if not self._held[kind]:
+            del self._held[kind]
+        return buffer
 
 
 _HELD = Buffers(most_bytes=256 << 20, least_bytes=1 << 16)

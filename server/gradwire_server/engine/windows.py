@@ -20,7 +20,7 @@ from gradwire_server.engine import kernels
 from gradwire_server.engine.tape import over_elements
 from gradwire_server.gates.base import Array, Namespace
 from gradwire_server.gates.windows import Windows, gathered_elements, gathered_images
-from gradwire_server.specs import FLOATS, Shape
+from gradwire_server.specs import COMPUTED, Shape
 
 #: Elements of a kernel that are searched for the largest in each of many windows over them.
 _FEW = 64
@@ -119,7 +119,7 @@ class _Windowed:
 
 def _fits(x: Array, windows: Windows) -> bool:
     """Whether the loops know the axes and the data type."""
-    return len(windows.kernel) in (1, 2) and str(x.dtype) in FLOATS
+    return len(windows.kernel) in (1, 2) and str(x.dtype) in COMPUTED
 
 
 def _gathers(x: Array, windows: Windows) -> bool:

@@ -500,7 +500,9 @@ class CausalConvWithState(Gate):
     )
     rejections = (
         Rejection((TensorSpec((3, 5)), TensorSpec((3, 1, 2))),
-                  "input has shape (3, 5) but must be [N, C, L], L 1 or more"),
+                  "input has shape (3, 5) but must be [N, C, L], C and L 1 or more"),
+        Rejection((TensorSpec((2, 0, 5)), TensorSpec((0, 1, 2))),
+                  "input has shape (2, 0, 5) but must be [N, C, L], C and L 1 or more"),
         Rejection((TensorSpec((2, 3, 5)), TensorSpec((4, 1, 2))),
                   "weight has shape (4, 1, 2) but must be [3, 1, K], K 1 or more"),
         Rejection((TensorSpec((2, 3, 5)), TensorSpec((3, 1, 2)), TensorSpec((2,))),
@@ -517,9 +519,10 @@ class CausalConvWithState(Gate):
         past: TensorSpec | None = None,
         **_: str,
     ) -> tuple[TensorSpec, ...]:
-        if x.rank != 3 or not x.shape[2]:
+        if x.rank != 3 or not prod(x.shape[1:]):
             raise Invalid(
-                "SHAPE_MISMATCH", f"input has shape {x.shape} but must be [N, C, L], L 1 or more"
+                "SHAPE_MISMATCH",
+                f"input has shape {x.shape} but must be [N, C, L], C and L 1 or more",
             )
         rows, channels, _length = x.shape
         if weight.rank != 3 or weight.shape[:2] != (channels, 1) or not weight.shape[2]:

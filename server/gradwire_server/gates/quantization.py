@@ -22,20 +22,24 @@ from gradwire_server.gates.base import (
     Sample,
 )
 from gradwire_server.gates.common import (
-    block_counts,
-    block_places,
-    checked_shape,
     dtype_choices,
     dtype_numbered,
     integers,
     scatter_along,
     vector_shape,
 )
+from gradwire_server.gates.windows import (
+    Windows,
+    gathered_elements,
+    gathered_images,
+    place_windows,
+)
 from gradwire_server.specs import (
     COMPUTED,
     FLOAT8S,
     FLOATS,
     HALVES,
+    ITEM_SIZES,
     ONNX_NUMBERS,
     SHORT_INTEGERS,
     Shape,
@@ -732,7 +736,8 @@ class QLinearConv(Gate):
         return (None,) * len(x)
 
     def workspace(self, x: TensorSpec, *specs: Any, **attributes: Any) -> int:
-        return _convolution_workspace(x, specs[2], attributes)
+        widest = ITEM_SIZES[specs[0].dtype]  # of the inputs, which elements are counted in
+        return -(-_convolution_workspace(x, specs[2], attributes) // widest)
 
 
 def _require_one(name: str, spec: TensorSpec) -> None:
@@ -770,9 +775,12 @@ def _convolved_shape(x: TensorSpec, w: TensorSpec, attributes: dict[str, Any]) -
     kernel = attributes["kernel_shape"] or w.shape[2:]
     if kernel != w.shape[2:] or not prod(kernel):
         raise Invalid("SHAPE_MISMATCH", f"kernel_shape is {kernel} but w has {w.shape[2:]}")
-    image = x.shape[2:]
-    blocks = block_counts(image, kernel, _padded(image, kernel, attributes))
-    return checked_shape((x.shape[0], outputs, *blocks), "pads")
+    return (x.shape[0], outputs, *_placed(x, w, attributes).counts)
+
+
+def _placed(x: Any, w: Any, attributes: dict[str, Any]) -> Windows:
+    names = ("auto_pad", "dilations", "pads", "strides")
+    return place_windows(x.shape[2:], w.shape[2:], **{name: attributes[name] for name in names})
 
 
 def _integer_convolution(
@@ -790,40 +798,16 @@ def _integer_convolution(
     if w_zero is not None:
         offset = xp.reshape(w_zero, (-1, *(1,) * (len(w.shape) - 1)))
         weights = weights - xp.astype(offset, "float64")
-    rows, channels, *space = x.shape
-    group, kernel = attributes["group"], w.shape[2:]
-    padded = _padded(tuple(space), kernel, attributes)
-    blocks = block_counts(tuple(space), kernel, padded)
-    flat = xp.pad(xp.reshape(image, (rows, channels, prod(space))), (0, 0, 0), (0, 0, 1))
-    columns = xp.take(flat, block_places(xp, tuple(space), kernel, padded), axis=2)
-    depth = channels // group * prod(kernel)
-    product = xp.matmul(
-        xp.reshape(weights, (group, w.shape[0] // group, depth)),
-        xp.reshape(columns, (rows, group, depth, prod(blocks))),
-    )
-    return xp.reshape(product, (rows, w.shape[0], *blocks))
+    return xp.convolve(image, weights, _placed(x, w, attributes), attributes["group"])
 
 
 def _convolution_workspace(x: TensorSpec, w: TensorSpec, attributes: dict[str, Any]) -> int:
-    image, kernel = x.shape[2:], w.shape[2:]
-    blocks = block_counts(image, kernel, _padded(image, kernel, attributes))
-    columns = x.shape[0] * x.shape[1] * prod(kernel) * prod(blocks)
-    return 8 * (2 * columns + x.size + w.size)  # of bytes, while these are float64
-
-
-def _padded(image: Shape, kernel: Shape, attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes with the pads that auto_pad stands for."""
-    mode, rank = attributes["auto_pad"], len(image)
-    if mode == "NOTSET":
-        return attributes
-    strides = attributes["strides"] or (1,) * rank
-    dilations = attributes["dilations"] or (1,) * rank
-    totals = [0] * rank
-    if mode != "VALID" and len(strides) == len(dilations) == rank and min(strides) > 0:
-        totals = [
-            max((-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size, 0)
-            for size, k, stride, dilation in zip(image, kernel, strides, dilations, strict=True)
-        ]
-    before = [(total + (mode == "SAME_LOWER")) // 2 for total in totals]
-    after = [total - first for total, first in zip(totals, before, strict=True)]
-    return attributes | {"pads": (*before, *after)}
+    """In bytes: inputs with and without their offsets, windows, and steps from sum to level."""
+    windows = _placed(x, w, attributes)
+    out = x.shape[0] * w.shape[0] * prod(windows.counts)
+    gathered = gathered_elements(x.shape, windows)
+    if gathered is None:
+        held = x.size + out
+    else:
+        held = min(x.shape[0], gathered_images(x.shape, windows)) * 2 * gathered
+    return ITEM_SIZES["float64"] * (2 * (x.size + w.size) + held + 5 * out)

@@ -29,6 +29,9 @@ CEIL_MODE = Attribute(
 #: image, whose kernel's elements are taken one by one where its windows have more.
 GATHERED, MOST_GATHERED = 1 << 18, 1 << 25
 
+#: The most that a kernel, stride, dilation or padding may be: places made of them fit in 64 bits.
+LARGEST = (1 << 31) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -126,7 +129,17 @@ def numbers(name: str, given: Shape | None, rank: int, default: int, least: int)
             f"{name} is {given} but must be {least} or more everywhere",
             attribute=name,
         )
+    _check_largest(name, given)
     return given
+
+
+def _check_largest(name: str, given: Shape) -> None:
+    if max(given, default=0) > LARGEST:
+        raise Invalid(
+            "ATTRIBUTE_INVALID",
+            f"{name} is {given} but must be {LARGEST} or less everywhere",
+            attribute=name,
+        )
 
 
 def both_pads(pads: Shape | None, auto_pad: str, rank: int) -> tuple[Shape, Shape]:
@@ -146,6 +159,7 @@ def both_pads(pads: Shape | None, auto_pad: str, rank: int) -> tuple[Shape, Shap
             f"behind each of {rank} spatial axes",
             attribute="pads",
         )
+    _check_largest("pads", pads)
     return pads[:rank], pads[rank:]
 
 
@@ -166,9 +180,10 @@ def spatial_rank(attributes: dict[str, Any]) -> int | None:
 
 def gathered_elements(shape: Shape, windows: Windows) -> int | None:
     """Elements of all windows of one image and its padded copy; None where those are too many."""
-    channels = shape[1]
+    channels, sizes = shape[1], shape[2:]
     found = channels * prod(windows.kernel) * prod(windows.counts)
-    padded = channels * prod(windows.reach)
+    inside = map(sum, zip(windows.before, sizes, strict=True))
+    padded = channels * prod(map(max, windows.reach, inside))
     return found + padded if max(found, padded) <= MOST_GATHERED else None
 
 
@@ -191,7 +206,7 @@ def elements_inside(windows: Windows, sizes: Shape, axis: int) -> list[int]:
 
 
 __all__ = [
-    "AUTO_PAD", "CEIL_MODE", "DILATIONS", "PADS", "STRIDES", "Windows", "both_pads",
+    "AUTO_PAD", "CEIL_MODE", "DILATIONS", "LARGEST", "PADS", "STRIDES", "Windows", "both_pads",
     "elements_inside", "gathered_elements", "gathered_images", "halves", "numbers",
     "place_windows", "spatial_rank",
 ]  # fmt: skip
