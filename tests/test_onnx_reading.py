@@ -338,6 +338,28 @@ def test_a_loop_without_trips_yields_what_is_declared(server: gw.Connection) -> 
         gw.from_onnx(model(LOOP), fixed={"trips": 0, "flag": True})
 
 
+def test_rows_that_an_old_scan_goes_through_are_counted() -> None:
+    text = """g (float[1099511627776, 1] s, float[1099511627776, 0, 1] x) => (y) {
+        y = Scan<num_scan_inputs = 1, body = b (float[1] a, float[1] e) => (float[1] c) {
+            c = Identity(a)
+        }>(, s, x)
+    }"""
+    with pytest.raises(gw.LimitError, match="more than 1000 nodes; raise max_nodes"):
+        gw.from_onnx(model(text, version=8), max_nodes=1000)
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(-3, gw.UnsupportedError), (1 << 62, gw.GradwireError)]
+)
+def test_sizes_that_a_loop_without_trips_declares_are_checked(size: int, error: Any) -> None:
+    given = model(LOOP.replace("n, 3", "2, 3"))
+    body = given.graph.node[-1].attribute[0].g
+    for axis in body.output[-1].type.tensor_type.shape.dim:
+        axis.dim_value = size
+    with pytest.raises(error, match=r"node .*\(Loop\)"):
+        gw.from_onnx(given, fixed={"trips": 0, "flag": True})
+
+
 # -- sequences ------------------------------------------------------------------------------------
 
 FIVE = np.arange(15, dtype=np.float32).reshape(5, 3)
@@ -578,6 +600,7 @@ def test_what_gate_graphs_have_not_is_refused_with_the_reason(
     ("given", "message"),
     [
         (b"\xff\xff\xff", "the model: is no ONNX model"),
+        (b"", "the model: is no ONNX model"),
         ("/nowhere/at/all.onnx", "cannot be read: No such file"),
     ],
 )

@@ -71,9 +71,14 @@ def recognized(given: Any, dtype: str) -> Any:
 def from_value(what: str, given: Any, dtype: str) -> Array:
     """Numbers and lists as an array of that data type (TENSOR_INVALID)."""
     try:
-        return np.asarray(given, dtype=dtype, order="C")
+        found: Array = np.asarray(given, dtype=dtype, order="C")
     except (TypeError, ValueError, OverflowError) as failure:
         raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
+    if found.dtype.kind in "iu" and found is not given and not np.array_equal(found, given):
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"{what}: has elements that {dtype} cannot hold, such as fractions"
+        )
+    return found
 
 
 def encode(array: Array) -> tensor_pb2.Tensor:

@@ -40,6 +40,8 @@ def load_model(model: Model) -> onnx.ModelProto:
         raise FileError("FILE_INVALID", f"{place}: cannot be read: {reason}") from None
     except DecodeError:
         raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
+    if not found.HasField("graph"):  # an empty file is a message too, and a short text may be one
+        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut")
     _check_text(found)
     if not isinstance(model, bytes):
         load_external(found, Path(model).parent)

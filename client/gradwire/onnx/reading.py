@@ -217,9 +217,8 @@ class Reader:
                     scope.values[each.name] = self._input(each, sizes, symbols)
         for symbol in sizes:
             if symbol not in symbols:
-                raise InvalidRequestError(
-                    "LEAF_UNKNOWN", f"no input has an axis {symbol!r}{nearest(symbol, symbols)}"
-                )
+                hint = nearest(symbol, symbols) or f"; there are {sorted(symbols)[:8]}"
+                raise InvalidRequestError("LEAF_UNKNOWN", f"no input has an axis {symbol!r}{hint}")
 
     def _input(
         self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
@@ -413,10 +412,13 @@ class Reader:
     def _expand_of_domain(self, domain: str, call: Call, scope: Scope) -> list[Value]:
         """Outputs of an operator that ONNX itself defines by others (OPERATOR_UNKNOWN)."""
         if not onnx.defs.has(call.operator, domain):
+            hint = "; add a function that computes it by ONNX's operators"
+            if not domain:
+                hint = nearest(call.operator, SIGNATURES)
             raise _unknown(
                 call,
                 f"there is no such operator in the domain {domain or 'ai.onnx'!r}, and no such "
-                f"function in the model{nearest(call.operator, SIGNATURES)}",
+                f"function in the model{hint}",
             )
         try:
             schema = onnx.defs.get_schema(call.operator, max(call.version, 1), domain)
@@ -481,7 +483,7 @@ def _fixed(kind: onnx.TypeProto, given: Any) -> Value:
                 )
             return Group(items=tuple(_fixed(kind.sequence_type.elem_type, each) for each in given))
         case _:
-            return constant(tensors.from_value("fixed", given, tensor_dtype(kind)))
+            return constant(tensors.from_value("its fixed value", given, tensor_dtype(kind)))
 
 
 def _stored(call: Call) -> Array:
