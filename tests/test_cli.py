@@ -128,6 +128,9 @@ def test_table_shows_every_node() -> None:
         (["eval", NEURON, "--seed", "f"], 2, "write NAME=VALUE, such as --seed"),
         (["eval", NEURON, "--set", "w0"], 2, "write NAME=VALUE"),
         (["eval", NEURON, "--set", "w0=two"], 2, "'two' is not a number"),
+        (["eval", NEURON, "--set", "w0=null"], 2, "'null' is not a number"),
+        (["eval", NEURON, "--set", "w0=" + "[" * 9999], 2, "is not a number, a JSON list"),
+        (["eval", NEURON, "--seed", 'f="a"'], 1, "seed of output 'f': could not convert string"),
         (["eval", NEURON, "--server", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
         (["gates", "Sigmoi"], 1, "there is no gate 'Sigmoi'; did you mean 'Sigmoid'?"),
         (["eval", "nowhere.onnx"], 1, "nowhere.onnx: cannot be read: No such file"),
@@ -139,6 +142,12 @@ def test_table_shows_every_node() -> None:
         (["convert", "a.onnx", "a.gate", "--size", "n=two"], 2, "write SYMBOL=N"),
         (["convert", "a.onnx", "a.gate", "--fix", "n"], 2, "write NAME=VALUE, such as --fix x"),
         (["serve", "--listen", "nowhere.invalid:1"], 1, "cannot listen on nowhere.invalid:1"),
+        (["serve", "--listen", "127.0.0.1:65536"], 1, "cannot listen on 127.0.0.1:65536"),
+        (
+            ["serve", "--listen", "127.0.0.1:65536", "--workers", 2],
+            1,
+            "cannot listen on 127.0.0.1:65536",
+        ),
         (["serve", "--max-nodes", "0"], 2, "max-nodes"),
     ],
 )

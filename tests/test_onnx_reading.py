@@ -133,6 +133,9 @@ def test_axes_without_names_are_symbols_that_can_be_bound() -> None:
     assert gw.from_onnx(given, sizes={"x.0": 2}).leaves[0].axes == (2, 3)
     given.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1  # as some exporters write it
     assert gw.from_onnx(given).leaves[0].axes == ("x.0", 3)
+    for size in (-1, 1 << 63):
+        with pytest.raises(gw.InvalidRequestError, match=f"size 'x.0' is {size}, but must be 0 to"):
+            gw.from_onnx(given, sizes={"x.0": size})
     with pytest.raises(gw.InvalidRequestError, match=r"no input has an axis 'x\.2'; did you mean"):
         gw.from_onnx(given, sizes={"x.2": 2})
 
@@ -640,6 +643,20 @@ def test_models_that_are_not_whole_are_refused(change: Any, message: str | None)
         return
     with pytest.raises(gw.InvalidRequestError, match=message):
         gw.from_onnx(given)
+
+
+@pytest.mark.parametrize("equation", ["b.ij,bjk->bik", "bi\tj,bjk->bik", "bij>,bjk->", "b....,b"])
+def test_equations_that_onnx_would_read_forever_are_refused(equation: str) -> None:
+    given = model("g (float[5, 2, 3] x, float[5, 3, 4] y) => (float[n] z) { z = Add(x, y) }")
+    node = helper.make_node("Einsum", ["x", "y"], ["z"], equation=equation)
+    given.graph.node[0].CopyFrom(node)
+    with pytest.raises(gw.InvalidRequestError, match="must be of letters, commas"):
+        gw.from_onnx(given)
+    graph = gw.Graph()
+    x, y = graph.input("x", (5, 2, 3)), graph.input("y", (5, 3, 4))
+    graph.output("z", gw.einsum(x, y, equation=equation))
+    with pytest.raises(gw.InvalidRequestError, match="must be of letters, commas"):
+        gw.to_onnx(graph)
 
 
 def test_names_that_are_no_text_are_refused() -> None:

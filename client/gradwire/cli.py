@@ -297,11 +297,18 @@ def _whole_seeds(
     """Seeds in the shapes of their outputs, which a pass forward tells where numbers are given."""
     import numpy as np
 
+    from gradwire import tensors
+
     numbers = {name for name, seed in given.items() if name in graph.outputs and not np.ndim(seed)}
     if not numbers:
         return given
     outputs = connection.evaluate(graph, inputs, forward_only=True).outputs
-    return given | {name: np.full_like(outputs[name], given[name]) for name in numbers}
+    whole = dict(given)
+    for name in numbers:
+        what, dtype = f"seed of output {name!r}", graph.output_dtype(name)
+        number = tensors.from_value(what, given[name], dtype)
+        whole[name] = np.full(outputs[name].shape, number)
+    return whole
 
 
 def _evaluate_with_progress(
@@ -359,11 +366,14 @@ def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
         except (EOFError, ValueError):  # NumPy's own sentence advises to trust the file
             _fail(f"{option} {name}: {value[1:]} is no .npy file of numbers, or is cut")
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
+        found = json.loads(value)
+    except (json.JSONDecodeError, RecursionError):
+        found = {}
+    if isinstance(found, dict) or (found is None and option != "--fix"):  # an optional may be null
         raise click.UsageError(
-            f"{option} {name}: {value!r} is not a number, a JSON list, or @file.npy"
-        ) from None
+            f"{option} {name}: {value[:60]!r} is not a number, a JSON list, or @file.npy"
+        )
+    return name, found
 
 
 def _found(result: Any, value_id: int) -> dict[str, Any]:

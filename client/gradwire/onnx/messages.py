@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -21,6 +22,7 @@ from gradwire.tensors import Array
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _KINDS = onnx.AttributeProto
+_EQUATION = re.compile(r"([A-Za-z,]|\.\.\.)*(->([A-Za-z]|\.\.\.)*)?")
 
 #: A path, a serialized model, or the message.
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -199,6 +201,19 @@ def attribute_of(attribute: onnx.AttributeProto) -> Any:
     if attribute.type in (_KINDS.TYPE_PROTO, _KINDS.GRAPHS, _KINDS.TENSORS):
         return attribute
     raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {attribute.name!r} has no kind")
+
+
+def require_inferable(operator: str, attributes: Mapping[str, Any]) -> None:
+    """Refuses equations of Einsum at which ONNX's shape inference never ends."""
+    equation = attributes.get("equation")
+    if operator != "Einsum" or not isinstance(equation, str):
+        return
+    if not _EQUATION.fullmatch(equation.replace(" ", "")):
+        raise InvalidRequestError(
+            "ATTRIBUTE_INVALID",
+            f"Einsum: the equation {equation[:60]!r} must be of letters, commas, '...' and '->', "
+            "such as 'ij,jk->ik'",
+        )
 
 
 def _real(number: float) -> float:

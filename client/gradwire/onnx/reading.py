@@ -34,6 +34,7 @@ from gradwire.onnx.messages import (
     domain_of,
     dtype_of,
     load_model,
+    require_inferable,
     resolved,
     tensor_dtype,
     versions_of,
@@ -55,6 +56,7 @@ from gradwire.tensors import Array
 
 MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
+_LONGEST = 2**63 - 1  # what ONNX and the contract can write
 _DATA_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
@@ -208,6 +210,11 @@ class Reader:
                 raise InvalidRequestError(
                     "LEAF_UNKNOWN", f"there is no input {name!r} to fix{nearest(name, names)}"
                 )
+        for symbol, size in sizes.items():
+            if not 0 <= size <= _LONGEST:
+                raise InvalidRequestError(
+                    "SHAPE_MISMATCH", f"size {symbol!r} is {size}, but must be 0 to {_LONGEST}"
+                )
         symbols: set[str] = set()
         for each in graph.input:
             with _at(f"input {each.name!r}"):
@@ -299,6 +306,7 @@ class Reader:
     ) -> list[Value]:
         """The values of a new node of the graph."""
         given = {name: each for name, each in (attributes or {}).items() if each is not None}
+        require_inferable(operator, given)
         declared = SIGNATURES[operator].declared_inputs(len(inputs))
         handles = [
             None if each is None else self._known(each) if slot.known else self.handle(each)
