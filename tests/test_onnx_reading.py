@@ -659,6 +659,16 @@ def test_equations_that_onnx_would_read_forever_are_refused(equation: str) -> No
         gw.to_onnx(graph)
 
 
+def test_splits_into_other_numbers_of_parts_than_outputs_are_refused() -> None:
+    given = model(
+        "g (float[6] x) => (float[2] a, float[2] b, float[2] c) "
+        "{ a, b, c = Split<num_outputs = 2>(x) }",
+        version=18,
+    )
+    with pytest.raises(gw.InvalidRequestError, match="num_outputs is 2 but there are 3 outputs"):
+        gw.from_onnx(given)
+
+
 def test_names_that_are_no_text_are_refused() -> None:
     data = model(MLP).SerializeToString().replace(b"product", b"pro\xffuct")
     with pytest.raises(gw.InvalidRequestError, match=r"the name b'pro\\xffuct' is not UTF-8"):

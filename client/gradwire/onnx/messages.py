@@ -203,8 +203,13 @@ def attribute_of(attribute: onnx.AttributeProto) -> Any:
     raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {attribute.name!r} has no kind")
 
 
-def require_inferable(operator: str, attributes: Mapping[str, Any]) -> None:
-    """Refuses equations of Einsum at which ONNX's shape inference never ends."""
+def require_inferable(operator: str, attributes: Mapping[str, Any], outputs: int) -> None:
+    """Refuses nodes at which ONNX's shape inference never ends, or reads beyond its lists."""
+    parts = attributes.get("num_outputs", outputs)
+    if operator == "Split" and parts != outputs:
+        raise InvalidRequestError(
+            "ATTRIBUTE_INVALID", f"Split: num_outputs is {parts!r} but there are {outputs} outputs"
+        )
     equation = attributes.get("equation")
     if operator != "Einsum" or not isinstance(equation, str):
         return

@@ -306,7 +306,7 @@ class Reader:
     ) -> list[Value]:
         """The values of a new node of the graph."""
         given = {name: each for name, each in (attributes or {}).items() if each is not None}
-        require_inferable(operator, given)
+        require_inferable(operator, given, outputs)
         declared = SIGNATURES[operator].declared_inputs(len(inputs))
         handles = [
             None if each is None else self._known(each) if slot.known else self.handle(each)

@@ -227,7 +227,7 @@ class _Writer:
             if _schema(each.operator, self._version) is None:
                 missing.add(each.operator)
                 continue
-            require_inferable(each.operator, each.attributes)
+            require_inferable(each.operator, each.attributes, len(each.outputs))
             if each.inputs and max(each.inputs) >= each.outputs.start:
                 raise InvalidRequestError(
                     "NODE_INVALID",
