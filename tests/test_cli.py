@@ -146,8 +146,14 @@ def test_diff_tells_by_its_exit_code() -> None:
         (["eval", NEURON, "--set", "w9=1"], 1, "no input or parameter 'w9'; did you mean 'w"),
         (["eval", NEURON, "--set", "w0=[1, 2]"], 1, "declared with shape () but bound to"),
         (["eval", NEURON, "--set", "w0=@nowhere.npy"], 1, "nowhere.npy cannot be read"),
+        (["eval", NEURON, "--set", f"w0=@{__file__}"], 1, "is no .npy file of numbers, or is cut"),
+        (["eval", NEURON, "--seed", "g=1"], 1, "there is no output 'g' to seed"),
+        (["eval", NEURON, "--seed", "f"], 2, "write NAME=VALUE, such as --seed"),
         (["eval", NEURON, "--set", "w0"], 2, "write NAME=VALUE"),
         (["eval", NEURON, "--set", "w0=two"], 2, "'two' is not a number"),
+        (["eval", NEURON, "--set", "w0=null"], 2, "'null' is not a number"),
+        (["eval", NEURON, "--set", "w0=" + "[" * 9999], 2, "is not a number, a JSON list"),
+        (["eval", NEURON, "--seed", 'f="a"'], 1, "seed of output 'f': could not convert string"),
         (["eval", NEURON, "--server", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
         (["gates", "Sigmoi"], 1, "there is no gate 'Sigmoi'; did you mean 'Sigmoid'?"),
         (["eval", "nowhere.onnx"], 1, "nowhere.onnx: cannot be read: No such file"),
@@ -162,6 +168,12 @@ def test_diff_tells_by_its_exit_code() -> None:
         (["parse", NEURON], 1, "is not text; gradwire show --text prints"),
         (["parse", __file__], 1, "line 1, column 1: expected the line 'gradwire text 1'"),
         (["serve", "--listen", "nowhere.invalid:1"], 1, "cannot listen on nowhere.invalid:1"),
+        (["serve", "--listen", "127.0.0.1:65536"], 1, "cannot listen on 127.0.0.1:65536"),
+        (
+            ["serve", "--listen", "127.0.0.1:65536", "--workers", 2],
+            1,
+            "cannot listen on 127.0.0.1:65536",
+        ),
         (["serve", "--max-nodes", "0"], 2, "max-nodes"),
     ],
 )
@@ -199,7 +211,22 @@ def test_convert_binds_sizes_and_fixes_inputs(tmp_path: Path) -> None:
     assert "input x: float64[3, 2]" in gradwire("show", target).stdout
     refused = gradwire("convert", model, target, "--size", "m=3")
     assert refused.returncode == 1
-    assert "no input has an axis 'm'" in refused.stderr
+    assert "no input has an axis 'm'; there are ['n']" in refused.stderr
+    refused = gradwire("convert", model, target, "--fix", "shape=[6.5]")
+    assert refused.returncode == 1
+    assert "input 'shape': its fixed value: has elements that int64 cannot hold" in refused.stderr
+
+
+def test_outputs_of_many_elements_are_seeded(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (3,), "float32")
+    graph.output("y", x * x)
+    graph.save(tmp_path / "squares.gate")
+    command = ["eval", tmp_path / "squares.gate", "--json", "--set", "x=[1, 2, 3]"]
+    assert "give a seed of shape (3,)" in gradwire(*command).stderr
+    for seed, expected in (("2", [4, 8, 12]), ("[1, 0, -1]", [2, 0, -6])):
+        found = gradwire(*command, "--seed", f"y={seed}")
+        assert json.loads(found.stdout)["gradients"]["x"] == expected
 
 
 def test_show_prints_the_graph() -> None:

@@ -133,6 +133,9 @@ def test_axes_without_names_are_symbols_that_can_be_bound() -> None:
     assert gw.from_onnx(given, sizes={"x.0": 2}).leaves[0].axes == (2, 3)
     given.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1  # as some exporters write it
     assert gw.from_onnx(given).leaves[0].axes == ("x.0", 3)
+    for size in (-1, 1 << 63):
+        with pytest.raises(gw.InvalidRequestError, match=f"size 'x.0' is {size}, but must be 0 to"):
+            gw.from_onnx(given, sizes={"x.0": size})
     with pytest.raises(gw.InvalidRequestError, match=r"no input has an axis 'x\.2'; did you mean"):
         gw.from_onnx(given, sizes={"x.2": 2})
 
@@ -336,6 +339,28 @@ def test_a_loop_without_trips_yields_what_is_declared(server: gw.Connection) -> 
     assert found["each"].shape == (0, 2, 3)
     with pytest.raises(gw.UnsupportedError, match="makes no trip, and the shape"):
         gw.from_onnx(model(LOOP), fixed={"trips": 0, "flag": True})
+
+
+def test_rows_that_an_old_scan_goes_through_are_counted() -> None:
+    text = """g (float[1099511627776, 1] s, float[1099511627776, 0, 1] x) => (y) {
+        y = Scan<num_scan_inputs = 1, body = b (float[1] a, float[1] e) => (float[1] c) {
+            c = Identity(a)
+        }>(, s, x)
+    }"""
+    with pytest.raises(gw.LimitError, match="more than 1000 nodes; raise max_nodes"):
+        gw.from_onnx(model(text, version=8), max_nodes=1000)
+
+
+@pytest.mark.parametrize(
+    ("size", "error"), [(-3, gw.UnsupportedError), (1 << 62, gw.GradwireError)]
+)
+def test_sizes_that_a_loop_without_trips_declares_are_checked(size: int, error: Any) -> None:
+    given = model(LOOP.replace("n, 3", "2, 3"))
+    body = given.graph.node[-1].attribute[0].g
+    for axis in body.output[-1].type.tensor_type.shape.dim:
+        axis.dim_value = size
+    with pytest.raises(error, match=r"node .*\(Loop\)"):
+        gw.from_onnx(given, fixed={"trips": 0, "flag": True})
 
 
 # -- sequences ------------------------------------------------------------------------------------
@@ -582,6 +607,7 @@ def test_what_gate_graphs_have_not_is_refused_with_the_reason(
     ("given", "message"),
     [
         (b"\xff\xff\xff", "the model: is no ONNX model"),
+        (b"", "the model: is no ONNX model"),
         ("/nowhere/at/all.onnx", "cannot be read: No such file"),
     ],
 )
@@ -620,6 +646,30 @@ def test_models_that_are_not_whole_are_refused(change: Any, message: str | None)
         assert gw.from_onnx(given).digest == gw.from_onnx(model(MLP)).digest
         return
     with pytest.raises(gw.InvalidRequestError, match=message):
+        gw.from_onnx(given)
+
+
+@pytest.mark.parametrize("equation", ["b.ij,bjk->bik", "bi\tj,bjk->bik", "bij>,bjk->", "b....,b"])
+def test_equations_that_onnx_would_read_forever_are_refused(equation: str) -> None:
+    given = model("g (float[5, 2, 3] x, float[5, 3, 4] y) => (float[n] z) { z = Add(x, y) }")
+    node = helper.make_node("Einsum", ["x", "y"], ["z"], equation=equation)
+    given.graph.node[0].CopyFrom(node)
+    with pytest.raises(gw.InvalidRequestError, match="must be of letters, commas"):
+        gw.from_onnx(given)
+    graph = gw.Graph()
+    x, y = graph.input("x", (5, 2, 3)), graph.input("y", (5, 3, 4))
+    graph.output("z", gw.einsum(x, y, equation=equation))
+    with pytest.raises(gw.InvalidRequestError, match="must be of letters, commas"):
+        gw.to_onnx(graph)
+
+
+def test_splits_into_other_numbers_of_parts_than_outputs_are_refused() -> None:
+    given = model(
+        "g (float[6] x) => (float[2] a, float[2] b, float[2] c) "
+        "{ a, b, c = Split<num_outputs = 2>(x) }",
+        version=18,
+    )
+    with pytest.raises(gw.InvalidRequestError, match="num_outputs is 2 but there are 3 outputs"):
         gw.from_onnx(given)
 
 

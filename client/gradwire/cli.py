@@ -57,10 +57,20 @@ def main() -> None:
     help="Value of a leaf: a number, a JSON list, or @file.npy. May be repeated.",
 )  # fmt: skip
 @click.option(
+    "--seed", "seeds", multiple=True, metavar="OUTPUT=VALUE",
+    help="Gradient of an output of many elements, as --set; a number is that of each element.",
+)  # fmt: skip
+@click.option(
     "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: bool) -> None:
+def evaluate(
+    file: str,
+    settings: tuple[str, ...],
+    seeds: tuple[str, ...],
+    server: str | None,
+    as_json: bool,
+) -> None:
     """Evaluate a .gate or .onnx FILE: every node's value and gradient.
 
     The JSON object has `outputs` {name: value}, `gradients` {leaf: value} and `nodes` [{id, name,
@@ -68,12 +78,13 @@ def evaluate(file: str, settings: tuple[str, ...], server: str | None, as_json: 
     infinities are the strings "NaN", "Infinity" and "-Infinity".
     """
     graph = _load(file)
-    inputs = dict(map(_setting, settings))
+    inputs, given = dict(map(_setting, settings)), dict(map(_seed, seeds))
     with _connected(server) as connection:
+        whole = _whole_seeds(connection, graph, inputs, given)
         if sys.stderr.isatty() and graph.node_count >= _LONG:
-            result = _evaluate_with_progress(connection, graph, inputs)
+            result = _evaluate_with_progress(connection, graph, inputs, whole)
         else:
-            result = connection.evaluate(graph, inputs, values=True, gradients=True)
+            result = connection.evaluate(graph, inputs, seeds=whole, values=True, gradients=True)
     rows = [
         {"id": value_id, "name": name, "operator": operator, **_found(result, value_id)}
         for value_id, name, operator in graph.value_labels()
@@ -220,8 +231,9 @@ def gates(operator: str | None, server: str | None, as_json: bool) -> None:
     elif operator:
         _print_gate(chosen[0])
     else:
+        width = 2 + max(map(len, by_name))
         for gate in chosen:
-            click.echo(f"{gate.operator:24}{gate.summary}")
+            click.echo(f"{gate.operator:{width}}{gate.summary}")
 
 
 class _Serve(click.Command):
@@ -432,7 +444,29 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _evaluate_with_progress(connection: Connection, graph: Graph, inputs: dict[str, Any]) -> Result:
+def _whole_seeds(
+    connection: Connection, graph: Graph, inputs: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Seeds in the shapes of their outputs, which a pass forward tells where numbers are given."""
+    import numpy as np
+
+    from gradwire import tensors
+
+    numbers = {name for name, seed in given.items() if name in graph.outputs and not np.ndim(seed)}
+    if not numbers:
+        return given
+    outputs = connection.evaluate(graph, inputs, forward_only=True).outputs
+    whole = dict(given)
+    for name in numbers:
+        what, dtype = f"seed of output {name!r}", graph.output_dtype(name)
+        number = tensors.from_value(what, given[name], dtype)
+        whole[name] = np.full(outputs[name].shape, number)
+    return whole
+
+
+def _evaluate_with_progress(
+    connection: Connection, graph: Graph, inputs: dict[str, Any], seeds: dict[str, Any]
+) -> Result:
     """Every value and gradient, with a bar on stderr of how many have come."""
     from dataclasses import replace
 
@@ -445,7 +479,7 @@ def _evaluate_with_progress(connection: Connection, graph: Graph, inputs: dict[s
     result = Result({}, {})
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("evaluating", total=2 * graph.value_count)
-        for number, event in enumerate(connection.stream(graph, inputs)):
+        for number, event in enumerate(connection.stream(graph, inputs, seeds=seeds)):
             if isinstance(event, Result):
                 result = event
             else:
@@ -466,6 +500,10 @@ def _fix(text: str) -> tuple[str, Any]:
     return _setting(text, "--fix")
 
 
+def _seed(text: str) -> tuple[str, Any]:
+    return _setting(text, "--seed")
+
+
 def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
     """NAME=VALUE, the value as a number, a list, or the array in a file."""
     name, equals, value = text.partition("=")
@@ -476,14 +514,19 @@ def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
 
         try:
             return name, np.load(value[1:], allow_pickle=False)
-        except (OSError, ValueError) as failure:
-            _fail(f"{option} {name}: {value[1:]} cannot be read as .npy: {failure}")
+        except OSError as failure:
+            _fail(f"{option} {name}: {value[1:]} cannot be read: {failure.strerror or failure}")
+        except (EOFError, ValueError):  # NumPy's own sentence advises to trust the file
+            _fail(f"{option} {name}: {value[1:]} is no .npy file of numbers, or is cut")
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
+        found = json.loads(value)
+    except (json.JSONDecodeError, RecursionError):
+        found = {}
+    if isinstance(found, dict) or (found is None and option != "--fix"):  # an optional may be null
         raise click.UsageError(
-            f"{option} {name}: {value!r} is not a number, a JSON list, or @file.npy"
-        ) from None
+            f"{option} {name}: {value[:60]!r} is not a number, a JSON list, or @file.npy"
+        )
+    return name, found
 
 
 def _found(result: Any, value_id: int) -> dict[str, Any]:

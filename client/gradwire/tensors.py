@@ -96,9 +96,14 @@ def from_value(what: str, given: Any, dtype: str) -> Array:
     try:
         if dtype in _SHORT_INTEGERS and getattr(given, "dtype", None) != dtype:
             return _short_integers(given, dtype)
-        return np.asarray(given, dtype=dtype, order="C")
+        found: Array = np.asarray(given, dtype=dtype, order="C")
     except (TypeError, ValueError, OverflowError) as failure:
         raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
+    if found.dtype.kind in "iu" and found is not given and not np.array_equal(found, given):
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"{what}: has elements that {dtype} cannot hold, such as fractions"
+        )
+    return found
 
 
 def _short_integers(given: Any, dtype: str) -> Array:

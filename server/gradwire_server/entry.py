@@ -26,6 +26,7 @@ from gradwire_server.store import MemoryStore, Store, open_store
 from gradwire_server.threads import Lane
 from gradwire_server.workers import AddressError, Told, supervise
 
+_LAST_PORT = 65535
 _REFLECTION_THREADS = 16
 
 
@@ -56,7 +57,10 @@ class Server:
 
     def start(self, address: str) -> str:
         """Listens, and returns the address with its port (AddressError)."""
+        number = address.rpartition(":")[2]
         try:
+            if number.isdecimal() and int(number[:9]) > _LAST_PORT and "unix:" not in address:
+                raise RuntimeError  # grpc would take it modulo 65536
             port = self._server.add_insecure_port(address)
         except RuntimeError:
             self._let_go()

@@ -85,7 +85,7 @@ def reserve(address: str, stack: ExitStack) -> str:
             number = holder.getsockname()[1]
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    except (OSError, ValueError):
+    except (OSError, OverflowError, ValueError):
         raise AddressError.of(address) from None
     return f"{host}:{number}"
 

@@ -69,6 +69,7 @@ def _scan_rows(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     rows = _length(inputs[0], 0) if inputs else 0
     found = []
     for row in range(rows):
+        reader.count_steps()
         at = reader.constant(row)
         given = [reader.emit("Gather", [each, at], {"axis": 0})[0] for each in inputs]
         found.append(_scanned(reader, call, scope.inside(f"{call.label}[row {row}]/"), given))
@@ -140,14 +141,19 @@ def _stacked(reader: Reader, parts: list[Value], axis: int, info: onnx.ValueInfo
         return reader.emit("Concat", raised, {"axis": axis})[0]
     declared = info.type.tensor_type
     sizes = [each.dim_value if each.HasField("dim_value") else -1 for each in declared.shape.dim]
-    if not declared.HasField("shape") or -1 in sizes:
+    if not declared.HasField("shape") or min(sizes, default=0) < 0:
         raise UnsupportedError(
             "SHAPE_MISMATCH",
             f"it makes no trip, and the shape of what its trips would yield as {info.name!r} is "
             "not declared",
         )
     sizes.insert(axis if axis >= 0 else axis + len(sizes) + 1, 0)
-    return Value(array=np.zeros(sizes, tensors.dtype_of(declared.elem_type)))
+    try:
+        return reader.constant(np.zeros(sizes), tensors.dtype_of(declared.elem_type))
+    except ValueError as failure:  # without elements, but beyond what NumPy can count
+        raise InvalidRequestError(
+            "SHAPE_MISMATCH", f"what its trips would yield as {info.name!r}: {failure}"
+        ) from None
 
 
 def _given(value: Value | None) -> Value:

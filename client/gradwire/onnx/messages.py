@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -23,6 +24,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 _KINDS = onnx.AttributeProto
 #: How many elements ONNX puts into a byte, by data type.
 PACKED = {"float4_e2m1fn": 2, "int4": 2, "uint4": 2, "int2": 4, "uint2": 4}
+_EQUATION = re.compile(r"([A-Za-z,]|\.\.\.)*(->([A-Za-z]|\.\.\.)*)?")
 
 #: A path, a serialized model, or the message.
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -42,6 +44,8 @@ def load_model(model: Model) -> onnx.ModelProto:
         raise FileError("FILE_INVALID", f"{place}: cannot be read: {reason}") from None
     except DecodeError:
         raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
+    if not found.HasField("graph"):  # an empty file is a message too, and a short text may be one
+        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut")
     _check_text(found)
     if not isinstance(model, bytes):
         load_external(found, Path(model).parent)
@@ -215,6 +219,24 @@ def attribute_of(attribute: onnx.AttributeProto) -> Any:
     if attribute.type in (_KINDS.TYPE_PROTO, _KINDS.GRAPHS, _KINDS.TENSORS):
         return attribute
     raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {attribute.name!r} has no kind")
+
+
+def require_inferable(operator: str, attributes: Mapping[str, Any], outputs: int) -> None:
+    """Refuses nodes at which ONNX's shape inference never ends, or reads beyond its lists."""
+    parts = attributes.get("num_outputs", outputs)
+    if operator == "Split" and parts != outputs:
+        raise InvalidRequestError(
+            "ATTRIBUTE_INVALID", f"Split: num_outputs is {parts!r} but there are {outputs} outputs"
+        )
+    equation = attributes.get("equation")
+    if operator != "Einsum" or not isinstance(equation, str):
+        return
+    if not _EQUATION.fullmatch(equation.replace(" ", "")):
+        raise InvalidRequestError(
+            "ATTRIBUTE_INVALID",
+            f"Einsum: the equation {equation[:60]!r} must be of letters, commas, '...' and '->', "
+            "such as 'ij,jk->ik'",
+        )
 
 
 def _real(number: float) -> float:

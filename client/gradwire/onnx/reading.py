@@ -34,6 +34,7 @@ from gradwire.onnx.messages import (
     domain_of,
     dtype_of,
     load_model,
+    require_inferable,
     resolved,
     tensor_dtype,
     versions_of,
@@ -55,6 +56,7 @@ from gradwire.tensors import Array
 
 MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
+_LONGEST = 2**63 - 1  # what ONNX and the contract can write
 _DATA_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
@@ -208,6 +210,11 @@ class Reader:
                 raise InvalidRequestError(
                     "LEAF_UNKNOWN", f"there is no input {name!r} to fix{nearest(name, names)}"
                 )
+        for symbol, size in sizes.items():
+            if not 0 <= size <= _LONGEST:
+                raise InvalidRequestError(
+                    "SHAPE_MISMATCH", f"size {symbol!r} is {size}, but must be 0 to {_LONGEST}"
+                )
         symbols: set[str] = set()
         for each in graph.input:
             with _at(f"input {each.name!r}"):
@@ -217,9 +224,8 @@ class Reader:
                     scope.values[each.name] = self._input(each, sizes, symbols)
         for symbol in sizes:
             if symbol not in symbols:
-                raise InvalidRequestError(
-                    "LEAF_UNKNOWN", f"no input has an axis {symbol!r}{nearest(symbol, symbols)}"
-                )
+                hint = nearest(symbol, symbols) or f"; there are {sorted(symbols)[:8]}"
+                raise InvalidRequestError("LEAF_UNKNOWN", f"no input has an axis {symbol!r}{hint}")
 
     def _input(
         self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
@@ -300,6 +306,7 @@ class Reader:
     ) -> list[Value]:
         """The values of a new node of the graph."""
         given = {name: each for name, each in (attributes or {}).items() if each is not None}
+        require_inferable(operator, given, outputs)
         declared = SIGNATURES[operator].declared_inputs(len(inputs))
         handles = [
             None if each is None else self._known(each) if slot.known else self.handle(each)
@@ -413,10 +420,13 @@ class Reader:
     def _expand_of_domain(self, domain: str, call: Call, scope: Scope) -> list[Value]:
         """Outputs of an operator that ONNX itself defines by others (OPERATOR_UNKNOWN)."""
         if not onnx.defs.has(call.operator, domain):
+            hint = "; add a function that computes it by ONNX's operators"
+            if not domain:
+                hint = nearest(call.operator, SIGNATURES)
             raise _unknown(
                 call,
                 f"there is no such operator in the domain {domain or 'ai.onnx'!r}, and no such "
-                f"function in the model{nearest(call.operator, SIGNATURES)}",
+                f"function in the model{hint}",
             )
         try:
             schema = onnx.defs.get_schema(call.operator, max(call.version, 1), domain)
@@ -481,7 +491,7 @@ def _fixed(kind: onnx.TypeProto, given: Any) -> Value:
                 )
             return Group(items=tuple(_fixed(kind.sequence_type.elem_type, each) for each in given))
         case _:
-            return constant(tensors.from_value("fixed", given, tensor_dtype(kind)))
+            return constant(tensors.from_value("its fixed value", given, tensor_dtype(kind)))
 
 
 def _stored(call: Call) -> Array:

@@ -141,7 +141,8 @@ def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
         for axis in (leaf.type.tensor_type.shape.dim if leaf.type else ())
         if axis.dim_param
     )
-    hint = f"sizes for {axes} as sizes={{...}}" if by_shape and axes else fix_hint(leaf.name)
+    sizes = f"sizes for {axes} as sizes={{...}} (gradwire convert --size SYMBOL=N)"
+    hint = sizes if by_shape and axes else fix_hint(leaf.name)
     return UnsupportedError(
         "INPUT_NOT_KNOWN",
         f"{what} depends on the {'shape of the ' if by_shape else ''}input {leaf.name!r}, but must "
@@ -152,7 +153,7 @@ def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
 
 def fix_hint(name: str) -> str:
     """What to give where an input must be known."""
-    return f"its elements as fixed={{{name!r}: ...}}"
+    return f"its elements as fixed={{{name!r}: ...}} (gradwire convert --fix {name}=...)"
 
 
 def type_of(value: Value) -> onnx.TypeProto | None:

@@ -17,7 +17,7 @@ import onnx
 from gradwire import files, tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Graph, Leaf, Node
 from gradwire.errors import InvalidRequestError, UnsupportedError
-from gradwire.onnx.messages import PACKED
+from gradwire.onnx.messages import PACKED, require_inferable
 from gradwire.version import __version__
 
 #: A protobuf message of 2 GiB cannot be read, so tensors go beside it well before that.
@@ -232,6 +232,7 @@ class _Writer:
             if _schema(each.operator, self._version) is None:
                 missing.add(each.operator)
                 continue
+            require_inferable(each.operator, each.attributes, len(each.outputs))
             if each.inputs and max(each.inputs) >= each.outputs.start:
                 raise InvalidRequestError(
                     "NODE_INVALID",

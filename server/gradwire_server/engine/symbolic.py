@@ -521,7 +521,8 @@ def leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
             if isinstance(axis, str) and axis not in symbols:
                 raise Invalid(
                     "SYMBOL_UNBOUND",
-                    f"{leaf.place}: the size of {axis!r} is not known; give it in symbol_sizes",
+                    f"{leaf.place}: the size of {axis!r} is not known; give it in symbol_sizes "
+                    "(in Python: sizes)",
                     symbol=axis,
                 )
         shape = tuple(axis if isinstance(axis, int) else symbols[axis][0] for axis in leaf.axes)

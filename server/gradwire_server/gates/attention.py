@@ -41,7 +41,8 @@ class _Heads:
 
     @staticmethod
     def of(q: Any, k: Any, v: Any, past_key: Any, attributes: dict[str, Any]) -> _Heads:
-        past = 0 if past_key is None else past_key.shape[2]
+        # a past of another rank is refused once the sizes that it must have are known
+        past = 0 if past_key is None or len(past_key.shape) != 4 else past_key.shape[2]
         if len(q.shape) == 3:
             heads, groups = attributes["q_num_heads"], attributes["kv_num_heads"]
             size, value_size = q.shape[2] // heads, v.shape[2] // groups
