@@ -123,6 +123,7 @@ def test_deadline_stops_differentiating_a_graph(
     assert server.next_call()["outcome"] == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_health_answers_while_a_million_gates_evaluate(
     server: Running, stub: service_pb2_grpc.GradientServiceStub
 ) -> None:

@@ -48,6 +48,7 @@ def test_written_files_are_the_committed_ones(tmp_path: Path, script: str) -> No
         assert path.read_bytes() == (ROOT / "examples" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_training_reaches_its_accuracy() -> None:
     printed = run(sys.executable, "examples/train_digits.py")
     accuracy = re.search(r"test accuracy ([\d.]+) %", printed)
@@ -199,6 +200,7 @@ def test_readme_python_example_runs(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     shutil.which("npm") is None, reason="the Node client needs Node, which is not installed"
 )
+@pytest.mark.slow
 def test_node_client_needs_only_the_proto_files(tmp_path: Path, address: str) -> None:
     node = tmp_path / "clients" / "node"
     shutil.copytree(ROOT / "clients" / "node", node, ignore=shutil.ignore_patterns("node_modules"))

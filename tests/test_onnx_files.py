@@ -83,6 +83,7 @@ def evaluated(server: gw.Connection, graph: gw.Graph, given: dict[str, Any]) -> 
     return server.evaluate(graph, given, seeds=seeds, forward_only=not seeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", by_operator())
 def test_model_read_back_computes_the_same(server: gw.Connection, operator: str) -> None:
     for case in by_operator()[operator]:
