@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gradwire_server.gates.windows import Windows, gathered_elements, gathered_images
+from gradwire_server.gates.windows import Windows, gathered_elements, image_blocks
 from gradwire_server.specs import Shape
 
 Array = Any
@@ -38,7 +38,7 @@ def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
         return out.reshape(shape)
     if gathered_elements(x.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1)
-        for part in _image_blocks(x, windows):
+        for part in image_blocks(x.shape, windows):
             np.matmul(matrices, _gather(x[part], windows, group), out=out[part])
         return out.reshape(shape)
     out = out.reshape(images, group, features // group, *windows.counts)
@@ -67,7 +67,7 @@ def convolve_transposed(
     if gathered_elements(out.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         taps = list(_taps(windows, sizes))
-        for part in _image_blocks(out, windows):
+        for part in image_blocks(out.shape, windows):
             spread = (matrices @ rows[part]).reshape(-1, channels, *windows.kernel, *windows.counts)
             block = out[part]
             for tap in taps:
@@ -97,7 +97,7 @@ def convolve_weights(x: Array, grad: Array, windows: Windows, group: int = 1) ->
     rows = grad.reshape(images, group, features // group, -1)
     if gathered_elements(x.shape, windows) is not None:
         total = out.reshape(group, features // group, -1)
-        for part in _image_blocks(x, windows, out.size):
+        for part in image_blocks(x.shape, windows, out.size):
             patches = _gather(x[part], windows, group)
             total += (rows[part] @ patches.swapaxes(-1, -2)).sum(axis=0)
         return out
@@ -255,13 +255,6 @@ def _axes(windows: Windows, x: Array) -> Iterator[tuple[int, Windows, int]]:
 
 def _at(place: int, along: tuple[slice, ...]) -> tuple[slice, ...]:
     return (*(slice(None),) * place, *along)
-
-
-def _image_blocks(x: Array, windows: Windows, more: int = 0) -> Iterator[slice]:
-    """Runs of images whose windows, and `more` elements for each, are held at once."""
-    step = gathered_images(x.shape, windows, more)
-    for first in range(0, x.shape[0], step):
-        yield slice(first, first + step)
 
 
 def _gather(x: Array, windows: Windows, group: int) -> Array:

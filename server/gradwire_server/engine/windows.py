@@ -19,7 +19,7 @@ from gradwire_server import arrays
 from gradwire_server.engine import kernels
 from gradwire_server.engine.tape import over_elements
 from gradwire_server.gates.base import Array, Namespace
-from gradwire_server.gates.windows import Windows, gathered_elements, gathered_images
+from gradwire_server.gates.windows import Windows, gathered_elements, image_blocks
 from gradwire_server.specs import COMPUTED, Shape
 
 #: Elements of a kernel that are searched for the largest in each of many windows over them.
@@ -54,7 +54,7 @@ class _Windowed:
         images, features = x.shape[0], w.shape[0]
         matrices = w.reshape(group, features // group, -1)
         out: Array = np.empty((images, group, features // group, prod(windows.counts)), x.dtype)
-        for part in _image_blocks(x.shape, windows):
+        for part in image_blocks(x.shape, windows):
             np.matmul(matrices, self._gathered(x[part], windows, group), out=out[part])
         return out.reshape(images, features, *windows.counts)
 
@@ -69,7 +69,7 @@ class _Windowed:
         rows = x.reshape(images, group, features // group, -1)
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         place = _place(windows, sizes)
-        for part in _image_blocks(out.shape, windows):
+        for part in image_blocks(out.shape, windows):
             patches = matrices @ rows[part]
             columns = (np.ravel(patches), place, np.ravel(out[part]))
             _over_rows(self._loops.spread, columns, len(patches) * channels, patches.size)
@@ -82,7 +82,7 @@ class _Windowed:
         out: Array = np.zeros((features, x.shape[1] // group, *windows.kernel), x.dtype)
         total = out.reshape(group, features // group, -1)
         rows = grad.reshape(images, group, features // group, -1)
-        for part in _image_blocks(x.shape, windows, out.size):
+        for part in image_blocks(x.shape, windows, out.size):
             patches = self._gathered(x[part], windows, group)
             total += (rows[part] @ patches.swapaxes(-1, -2)).sum(axis=0)
         return out
@@ -140,11 +140,6 @@ def _searches(x: Array, windows: Windows) -> bool:
 def _over_rows(loop: Any, columns: tuple[Array, ...], rows: int, work: int) -> None:
     """Runs a loop over all rows, on as many processors as the work, in elements, is worth."""
     over_elements(lambda start, stop: loop(*columns, start, stop), rows, work // max(1, rows), 1)
-
-
-def _image_blocks(shape: Shape, windows: Windows, more: int = 0) -> list[slice]:
-    step = gathered_images(shape, windows, more)
-    return [slice(first, first + step) for first in range(0, shape[0], step)]
 
 
 def _place(windows: Windows, sizes: Shape) -> npt.NDArray[np.int64]:

@@ -192,6 +192,12 @@ def gathered_images(shape: Shape, windows: Windows, more: int = 0) -> int:
     return max(1, GATHERED // max(1, gathered_elements(shape, windows) or 1, more))
 
 
+def image_blocks(shape: Shape, windows: Windows, more: int = 0) -> list[slice]:
+    """Runs of images whose windows, and `more` elements for each, are held at once."""
+    step = gathered_images(shape, windows, more)
+    return [slice(first, first + step) for first in range(0, shape[0], step)]
+
+
 def elements_inside(windows: Windows, sizes: Shape, axis: int) -> list[int]:
     """How many elements of each window along an axis are not padding."""
     stride, dilation = windows.strides[axis], windows.dilations[axis]
@@ -207,6 +213,6 @@ def elements_inside(windows: Windows, sizes: Shape, axis: int) -> list[int]:
 
 __all__ = [
     "AUTO_PAD", "CEIL_MODE", "DILATIONS", "LARGEST", "PADS", "STRIDES", "Windows", "both_pads",
-    "elements_inside", "gathered_elements", "gathered_images", "halves", "numbers",
+    "elements_inside", "gathered_elements", "gathered_images", "halves", "image_blocks", "numbers",
     "place_windows", "spatial_rank",
 ]  # fmt: skip
