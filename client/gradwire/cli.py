@@ -285,6 +285,19 @@ class _Serve(click.Command):
     "servers of one machine may share; or in an S3-compatible store, with endpoint and keys from "
     "AWS's environment variables.",
 )  # fmt: skip
+@click.option(
+    "--web/--no-web", default=True, show_default=True,
+    help="Show a page for browsers, on the host where gRPC listens.",
+)  # fmt: skip
+@click.option(
+    "--web-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Of the page (0: any free one); else 5051, or any free one where that is taken.",
+)  # fmt: skip
+@click.option(
+    "--web-host", "web_hosts", multiple=True, metavar="NAME",
+    help="A name that browsers may call the page by, beside localhost and IP addresses: that of a "
+    "reverse proxy. May be repeated.",
+)  # fmt: skip
 def serve(
     listen: str,
     log_level: str,
@@ -292,9 +305,12 @@ def serve(
     drain_seconds: float,
     shared_memory: str | None,
     store: str | None,
+    web: bool,
+    web_port: int | None,
+    web_hosts: tuple[str, ...],
     **limits: int,
 ) -> None:
-    """Serve gradients over gRPC until told to stop."""
+    """Serve gradients over gRPC until told to stop, and a page that shows them."""
     from gradwire.local import serve as serve_until_told
 
     serve_until_told(
@@ -304,6 +320,9 @@ def serve(
         drain_seconds=drain_seconds,
         shared_memory=shared_memory,
         store=store,
+        web=web,
+        web_port=web_port,
+        web_hosts=web_hosts,
         **limits,
     )
 
