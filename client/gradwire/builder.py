@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -477,10 +477,30 @@ class Graph:
         Its blobs are compared with their digests, and then stay in their file until they are used.
         """
         data = files.read(path)
-        try:
-            return cls._from(
-                data, lambda: blob_files.load(blob_files.path_of(path, data), str(path))
+        return cls._in_file(
+            str(path), data, lambda: blob_files.load(blob_files.path_of(path, data), str(path))
+        )
+
+    @classmethod
+    def from_file(cls, name: str, content: bytes) -> Graph:
+        """Reads the bytes of a `.gate` file, which must hold all its values (FileError).
+
+        Its name is for messages.
+        """
+
+        def beside() -> NoReturn:
+            raise FileError(
+                "BLOBS_MISSING",
+                f"{name}: its large values are in a file beside it; open a copy that holds them, "
+                "saved with graph.save(path, blobs=False)",
             )
+
+        return cls._in_file(name, files.parse(name, content), beside)
+
+    @classmethod
+    def _in_file(cls, path: str, data: bytes, find_blobs: Callable[[], blob_files.Blobs]) -> Graph:
+        try:
+            return cls._from(data, find_blobs)
         except FileError:
             raise
         except InvalidRequestError as failure:

@@ -311,8 +311,11 @@ def serve(
     **limits: int,
 ) -> None:
     """Serve gradients over gRPC until told to stop, and a page that shows them."""
+    from gradwire import uploads
+    from gradwire.local import PageOptions
     from gradwire.local import serve as serve_until_told
 
+    page = PageOptions(uploads.read_file, uploads.read_expression, web_port, web_hosts)
     serve_until_told(
         listen,
         workers=workers,
@@ -320,9 +323,7 @@ def serve(
         drain_seconds=drain_seconds,
         shared_memory=shared_memory,
         store=store,
-        web=web,
-        web_port=web_port,
-        web_hosts=web_hosts,
+        page=page if web else None,
         **limits,
     )
 

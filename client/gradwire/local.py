@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradwire import files
 from gradwire.connection import Connection
 from gradwire.errors import (
     FileError,
@@ -21,7 +20,7 @@ from gradwire_server.engine import kernels
 from gradwire_server.engine.symbolic import leaf_specs
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.entry import serve as serve_forever
-from gradwire_server.errors import Invalid, Refusal, Unsupported
+from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.limits import Limit, Limits
 from gradwire_server.plan import make_plan
 from gradwire_server.segments import SharedMemoryError
@@ -56,6 +55,21 @@ def local(
     )
 
 
+@dataclass(frozen=True)
+class PageOptions:
+    """The page that is served for browsers, and what reads what it sends."""
+
+    read_file: Callable[[str, bytes], bytes]
+    read_expression: Callable[[str], bytes]
+    port: int | None
+    hosts: tuple[str, ...]
+
+    def web(self) -> Web:
+        """The same for the server."""
+        readers = Readers(_Refusing(self.read_file), _Refusing(self.read_expression))
+        return Web(readers, self.port, self.hosts)
+
+
 def serve(
     address: str,
     *,
@@ -64,12 +78,10 @@ def serve(
     drain_seconds: float,
     shared_memory: str | None,
     store: str | None,
-    web: bool,
-    web_port: int | None,
-    web_hosts: tuple[str, ...],
+    page: PageOptions | None,
     **limits: Any,
 ) -> None:
-    """Serves until told to stop.
+    """Serves until told to stop, with a page for browsers if told so.
 
     UnavailableError where the address cannot be listened on or the store not be opened, ServerError
     where a worker cannot start, UnsupportedError where the directory for shared memory cannot be
@@ -85,7 +97,7 @@ def serve(
             log_level=log_level,
             shared_memory=shared_memory,
             store=store,
-            web=Web(READERS, web_port, web_hosts) if web else None,
+            web=page.web() if page is not None else None,
         )
     except AddressError as failure:
         error = UnavailableError("UNAVAILABLE", str(failure))
@@ -100,50 +112,21 @@ def serve(
         raise error from None
 
 
+@dataclass(frozen=True)
+class _Refusing:
+    """A reader whose errors are the server's refusals; pickled for the server's processes."""
+
+    read: Callable[..., bytes]
+
+    def __call__(self, *arguments: Any) -> bytes:
+        try:
+            return self.read(*arguments)
+        except GradwireError as error:
+            raise Invalid(error.reason, error.message, **error.facts) from None
+
+
 def _unshared(failure: SharedMemoryError) -> GradwireError:
     return UnsupportedError("SHARED_MEMORY_UNSUPPORTED", str(failure))
-
-
-def _read_file(name: str, content: bytes) -> bytes:
-    """A .gate file, its text form, or an .onnx file, as a serialized Graph (Refusal)."""
-    try:
-        if name.lower().endswith(".onnx"):
-            from gradwire.onnx import from_onnx
-
-            return from_onnx(content).to_bytes()
-        from gradwire.builder import Graph
-
-        if content.startswith(b"gradwire text"):
-            return Graph.from_text(content.decode()).to_bytes()
-        return Graph.from_bytes(files.parse(name, content)).to_bytes()
-    except GradwireError as error:
-        raise _refusal(name, error) from None
-    except UnicodeDecodeError as failure:
-        raise Invalid("TEXT_INVALID", f"{name}: byte {failure.start} is not UTF-8") from None
-
-
-def _read_expression(text: str) -> bytes:
-    """An expression as a serialized Graph (Refusal, with `line` and `column`)."""
-    try:
-        read = import_module("gradwire.expressions").parse_expression
-    except ModuleNotFoundError:
-        raise Unsupported("FEATURE_UNSUPPORTED", "this server reads no expressions") from None
-    try:
-        graph: bytes = read(text).to_bytes()
-        return graph
-    except GradwireError as error:
-        raise _refusal("", error) from None
-
-
-def _refusal(name: str, error: GradwireError) -> Invalid:
-    message = error.message
-    if name and not message.startswith(f"{name}: "):
-        message = f"{name}: {message}"
-    return Invalid(error.reason, message, **error.facts)
-
-
-#: What the page sends is read by this package.
-READERS = Readers(_read_file, _read_expression)
 
 
 def output_shapes(graph: bytes, sizes: Mapping[str, int]) -> list[tuple[int, ...]] | None:

@@ -157,12 +157,14 @@ def serve(
 
     _log_as_json(log_level)
     with ExitStack() as stack:
-        place = place_of(address, web, shared=workers > 1, stack=stack) if web else None
+        place, sentence = None, ""
+        if web is not None:
+            place, sentence = place_of(address, web, shared=workers > 1, stack=stack)
 
         def listens(reached: str) -> None:
             say(f"gradwire listens on {reached}")
-            if place is not None:
-                say(place.sentence)
+            if sentence:
+                say(sentence)
 
         if workers > 1:
             if shared_memory:

@@ -22,8 +22,6 @@ from gradwire_server.web.reading import Reading
 from gradwire_server.web.rpc import PATH, RpcApplication
 from gradwire_server.web.session import converse_over
 
-#: What Vite makes of web/: `npm ci && npm run build` there.
-UI = Path(__file__).parent.parent / "ui"
 _NOT_BUILT = """\
 The page is not built: {index} is missing.
 Build it with `npm ci && npm run build` in the folder web of the source, and load this page again.
@@ -31,7 +29,7 @@ gRPC, gRPC-Web and Connect work without it.
 """
 
 
-def application(service: Servicer, limits: Limits, web: Web, ui: Path = UI) -> Guard:
+def application(service: Servicer, limits: Limits, web: Web) -> Guard:
     """The page, and what it calls."""
     reading = Reading(web.readers, limits.max_message_bytes)
     rpc = RpcApplication(service, limits.max_message_bytes)
@@ -40,12 +38,12 @@ def application(service: Servicer, limits: Limits, web: Web, ui: Path = UI) -> G
         await converse_over(websocket, service)
 
     routes = [
-        Route("/", partial(_index, ui), methods=["GET"]),
+        Route("/", partial(_index, web.ui), methods=["GET"]),
         Route("/open", reading.open, methods=["POST"]),
         Route("/parse", reading.parse, methods=["POST"]),
         WebSocketRoute("/session", session),
         Mount(PATH, rpc),
-        Mount("/", _Files(directory=ui, check_dir=False)),
+        Mount("/", _Files(directory=web.ui, check_dir=False)),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _error}), web.names)
 

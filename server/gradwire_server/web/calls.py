@@ -11,7 +11,7 @@ import logging
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from queue import SimpleQueue
-from threading import BoundedSemaphore
+from threading import Semaphore
 from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
@@ -105,14 +105,13 @@ class Outbox:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._room = BoundedSemaphore(_MESSAGES)
+        self._room = Semaphore(_MESSAGES)
         self._messages: asyncio.Queue[bytes | Ended | None] = asyncio.Queue()
         self._open = True
 
     def put(self, data: bytes) -> bool:
         """Sends a message as soon as there is room; False where nobody reads any more."""
-        while self._open and not self._room.acquire(timeout=1):
-            pass
+        self._room.acquire()
         return self._open and self._tell(data)
 
     def end(self, failure: Ended | None) -> None:
@@ -122,6 +121,7 @@ class Outbox:
     def close(self) -> None:
         """Nobody reads any more."""
         self._open = False
+        self._room.release()
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
         """Every message, on the loop (Ended)."""

@@ -5,6 +5,7 @@ The libraries for it take a third of a second to import. A server that no browse
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import connection
+from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -55,6 +57,8 @@ class Web:
     port: int | None = None
     #: Names that browsers may call the server by, beside localhost and IP addresses.
     names: tuple[str, ...] = ()
+    #: What Vite makes of the page's source.
+    ui: Path = Path(__file__).parent.parent / "ui"
 
 
 @dataclass(frozen=True)
@@ -63,62 +67,78 @@ class Place:
 
     host: str
     port: int
-    #: Where the usual place is taken.
-    note: str
     #: That listen there; none where several processes share the port, and listen themselves.
     sockets: tuple[socket.socket, ...] = ()
 
     @property
-    def sentence(self) -> str:
+    def url(self) -> str:
         host = "localhost" if self.host in _EVERYWHERE else self.host
-        host = f"[{host}]" if ":" in host else host
-        return f"gradwire shows its page on http://{host}:{self.port}/{self.note}"
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
 
 
-def place_of(address: str, web: Web, *, shared: bool, stack: ExitStack) -> Place | None:
-    """Takes the page's port on the host of a gRPC address, until the stack closes (AddressError).
+def place_of(address: str, web: Web, *, shared: bool, stack: ExitStack) -> tuple[Place | None, str]:
+    """Takes the page's port on the host of a gRPC address, until the stack closes; and says so.
 
-    None beside a unix socket, unless there is a port of its own.
+    AddressError where it was given and cannot be had. There is no page beside a unix socket, unless
+    its port was given.
     """
     host = address.rpartition(":")[0].strip("[]")
     if address.startswith("unix"):
-        if web.port is None:
-            return None
-        host = _LOOPBACK
+        host = "" if web.port is None else _LOOPBACK
+    if not host:
+        return None, ""
     if web.port is not None:
-        return _taken(host, web.port, "", shared, stack)
+        place = _taken(host, web.port, shared, stack)
+        return place, f"gradwire shows its page on {place.url}"
     try:
-        return _taken(host, PORT, "", shared, stack)
+        place = _taken(host, PORT, shared, stack)
+        return place, f"gradwire shows its page on {place.url}"
     except AddressError:
-        return _taken(host, 0, f" (port {PORT} is taken)", shared, stack)
+        pass
+    try:
+        place = _taken(host, 0, shared, stack)
+    except AddressError as failure:
+        return None, f"gradwire shows no page: {failure}"
+    return place, f"gradwire shows its page on {place.url} (port {PORT} is taken)"
 
 
-def _taken(host: str, port: int, note: str, shared: bool, stack: ExitStack) -> Place:
+def _taken(host: str, port: int, shared: bool, stack: ExitStack) -> Place:
     if not shared:
         sockets = bind(host, port)
         for each in sockets:
             stack.callback(each.close)
-        return Place(host, sockets[0].getsockname()[1], note, tuple(sockets))
+        return Place(host, sockets[0].getsockname()[1], tuple(sockets))
     try:
         reserved = reserve(f"{host}:{port}", stack)
     except AddressError:
         raise _not_shown(host, port, "it is in use, or not of this machine") from None
-    return Place(host, int(reserved.rpartition(":")[2]), note)
+    return Place(host, int(reserved.rpartition(":")[2]))
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
     """Listens on every address of a host, all with the same port (AddressError)."""
     sockets: list[socket.socket] = []
+    missing: OSError | None = None
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, place in found:
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
             listener = socket.socket(family, kind, protocol)
             option = socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR
             listener.setsockopt(socket.SOL_SOCKET, option, 1)
             sockets.append(listener)
-            listener.bind((place[0], port, *place[2:]))
+            try:
+                listener.bind((place[0], port, *place[2:]))
+            except OSError as failure:
+                if failure.errno != errno.EADDRNOTAVAIL:
+                    raise
+                missing = failure  # such as localhost's ::1 where IPv6 is switched off
+                sockets.pop().close()
+                continue
             listener.listen(_BACKLOG)
             port = listener.getsockname()[1]
+        if missing is not None and not sockets:
+            raise missing
     except (OSError, OverflowError, ValueError) as failure:
         for each in sockets:
             each.close()
@@ -191,6 +211,7 @@ class Page:
             server_header=False,
             ws="websockets-sansio",
             ws_max_size=self._limits.max_message_bytes,
+            ws_ping_timeout=None,  # a page that waits for a long answer reads nothing else
             ws_per_message_deflate=False,  # a bomb would be unpacked on the event loop
         )
         with self._lock:
