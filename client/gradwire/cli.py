@@ -315,6 +315,11 @@ def serve(
     from gradwire.local import PageOptions
     from gradwire.local import serve as serve_until_told
 
+    for each in web_hosts:
+        if set(each) & set("/:"):
+            raise click.UsageError(
+                f"--web-host {each}: write the name alone, without http and port"
+            )
     page = PageOptions(uploads.read_file, uploads.read_expression, web_port, web_hosts)
     serve_until_told(
         listen,

@@ -64,10 +64,11 @@ class PageOptions:
     port: int | None
     hosts: tuple[str, ...]
 
-    def web(self) -> Web:
-        """The same for the server."""
+    def web(self, address: str) -> Web:
+        """The same for a server that listens on an address."""
         readers = Readers(_Refusing(self.read_file), _Refusing(self.read_expression))
-        return Web(readers, self.port, self.hosts)
+        own = address.rpartition(":")[0]
+        return Web(readers, self.port, (*self.hosts, *filter(None, [own])))
 
 
 def serve(
@@ -97,7 +98,7 @@ def serve(
             log_level=log_level,
             shared_memory=shared_memory,
             store=store,
-            web=page.web() if page is not None else None,
+            web=page.web(address) if page is not None else None,
         )
     except AddressError as failure:
         error = UnavailableError("UNAVAILABLE", str(failure))

@@ -21,7 +21,8 @@ def read_file(name: str, content: bytes) -> bytes:
     except GradwireError as error:
         if error.message.startswith(f"{name}: "):
             raise
-        raise FileError(error.reason, f"{name}: {error.message}", error.facts) from None
+        message = error.message.removeprefix("the model: ")
+        raise FileError(error.reason, f"{name}: {message}", error.facts) from None
 
 
 def read_expression(text: str) -> bytes:

@@ -176,7 +176,7 @@ class Page:
         with self._lock:
             self._stopping = True
             if self._server is not None:
-                self._server.config.timeout_graceful_shutdown = math.ceil(grace_seconds)
+                self._server.config.timeout_graceful_shutdown = max(1, math.ceil(grace_seconds))
                 self._server.should_exit = True
         self._tell.send(b".")
 
