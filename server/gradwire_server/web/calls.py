@@ -112,7 +112,10 @@ class Outbox:
     def put(self, data: bytes) -> bool:
         """Sends a message as soon as there is room; False where nobody reads any more."""
         self._room.acquire()
-        return self._open and self._tell(data)
+        if not self._open:
+            self._room.release()  # nor will it wait the next time
+            return False
+        return self._tell(data)
 
     def end(self, failure: Ended | None) -> None:
         """Nothing follows."""

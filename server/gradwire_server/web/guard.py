@@ -31,7 +31,6 @@ _CONTENT_SECURITY_POLICY = "; ".join(
         "script-src 'self' 'wasm-unsafe-eval'",
         "style-src 'self'",
         "img-src 'self' data: blob:",
-        "font-src 'self'",
         "connect-src 'self'",
         "worker-src 'self'",
         "base-uri 'none'",

@@ -83,7 +83,7 @@ def place_of(address: str, web: Web, *, shared: bool, stack: ExitStack) -> tuple
     its port was given.
     """
     host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix"):
+    if address.startswith(("unix:", "unix-abstract:")):
         host = "" if web.port is None else _LOOPBACK
     if not host:
         return None, ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
@@ -96,7 +97,8 @@ class Reading:
                 result = work()
             except Exception as error:
                 failure = error
-            loop.call_soon_threadsafe(settle, result, failure)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(settle, result, failure)
 
         self._lane.submit(run)
         return await found

@@ -28,7 +28,7 @@ async def converse_over(websocket: WebSocket, service: Servicer) -> None:
     hearing = asyncio.create_task(_hear(websocket, inbox))
     saying = asyncio.create_task(_say(websocket, outbox))
     try:
-        await asyncio.wait({hearing, saying}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({hearing, saying}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         context.cancel()
         inbox.close()
@@ -36,18 +36,21 @@ async def converse_over(websocket: WebSocket, service: Servicer) -> None:
         for task in (hearing, saying):
             task.cancel()
         await asyncio.gather(hearing, saying, return_exceptions=True)
+    for ended in done:
+        ended.result()  # a fault of ours is the server's to log
+    if done == {hearing} and hearing.result():
+        await websocket.close(_NOT_BINARY, "send binary messages: serialized SessionRequests")
 
 
-async def _hear(websocket: WebSocket, inbox: Inbox) -> None:
-    """Until the page has gone."""
+async def _hear(websocket: WebSocket, inbox: Inbox) -> bool:
+    """Until the page has gone, or sends text: True."""
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
-            return
+            return False
         data = message.get("bytes")
         if data is None:
-            await websocket.close(_NOT_BINARY, "send binary messages: serialized SessionRequests")
-            return
+            return True
         await inbox.put(data)
 
 
