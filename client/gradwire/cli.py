@@ -168,7 +168,7 @@ def parse(source: str, output: str | None, blobs: str | None) -> None:
 
 
 @main.command()
-@click.argument("source", metavar="FILE|EXPRESSION")
+@_graph
 @click.argument("target", type=click.Path())
 @click.option(
     "--size", "sizes", multiple=True, metavar="SYMBOL=N",
@@ -434,6 +434,8 @@ def _load(source: str, values: Mapping[str, Any] | None = None) -> Graph:
 
 
 def _begins_as_text(file: str) -> bool:
+    if not os.path.isfile(file):
+        return False  # to open a pipe would wait for its writer
     try:
         with open(file, "rb") as opened:
             return opened.read(len(_TEXT_FORM)) == _TEXT_FORM
