@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from gradwire import uploads
 from gradwire.local import PageOptions
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc
 from gradwire_server.entry import Server
-from gradwire_server.errors import REASONS, Invalid
+from gradwire_server.errors import REASONS
 from gradwire_server.limits import Limits
 from gradwire_server.store import MemoryStore
 from gradwire_server.web.calls import Outbox
@@ -47,24 +48,16 @@ TRAILERS = 0x80
 SCRIPT = "export const page = 1;"
 
 
-def read_expression(text: str) -> bytes:
-    """Stands in for the parser: it knows one expression."""
-    if text == "w0*x0":
-        return neuron().SerializeToString()
-    raise Invalid("EXPRESSION_INVALID", "line 1, column 3: is odd", line=1, column=3)
-
-
 class Shown:
     """A server with its page, both in this process."""
 
     def __init__(self, folder: Path, limits: Limits, names: tuple[str, ...] = ()) -> None:
         self.server = Server(limits, store=MemoryStore(limits))
         self.address = self.server.start(f"unix:{folder}/socket")
-        files = PageOptions(uploads.read_file, uploads.read_expression, None, ()).web("").readers
         sockets = bind("127.0.0.1", 0)
         self.port: int = sockets[0].getsockname()[1]
-        web = Web(Readers(files.file, read_expression), names=names, ui=folder / "ui")
-        self.server.show(web, sockets)
+        options = PageOptions(uploads.read_file, uploads.read_expression, None, names)
+        self.server.show(replace(options.web(""), ui=folder / "ui"), sockets)
 
     @property
     def host(self) -> str:
@@ -446,18 +439,19 @@ def test_body_of_unknown_length_is_read_up_to_the_limit(page: Shown) -> None:
 
 
 def test_expression_becomes_a_graph(page: Shown) -> None:
-    answer, body = page.ask("POST", "/parse", b"w0*x0", content_type=BYTES)
-    assert (answer.status, graph_pb2.Graph.FromString(body)) == (200, neuron())
+    answer, body = page.ask("POST", "/parse", b"f = 1/(1 + exp(-w*x))", content_type=BYTES)
+    assert answer.status == 200
+    graph = graph_pb2.Graph.FromString(body)
+    assert [each.name for each in graph.circuit.inputs] == ["w", "x"]
+    assert [each.name for each in graph.circuit.outputs] == ["f"]
 
 
 def test_wrong_expression_says_in_which_column(page: Shown) -> None:
-    answer, body = page.ask("POST", "/parse", b"w0**", content_type=BYTES)
-    assert answer.status == 400
-    assert json.loads(body) == {
-        "reason": "EXPRESSION_INVALID",
-        "message": "line 1, column 3: is odd",
-        "facts": {"line": "1", "column": "3"},
-    }
+    answer, body = page.ask("POST", "/parse", b"w0 * * x", content_type=BYTES)
+    refusal = json.loads(body)
+    assert (answer.status, refusal["reason"]) == (400, "EXPRESSION_INVALID")
+    assert refusal["facts"] == {"line": "1", "column": "6"}
+    assert refusal["message"].startswith("line 1, column 6: ")
 
 
 def test_expression_that_is_no_text_is_refused(page: Shown) -> None:

@@ -343,20 +343,31 @@ class Graph:
         outputs: int = 1,
     ) -> tuple[Handle, ...]:
         """Adds a node; its outputs (INPUT_COUNT_INVALID, DATA_TYPE_MISMATCH, ...)."""
-        signature = SIGNATURES[operator]
         made_at = _caller()
         try:
-            given = list(inputs)
-            while given and given[-1] is None and len(given) > 1:
-                given.pop()
-            handles = self._lift(signature, given)
-            dtypes = [None if each is None else each.dtype for each in handles]
-            signature.check_dtypes(dtypes)
-            checked = signature.check_attributes(attributes)
+            return self.apply_at(made_at, operator, inputs, attributes, outputs)
         except GradwireError as error:
             raise type(error)(
                 error.reason, f"{operator}: {error.message} (made at {made_at})", error.facts
             ) from None
+
+    def apply_at(
+        self,
+        made_at: str,
+        operator: str,
+        inputs: Sequence[Operand | None],
+        attributes: dict[str, Any],
+        outputs: int = 1,
+    ) -> tuple[Handle, ...]:
+        """The same for a node that was made at a given place, which its errors do not tell."""
+        signature = SIGNATURES[operator]
+        given = list(inputs)
+        while given and given[-1] is None and len(given) > 1:
+            given.pop()
+        handles = self._lift(signature, given)
+        dtypes = [None if each is None else each.dtype for each in handles]
+        signature.check_dtypes(dtypes)
+        checked = signature.check_attributes(attributes)
         self._made_at[self.node_count] = made_at
         keys = [0 if each is None else each.key for each in handles]
         return self._add(

@@ -5,10 +5,9 @@ Nothing beside them is read: they come from wherever the browser is.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from gradwire.builder import Graph
-from gradwire.errors import FileError, GradwireError, UnsupportedError
+from gradwire.errors import FileError, GradwireError
+from gradwire.expressions import parse_expression
 
 #: Nodes of a model whose loops are written out: many more than anybody looks at.
 _MOST_NODES = 100_000
@@ -26,13 +25,8 @@ def read_file(name: str, content: bytes) -> bytes:
 
 
 def read_expression(text: str) -> bytes:
-    """An expression (EXPRESSION_INVALID with line and column, ...)."""
-    try:
-        read = import_module("gradwire.expressions").parse_expression
-    except ModuleNotFoundError:
-        raise UnsupportedError("FEATURE_UNSUPPORTED", "this server reads no expressions") from None
-    graph: bytes = read(text).to_bytes()
-    return graph
+    """An expression (TextError: EXPRESSION_INVALID, ..., with line and column)."""
+    return parse_expression(text).to_bytes()
 
 
 def _graph(name: str, content: bytes) -> Graph:
