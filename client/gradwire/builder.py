@@ -493,7 +493,7 @@ class Graph:
         )
 
     @classmethod
-    def from_file(cls, name: str, content: bytes) -> Graph:
+    def from_file_bytes(cls, name: str, content: bytes) -> Graph:
         """Reads the bytes of a `.gate` file, which must hold all its values (FileError).
 
         Its name is for messages.

@@ -35,7 +35,7 @@ def _graph(name: str, content: bytes) -> Graph:
 
         return from_onnx(content, max_nodes=_MOST_NODES)
     if not content.startswith(b"gradwire text"):
-        return Graph.from_file(name, content)
+        return Graph.from_file_bytes(name, content)
     try:
         return Graph.from_text(content.decode())
     except UnicodeDecodeError as failure:
