@@ -71,8 +71,8 @@ def run(job: Job) -> Found:
 def _stacked(slabs: Iterable[Slab]) -> Numbers:
     """All slabs as one array in the order of ids."""
     slabs = list(slabs)
-    ids = np.concatenate([slab.ids for slab in slabs])
-    stacked = np.concatenate([slab.stacked(0, len(slab.ids)) for slab in slabs])
+    ids = np.concatenate([slab.part.ids for slab in slabs])
+    stacked = np.concatenate([slab.stacked(0, len(slab.part.ids)) for slab in slabs])
     return stacked[np.argsort(ids)]
 
 

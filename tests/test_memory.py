@@ -137,7 +137,8 @@ def prepared(
 ) -> Job:
     evaluation = Evaluation(bindings=bindings, batch_size=batch_size, **asked)
     found = evaluate.prepare(graph, evaluation, limits)
-    return replace(found, compiled=NOTHING)  # the engine that drops what it no longer needs
+    # the engine that drops what it no longer needs
+    return replace(found, compiled=NOTHING, recipe=None)
 
 
 def run(prepared: Job) -> runs.Found:
@@ -223,7 +224,7 @@ def test_a_chosen_value_outlives_its_last_use() -> None:
     prepared = job((graph, given), values=Selection(value_ids=(middle,)))
     _, _, (slab,), _ = run(prepared)
     *_, every, _ = run(job((graph, given), values=ALL))
-    found = {i: each for one in every for i, each in zip(one.ids, one.arrays(), strict=True)}
+    found = {i: each for one in every for i, each in zip(one.part.ids, one.arrays(), strict=True)}
     np.testing.assert_array_equal(next(slab.arrays()), found[middle])
 
 
@@ -270,7 +271,7 @@ def test_gradients_that_show_one_memory_are_not_written_to() -> None:
     fourth = third * 2.0 + third + first + x
     graph.output("f", gw.reduce_sum(fourth, keepdims=0))
     _, leaves, _, slabs = run(job((graph, {"x": np.ones(3)}), gradients=ALL))
-    found = {i: each for one in slabs for i, each in zip(one.ids, one.arrays(), strict=True)}
+    found = {i: each for one in slabs for i, each in zip(one.part.ids, one.arrays(), strict=True)}
     expected = {x: 11.0, first: 7.0, second: 3.0, third: 3.0, fourth: 1.0}
     for handle, slope in expected.items():
         np.testing.assert_array_equal(found[graph.id_of(handle)], [slope] * 3)

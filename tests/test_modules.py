@@ -150,7 +150,7 @@ def by_id(slabs: Any) -> dict[int, Any]:
     return {
         value_id: np.array(array)
         for slab in slabs
-        for value_id, array in zip(slab.ids.tolist(), slab.arrays(), strict=True)
+        for value_id, array in zip(slab.part.ids.tolist(), slab.arrays(), strict=True)
     }
 
 

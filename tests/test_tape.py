@@ -19,6 +19,7 @@ from gradwire_server.engine.elementary import elementary
 from gradwire_server.engine.evaluation import Binding, Evaluation, Job, everything, prepare
 from gradwire_server.engine.opcodes import instruction_set
 from gradwire_server.engine.tape import Buffers
+from gradwire_server.errors import Stopped
 from gradwire_server.gates import GATES
 from gradwire_server.gates.base import ElementwiseGate, Input
 from gradwire_server.graph import Graph, Leaf, Output, Row, Rows
@@ -78,7 +79,7 @@ def found(job: Job) -> dict[tuple[str, int], Any]:
             for kind, slabs in (("value", values), ("gradient", pulled))
             for slab in slabs
             for value_id, array in zip(
-                slab.ids.tolist(), slab.stacked(0, len(slab.ids)), strict=True
+                slab.part.ids.tolist(), slab.stacked(0, len(slab.part.ids)), strict=True
             )
         }
     named = {("output", n): array for n, (_, array) in enumerate(outputs)}
@@ -86,15 +87,18 @@ def found(job: Job) -> dict[tuple[str, int], Any]:
 
 
 def assert_engines_agree(job: Job, dtype: str) -> None:
-    on_tape, expected = found(job), found(replace(job, compiled=NOTHING))
-    assert on_tape.keys() == expected.keys()
-    for key, array in expected.items():
-        assert on_tape[key].dtype == array.dtype, key
-        assert on_tape[key].shape == array.shape, key
-        tolerance = TOLERANCES[dtype]
-        np.testing.assert_allclose(
-            on_tape[key], array, rtol=tolerance, atol=tolerance, err_msg=str(key)
-        )
+    """The tape, and the recipe where there is one, with the array engine."""
+    expected = found(replace(job, compiled=NOTHING, recipe=None))
+    for each in (job, *([replace(job, recipe=None)] if job.recipe else [])):
+        got = found(each)
+        assert got.keys() == expected.keys()
+        for key, array in expected.items():
+            assert got[key].dtype == array.dtype, key
+            assert got[key].shape == array.shape, key
+            tolerance = TOLERANCES[dtype]
+            np.testing.assert_allclose(
+                got[key], array, rtol=tolerance, atol=tolerance, err_msg=str(key)
+            )
 
 
 def numbers(declared: Input, slot: int, count: int, dtype: str) -> Any:
@@ -228,6 +232,41 @@ def test_wide_circuits_run_as_runs_and_deep_ones_as_a_switch() -> None:
         program = prepared(graph, point(rng, "float64")).compiled.program
         assert program is not None
         assert (program.tape.starts is not None) == wide
+
+
+def test_small_points_have_a_recipe() -> None:
+    graph = random_circuit(1, 60, wide=True, dtype="float64")
+    given = point(np.random.default_rng(0), "float64")
+    assert prepared(graph, given, 0, {"o0": np.ones(())}).recipe is not None
+    assert prepared(graph, given).recipe is None, "no backward pass"
+    rows = point(np.random.default_rng(0), "float64", 5)
+    assert prepared(graph, rows, 5, {"o0": np.ones(5)}).recipe is None
+
+
+def test_a_recipe_is_not_followed_for_nobody() -> None:
+    graph = random_circuit(1, 60, wide=True, dtype="float64")
+    job = prepared(graph, point(np.random.default_rng(0), "float64"), 0, {"o0": np.ones(())})
+    with pytest.raises(Stopped):
+        runs.run(job, lambda: True)
+
+
+def test_leaves_of_any_shape_are_filled_in_and_taken_out() -> None:
+    leaves = [Leaf("input", "x", "float64", (2, 2), elements=True),
+              Leaf("input", "none", "float64", (0, 3), elements=True),
+              Leaf("input", "one", "float64", (1, 1), elements=True),
+              Leaf("input", "truth", "bool", ()), Leaf("input", "y", "float64", ())]  # fmt: skip
+    rows = [Row("Mul", {}, 2, 1), Row("Where", {}, 3, 1)]
+    graph = circuit(rows, [(0, (2, 3)), (0, (8, 5)), (1, (6, 9, 7))], leaves, [10, 3])
+    given = {
+        "x": np.arange(4.0).reshape(2, 2),
+        "none": np.zeros((0, 3)),
+        "one": np.full((1, 1), 3.0),
+        "truth": np.array(True),
+        "y": np.array(5.0),
+    }
+    job = prepared(graph, given, 0, {"o0": np.ones(()), "o1": np.full((), 2.0)})
+    assert job.recipe is not None
+    assert_engines_agree(job, "float64")
 
 
 def test_node_without_a_seeded_consumer_cannot_spoil_a_gradient() -> None:

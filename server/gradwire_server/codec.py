@@ -847,12 +847,12 @@ def _set_ids(column: service_pb2.Column, ids: Ids) -> None:
 def _columns(slabs: Iterable[Slab]) -> Iterator[tuple[bytes, Buffer]]:
     """Columns of at most about COLUMN_BYTES, larger tensors in pieces: heads, and elements."""
     for slab in slabs:
-        column = service_pb2.Column(data_type=_NUMBERS[slab.dtype], shape=slab.shape)
-        if slab.summary is not None:
-            _set_ids(column, slab.ids)
-            column.summary.CopyFrom(_encode_summary(slab.summary))
+        column = service_pb2.Column(data_type=_NUMBERS[slab.part.dtype], shape=slab.part.shape)
+        if slab.part.as_summary:
+            _set_ids(column, slab.part.ids)
+            column.summary.CopyFrom(_encode_summary(slab.summary()))
             yield column.SerializeToString(), b""
-        elif prod(slab.shape) * ITEM_SIZES[slab.dtype] > COLUMN_BYTES:
+        elif prod(slab.part.shape) * ITEM_SIZES[slab.part.dtype] > COLUMN_BYTES:
             yield from _tensor_columns(column, slab)
         else:
             yield from _stacked_columns(column, slab)
@@ -860,22 +860,22 @@ def _columns(slabs: Iterable[Slab]) -> Iterator[tuple[bytes, Buffer]]:
 
 def _tensor_columns(column: service_pb2.Column, slab: Slab) -> Iterator[tuple[bytes, Buffer]]:
     """Each tensor in pieces."""
-    step = COLUMN_BYTES // ITEM_SIZES[slab.dtype]
+    step = COLUMN_BYTES // ITEM_SIZES[slab.part.dtype]
     column.count = 1
-    for value_id, array in zip(slab.ids.tolist(), slab.arrays(), strict=True):
+    for value_id, array in zip(slab.part.ids.tolist(), slab.arrays(), strict=True):
         column.first_value_id = value_id
         data = _data(array)
-        for start in range(0, prod(slab.shape), step):
+        for start in range(0, prod(slab.part.shape), step):
             column.first_element = start
-            at = start * ITEM_SIZES[slab.dtype]
+            at = start * ITEM_SIZES[slab.part.dtype]
             yield _column(column, data[at : at + COLUMN_BYTES])
 
 
 def _stacked_columns(column: service_pb2.Column, slab: Slab) -> Iterator[tuple[bytes, Buffer]]:
     """Many values a column."""
-    step = max(1, COLUMN_BYTES // max(1, prod(slab.shape) * ITEM_SIZES[slab.dtype]))
-    for start in range(0, len(slab.ids), step):
-        _set_ids(column, slab.ids[start : start + step])
+    step = max(1, COLUMN_BYTES // max(1, prod(slab.part.shape) * ITEM_SIZES[slab.part.dtype]))
+    for start in range(0, len(slab.part.ids), step):
+        _set_ids(column, slab.part.ids[start : start + step])
         yield _column(column, _data(slab.stacked(start, start + step)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from time import monotonic
@@ -27,7 +27,7 @@ from gradwire_server import codec
 from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
 from gradwire_server.engine import evaluation as engine
-from gradwire_server.engine.runs import Found, Run
+from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
 from gradwire_server.gates import GATES
@@ -445,9 +445,9 @@ def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
     send(None)
 
 
-def _counted(slabs: Iterator[Any], sent: list[int], kind: int) -> Iterator[Any]:
+def _counted(slabs: Iterable[Slab], sent: list[int], kind: int) -> Iterator[Slab]:
     for slab in slabs:
-        sent[kind] += len(slab.ids)
+        sent[kind] += len(slab.part.ids)
         yield slab
 
 

@@ -44,6 +44,12 @@ def _pointer(context: Any, address: Any, element: Any) -> Any:
     return pointed(types.int64, element), build
 
 
+@njit(**INLINED)
+def column(address: Any, count: Any, element: Any) -> Any:
+    """`count` elements of a type at an address, as an array."""
+    return carray(_pointer(address, element), (count,))
+
+
 @cache
 def elementary(dtype: str) -> SimpleNamespace:
     """The functions by name, with F, which makes a number of the data type."""
@@ -193,7 +199,7 @@ def elementary(dtype: str) -> SimpleNamespace:
     @njit(**INLINED)
     def view(address: Any, count: Any) -> Any:
         """`count` elements at an address, as an array."""
-        return carray(_pointer(address, element), (count,))
+        return column(address, count, element)
 
     def library(name: str) -> Any:
         function = getattr(math, name)
@@ -239,4 +245,4 @@ _LIBRARY = (
 )  # fmt: skip
 _UFUNCS = (np.floor, np.ceil, np.rint, np.trunc, np.sqrt, np.isinf, np.isnan)
 
-__all__ = ["INLINED", "OPTIONS", "elementary"]
+__all__ = ["INLINED", "OPTIONS", "column", "elementary"]

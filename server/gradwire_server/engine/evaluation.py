@@ -9,6 +9,7 @@ prepare all of these                 -> Job, which engine/runs.py carries out
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.engine.compiled import NOTHING, Compiled, compile_plan
+from gradwire_server.engine.small import Recipe, find_recipe
 from gradwire_server.errors import Invalid, nearest
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids, Leaf, Output, axes_text, fits
@@ -109,6 +111,17 @@ class Chosen(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of what is chosen, ascending ids that have one data type and shape."""
+
+    ids: Ids
+    flat_ids: Ids
+    dtype: str
+    shape: Shape
+    as_summary: bool
+
+
+@dataclass(frozen=True)
 class Choice:
     """What is returned."""
 
@@ -125,13 +138,38 @@ class Choice:
         plan = self.lifetimes.plan
         return [_place(plan, position) for position in self.leaves]
 
+    def value_parts(self, low: int, high: int) -> list[Part]:
+        """Some of `values`."""
+        return self._parts(self.values, self._value_edges, low, high, self.values_as_summary)
+
+    def gradient_parts(self, low: int, high: int) -> list[Part]:
+        """Some of `gradients`, the last ones first."""
+        edges, as_summary = self._gradient_edges, self.gradients_as_summary
+        return self._parts(self.gradients, edges, low, high, as_summary)[::-1]
+
+    def _parts(
+        self, chosen: Chosen, edges: list[int], low: int, high: int, as_summary: bool
+    ) -> list[Part]:
+        plan, parts = self.lifetimes.plan, []
+        while low < high:
+            end = min(edges[bisect_right(edges, low)], high)
+            ids, flat_ids = chosen.ids[low:end], chosen.flat_ids[low:end]
+            if plan.graph.inside is not None:
+                order = ids.argsort()
+                ids, flat_ids = ids[order], flat_ids[order]
+            first = int(flat_ids[0])
+            dtype, shape = plan.spec(first).dtype, plan.shape(first)
+            parts.append(Part(ids, flat_ids, dtype, shape, as_summary))
+            low = end
+        return parts
+
     @cached_property
-    def value_edges(self) -> list[int]:
+    def _value_edges(self) -> list[int]:
         """Where in `values` the data type or the shape changes; the end is the last edge."""
         return _edges(self.lifetimes.plan, self.values.flat_ids)
 
     @cached_property
-    def gradient_edges(self) -> list[int]:
+    def _gradient_edges(self) -> list[int]:
         """The same of `gradients`."""
         return _edges(self.lifetimes.plan, self.gradients.flat_ids)
 
@@ -226,6 +264,7 @@ class Job:
     choice: Choice
     forward_only: bool
     compiled: Compiled = NOTHING
+    recipe: Recipe | None = None  # where there is one, it runs the whole job
 
     def serves(self, point: Point) -> bool:
         """Whether the plan is right at another point too."""
@@ -256,11 +295,12 @@ def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | 
     choice = choose(plan, evaluation)
     require_peak(choice.lifetimes, limits)
     seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
-    job = Job(plan, point, seeds, choice, evaluation.forward_only)
     if before is not None and before.compiled.settled:
-        return replace(job, compiled=before.compiled)
-    # the kernels may come after the first requests
-    return replace(job, compiled=compile_plan(plan, limits.max_memory_bytes))
+        compiled = before.compiled
+    else:  # the kernels may come after the first requests
+        compiled = compile_plan(plan, limits.max_memory_bytes)
+    recipe = find_recipe(compiled.program, choice, seeds)
+    return Job(plan, point, seeds, choice, evaluation.forward_only, compiled, recipe)
 
 
 def everything(evaluation: Evaluation) -> Evaluation:

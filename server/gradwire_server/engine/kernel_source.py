@@ -7,6 +7,9 @@ switch  node after node, for deep circuits; also for what is left of a tape when
 runs    a run of nodes of one opcode at a time, for wide circuits
 block   each node over many elements: rows of a batch, or elements of tensors
 
+`whole` is a forward and a backward pass of the first or the second kind in one call: a small
+circuit takes less time than Python takes for handing over the columns.
+
 Indices are unsigned throughout, since signed ones may count from the end and cost a comparison.
 """
 
@@ -35,7 +38,7 @@ _HEADER = '''\
 import numpy as np
 from numba import njit
 
-from gradwire_server.engine.elementary import INLINED, OPTIONS, elementary
+from gradwire_server.engine.elementary import INLINED, OPTIONS, column, elementary
 
 U = np.uint64
 U0, U1, U2, U3, U4 = U(0), U(1), U(2), U(3), U(4)
@@ -66,6 +69,7 @@ def kernel_source(dtype: str) -> str:
         _runs_backward(opcodes, tape, float_type),
         _block_forward(opcodes, tape),
         _block_backward(opcodes, tape),
+        _whole(float_type),
     ]
     return "\n\n".join(parts)
 
@@ -334,3 +338,44 @@ def block_backward(
                     for t in range(n):
                         to_input[t] = F(0)
 {_chain(opcodes, branch, 3)}'''
+
+
+#: What `whole` is told of a tape, by place: addresses of its columns, and counts.
+WHOLE = (
+    "ops", "rows", "inputs", "constants", "starts", "cursors", "live_ops",
+    "nodes", "input_count", "constant_count", "runs", "runs_back", "slot",
+)  # fmt: skip
+_LENGTHS = {
+    "ops": ("nodes", "uint8"),
+    "rows": ("nodes", "uint32"),
+    "inputs": ("input_count", "uint32"),
+    "constants": ("constant_count", "F"),
+    "starts": ("runs + 1", "int64"),
+    "cursors": ("runs", "int64"),
+    "live_ops": ("nodes", "uint8"),
+}
+
+
+def _whole(f: str) -> str:
+    numbers = [
+        f"{name} = told[{place}]" for place, name in enumerate(WHOLE) if name not in _LENGTHS
+    ]
+    columns = [
+        f"{name} = column(told[{WHOLE.index(name)}], {count}, {'' if kind == 'F' else 'np.'}{kind})"
+        for name, (count, kind) in _LENGTHS.items()
+    ]
+    lines = indent("\n".join([*numbers, *columns]), "    ")
+    tape = "rows, inputs, constants, values"
+    return f'''\
+@kernel("void(i8[::1], {f}[::1], {f}[::1])")
+def whole(told, values, grads):
+    """Forward and backward; `grads` hold the seeds. Without runs (back), node after node."""
+{lines}
+    if runs:
+        runs_forward(ops, {tape}, slot, starts, cursors, 0, runs)
+    else:
+        switch_forward(ops, {tape}, slot, 0, nodes, 0)
+    if runs_back:
+        runs_backward(ops, {tape}, grads, slot, starts, cursors, runs, 0)
+    else:
+        switch_backward(live_ops, {tape}, grads, slot, nodes, 0, input_count)'''

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from gradwire_server.engine import array, windows
-from gradwire_server.engine.evaluation import Choice, Chosen, Job
+from gradwire_server.engine.evaluation import Choice, Job, Part
+from gradwire_server.engine.small import Recipe
 from gradwire_server.engine.tape import TapePasses
 from gradwire_server.errors import Stopped
 from gradwire_server.gates.base import Array
@@ -47,29 +46,23 @@ class Passes(Protocol):
         """Yields, after each block and at the end, the lowest id whose gradient is complete."""
 
 
-@dataclass(frozen=True)
-class Slab:
-    """Values (or gradients) of ascending ids that have one data type and shape."""
+class Slab(NamedTuple):
+    """The values (or gradients) of a part."""
 
-    ids: Ids
-    flat_ids: Ids
-    dtype: str
-    shape: Shape
+    part: Part
     store: Store
-    as_summary: bool = False
 
     def arrays(self) -> Iterator[Array]:
         """One array for each id."""
-        return map(self.store.one, self.flat_ids.tolist())
+        return map(self.store.one, self.part.flat_ids.tolist())
 
     def stacked(self, start: int, stop: int) -> Array:
         """[ids, *shape], of some of the ids."""
-        return self.store.stacked(self.flat_ids[start:stop])
+        return self.store.stacked(self.part.flat_ids[start:stop])
 
-    @cached_property
-    def summary(self) -> dict[str, list[float]] | None:
-        """Figures in place of elements, where those were asked for."""
-        return _summary(self.stacked(0, len(self.ids))) if self.as_summary else None
+    def summary(self) -> dict[str, list[float]]:
+        """Figures in place of elements."""
+        return _summary(self.stacked(0, len(self.part.ids)))
 
 
 Named = list[tuple[str, Array]]
@@ -82,34 +75,38 @@ class Run:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        leaves, program = job.point.arrays, job.compiled.program
-        self._passes: Passes = ArrayPasses(job) if program is None else TapePasses(program, leaves)
+        self._has_values = False
 
-    def forward(self) -> Iterator[Iterator[Slab]]:
+    @cached_property
+    def _passes(self) -> Passes:
+        program = self.job.compiled.program
+        if program is None:
+            return ArrayPasses(self.job)
+        return TapePasses(program, self.job.point.arrays)
+
+    def forward(self) -> Iterator[list[Slab]]:
         """Computes all values; after each block yields those chosen, ids ascending."""
         choice, low = self.job.choice, 0
         values = self._passes.values
         for stop in self._passes.forward():
-            chosen, edges = choice.values, choice.value_edges
-            high = int(chosen.flat_ids.searchsorted(stop))
-            yield _slabs(self.job.plan, chosen, edges, low, high, values, choice.values_as_summary)
+            high = int(choice.values.flat_ids.searchsorted(stop))
+            yield [Slab(part, values) for part in choice.value_parts(low, high)]
             low = high
+        self._has_values = True
 
     def backward(
         self, seeds: Mapping[int, Array], choice: Choice | None = None
-    ) -> Iterator[Iterator[Slab]]:
+    ) -> Iterator[list[Slab]]:
         """Computes the gradients; after each block yields those chosen, last ids first.
 
         The choice is the job's if there is none.
         """
         choice = choice or self.job.choice
-        chosen, edges = choice.gradients, choice.gradient_edges
-        high = len(chosen.ids)
+        high = len(choice.gradients.ids)
         for start in self._passes.backward(seeds, choice.lifetimes):
-            low = int(chosen.flat_ids.searchsorted(start))
-            store, as_summary = self._passes.gradients, choice.gradients_as_summary
-            slabs = _slabs(self.job.plan, chosen, edges, low, high, store, as_summary)
-            yield reversed([*slabs])
+            low = int(choice.gradients.flat_ids.searchsorted(start))
+            gradients = self._passes.gradients
+            yield [Slab(part, gradients) for part in choice.gradient_parts(low, high)]
             high = low
 
     def outputs(self) -> Iterator[tuple[str, Array]]:
@@ -139,6 +136,13 @@ class Run:
 
     def complete(self, stopped: Callable[[], bool]) -> Found:
         """Everything at once (Stopped, within a block, where nobody waits any more)."""
+        if self.job.recipe is None:
+            return self._by_blocks(stopped)
+        if stopped():
+            raise Stopped
+        return _followed(self.job.recipe, self.job)
+
+    def _by_blocks(self, stopped: Callable[[], bool]) -> Found:
         slabs = _collect(self.forward(), stopped)
         outputs = list(self.outputs())
         if self.job.forward_only:
@@ -153,6 +157,8 @@ class Run:
         choice: Choice | None = None,
     ) -> tuple[Named, list[Slab]]:
         """The backward pass alone, over the values that were computed before."""
+        if not self._has_values:  # a recipe leaves none behind
+            _collect(self.forward(), stopped)
         pulled = _collect(self.backward(seeds, choice), stopped)
         return list(self.leaf_gradients(choice)), pulled
 
@@ -221,7 +227,17 @@ def run(job: Job, stopped: Callable[[], bool]) -> Found:
     return Run(job).complete(stopped)
 
 
-def _collect(blocks: Iterator[Iterator[Slab]], stopped: Callable[[], bool]) -> list[Slab]:
+def _followed(recipe: Recipe, job: Job) -> Found:
+    outputs, leaf_gradients, values, gradients = recipe.follow(job.point.arrays, job.seeds)
+    return (
+        outputs,
+        leaf_gradients,
+        [Slab(part, values) for part in recipe.value_parts],
+        [Slab(part, gradients) for part in recipe.gradient_parts],
+    )
+
+
+def _collect(blocks: Iterator[list[Slab]], stopped: Callable[[], bool]) -> list[Slab]:
     found: list[Slab] = []
     for slabs in blocks:
         if stopped():
@@ -243,28 +259,6 @@ def _leaf_values(job: Job) -> list[Any]:
         else:
             values.extend(given.reshape(-1))
     return values
-
-
-def _slabs(
-    plan: Plan,
-    chosen: Chosen,
-    edges: list[int],
-    low: int,
-    high: int,
-    store: Store,
-    as_summary: bool,
-) -> Iterator[Slab]:
-    """What is chosen from low to high, in parts of one data type and shape."""
-    while low < high:
-        end = min(edges[bisect_right(edges, low)], high)
-        ids, flat_ids = chosen.ids[low:end], chosen.flat_ids[low:end]
-        if plan.graph.inside is not None:
-            order = ids.argsort()
-            ids, flat_ids = ids[order], flat_ids[order]
-        first = int(flat_ids[0])
-        dtype, shape = plan.spec(first).dtype, plan.shape(first)
-        yield Slab(ids, flat_ids, dtype, shape, store, as_summary)
-        low = end
 
 
 def _repeated(array: Array, shape: Shape) -> Array:

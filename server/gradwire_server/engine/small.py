@@ -1,0 +1,148 @@
+"""Small circuits at one point: everything that does not depend on numbers is settled beforehand.
+
+Python takes longer over them than the processor. A recipe is made once for a plan and for what is
+asked; an evaluation then fills in the leaves, calls one kernel, and shows what it found: its memory
+is never used again, so nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradwire_server.engine.kernel_source import WHOLE
+from gradwire_server.engine.tape import Backward, Program, Tape
+from gradwire_server.gates.base import Array
+from gradwire_server.graph import Ids
+from gradwire_server.specs import ITEM_SIZES, Shape
+
+if TYPE_CHECKING:
+    from gradwire_server.engine.evaluation import Choice, Part
+
+#: Larger buffers are worth holding between evaluations (engine/tape.py).
+_SMALL_BYTES = 1 << 17
+
+#: A name, and what of a buffer it has: an index, and the shape where that yields another.
+_Taken = tuple[str, Any, Shape | None]
+
+
+class Numbers:
+    """Values, or gradients, by id."""
+
+    def __init__(self, program: Program, buffer: Array) -> None:
+        self._program = program
+        self._buffer = buffer
+
+    def one(self, value_id: int) -> Array:
+        """A number."""
+        found: Array = self._buffer[self._program.slots_of(value_id), ...]
+        return found.astype(self._program.plan.spec(value_id).dtype, copy=False)
+
+    def stacked(self, ids: Ids) -> Array:
+        """The numbers of ids that are of one kind."""
+        found: Array = self._buffer[self._program.slots_of(ids)]
+        return found.astype(self._program.plan.spec(ids[0]).dtype, copy=False)
+
+
+class Recipe:
+    """How the values and gradients of one choice are computed from leaves and seeds."""
+
+    def __init__(self, program: Program, choice: Choice, seeds: Mapping[int, Array]) -> None:
+        trace = program.backward_from(tuple(seeds))
+        self._program = program
+        self._dtype = np.dtype(program.dtype)
+        self._slots = program.plan.graph.value_count + 1
+        self._leaves = [*_leaf_places(program)]
+        self._seeded = [*zip(seeds, trace.seeded.tolist(), strict=True)]
+        self._trace = trace  # whose columns the kernel is told of
+        self._told = _told(program.tape, trace)
+        self._kernel = program.compiled.whole
+        self._outputs = [*_outputs(program)]
+        self._gradients = [*_leaf_gradients(choice)]
+        self.value_parts: list[Part] = choice.value_parts(0, len(choice.values.ids))
+        self.gradient_parts: list[Part] = choice.gradient_parts(0, len(choice.gradients.ids))
+
+    def follow(
+        self, leaves: Sequence[Array], seeds: Mapping[int, Array]
+    ) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]], Numbers, Numbers]:
+        """Outputs and leaf gradients by name, all values and all gradients."""
+        values, grads = np.empty(self._slots, self._dtype), np.zeros(self._slots, self._dtype)
+        for position, place, is_flat in self._leaves:
+            values[place] = leaves[position] if is_flat else leaves[position].reshape(-1)
+        for value_id, slot in self._seeded:
+            grads[slot] = seeds[value_id]
+        self._kernel(self._told, values, grads)
+        return (
+            _taken(self._outputs, values),
+            _taken(self._gradients, grads),
+            Numbers(self._program, values),
+            Numbers(self._program, grads),
+        )
+
+
+def find_recipe(
+    program: Program | None, choice: Choice, seeds: Mapping[int, Array]
+) -> Recipe | None:
+    """The recipe, for circuits that are worth one; there must be a backward pass."""
+    if program is None or program.plan.batch_size or not seeds:
+        return None
+    slots = program.plan.graph.value_count + 1
+    if slots * ITEM_SIZES[program.dtype] >= _SMALL_BYTES:
+        return None
+    outputs = (program.plan.spec(output.value_ids[0]) for output in program.plan.graph.outputs)
+    if any(spec.dtype != program.dtype for spec in outputs):
+        return None  # truths, which are numbers on a tape
+    return Recipe(program, choice, seeds)
+
+
+def _told(tape: Tape, trace: Backward) -> Ids:
+    """Addresses and counts, as the kernel wants them."""
+    runs = 0 if tape.starts is None else len(tape.starts) - 1
+    found = {
+        "nodes": len(tape.ops),
+        "input_count": len(tape.inputs),
+        "constant_count": len(tape.constants),
+        "runs": runs,
+        "runs_back": 0 if trace.has_dead else runs,
+        "slot": tape.slot,
+        "live_ops": trace.ops.ctypes.data,
+    }
+    for name in ("ops", "rows", "inputs", "constants", "starts", "cursors"):
+        column = getattr(tape, name)
+        found[name] = 0 if column is None else column.ctypes.data
+    return np.array([found[name] for name in WHOLE], np.int64)
+
+
+def _leaf_places(program: Program) -> Iterator[tuple[int, int | slice, bool]]:
+    """Positions of leaves, where they go, and whether they go there in their own shape."""
+    graph = program.plan.graph
+    firsts = graph.leaf_first_ids
+    for position, leaf in enumerate(graph.leaves):
+        rank, first, end = len(leaf.axes), firsts[position], firsts[position + 1]
+        yield position, slice(first, end) if rank else first, rank < 2
+
+
+def _outputs(program: Program) -> Iterator[_Taken]:
+    for output in program.plan.graph.outputs:
+        slots = program.slots_of(output.value_ids)
+        yield output.name, (int(slots[0]), ...) if len(slots) == 1 else slots, None
+
+
+def _leaf_gradients(choice: Choice) -> Iterator[_Taken]:
+    """Leaves keep their ids as slots."""
+    for leaf in choice.leaf_places:
+        if len(leaf.ids) == 1 and not leaf.shape:
+            yield leaf.name, (int(leaf.ids[0]), ...), None
+            continue
+        first = int(leaf.ids[0]) if len(leaf.ids) else 0
+        shape = None if len(leaf.shape) == 1 else leaf.shape
+        yield leaf.name, slice(first, first + len(leaf.ids)), shape
+
+
+def _taken(places: list[_Taken], buffer: Array) -> list[tuple[str, Array]]:
+    return [
+        (name, buffer[place] if shape is None else buffer[place].reshape(shape))
+        for name, place, shape in places
+    ]
