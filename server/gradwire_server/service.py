@@ -169,7 +169,7 @@ class GradientService(grpc.GenericRpcHandler):
         """One EvaluateRequest, serialized, to one EvaluateResponse (Refusal, Stopped)."""
         request, payloads = self._decoded(pb.EvaluateRequest, data)
         sink = codec.results_sink(request, self._segments)
-        with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
+        with self._turns:
             if stopped():
                 raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
@@ -201,7 +201,7 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _next(self, events: Iterator[list[bytes]]) -> list[bytes] | None:
         """One block of computing; a slow reader keeps no turn."""
-        with self._turns, np.errstate(all="ignore"):
+        with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
             return next(events, None)
 
     def _events(self, data: bytes, stopped: Callable[[], bool]) -> Iterator[list[bytes]]:
@@ -248,7 +248,7 @@ class GradientService(grpc.GenericRpcHandler):
         session: OpenSession | None = None
         for data in _heard(requests, silence):
             request, payloads = self._decoded(pb.SessionRequest, data)
-            with self._turns, np.errstate(all="ignore"):
+            with self._turns:
                 if session is not None:
                     answer = self._answer(session, request, payloads, stopped)
                 elif request.WhichOneof("action") == "open":

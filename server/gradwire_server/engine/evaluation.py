@@ -214,6 +214,7 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
     )
 
 
+@np.errstate(all="ignore")  # infinities have sums too
 def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
     """The gradient that each output's values begin with (SEED_MISSING, SEED_INVALID, ...)."""
     graph = plan.graph

@@ -142,6 +142,7 @@ class Run:
             raise Stopped
         return _followed(self.job.recipe, self.job)
 
+    @np.errstate(all="ignore")  # NaN and infinity are values, not errors
     def _by_blocks(self, stopped: Callable[[], bool]) -> Found:
         slabs = _collect(self.forward(), stopped)
         outputs = list(self.outputs())
@@ -150,6 +151,7 @@ class Run:
         gradients, pulled = self.pull(self.job.seeds, stopped)
         return outputs, gradients, slabs, pulled
 
+    @np.errstate(all="ignore")
     def pull(
         self,
         seeds: Mapping[int, Array],

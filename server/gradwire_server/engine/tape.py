@@ -266,7 +266,10 @@ class Slots:
         found = np.empty((len(ids), batch), self._buffer.dtype)
         for block, rows in _in_blocks(self._buffer, batch):
             found[:, rows] = block[slots]
-        return found if batched else found.sum(axis=1)
+        if batched:
+            return found
+        with np.errstate(all="ignore"):
+            return found.sum(axis=1)
 
 
 def _scalar_dtype(plan: Plan) -> str | None:
