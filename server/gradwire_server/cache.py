@@ -54,7 +54,7 @@ class Entry:
         last = self._last
         if last is None or asked.seeds or asked.bindings.keys() != last.bound:
             return None
-        if replace(asked, bindings={}) != last.asked:
+        if not asked.wants_as(last.asked):
             return None
         return moved(last.job, self._movable, asked.bindings)
 
@@ -87,7 +87,7 @@ class GraphCache:
     def find(self, data: bytes | memoryview) -> Entry:
         """The graph of these bytes, decoded now or before. A graph that is refused is not kept."""
         data = bytes(data)
-        entry = self._large.get(_ends(data))
+        entry = self._large.get(_ends(data)) if len(data) >= _LARGE_BYTES else None
         key = entry.key if entry is not None and entry.data == data else sha256(data).digest()
         with self._lock:
             entry = self._entries.get(key)

@@ -21,7 +21,7 @@ from gradwire.payloads import LIFTED_BYTES, PATHS, WHOLE, Buffer, Lifted, field,
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.catalogue import GateDescription
-from gradwire_server.engine.evaluation import Binding, Evaluation, Selection
+from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Selection
 from gradwire_server.engine.runs import Found, Slab
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported
 from gradwire_server.gates import OPERATOR_SETS
@@ -370,10 +370,11 @@ def decode_bindings(
     """Bindings by the leaf's name (BINDING_INVALID where one repeats)."""
     bindings: dict[str, Binding] = {}
     for message in messages:
-        if message.leaf in bindings:
-            raise Invalid("BINDING_INVALID", f"leaf {message.leaf!r} is bound twice")
-        array = _decode_array("binding of leaf", message.leaf, message, payloads)
-        bindings[message.leaf] = Binding(array, message.batched)
+        leaf = message.leaf
+        if leaf in bindings:
+            raise Invalid("BINDING_INVALID", f"leaf {leaf!r} is bound twice")
+        array = _decode_array("binding of leaf", leaf, message, payloads)
+        bindings[leaf] = Binding(array, message.batched)
     return bindings
 
 
@@ -731,14 +732,16 @@ def _decode_array(what: str, name: str, message: Any, payloads: Payloads) -> Any
     if not message.HasField("tensor"):
         raise Invalid("TENSOR_INVALID", f"{what} {name!r}: has no tensor")
     tensor = message.tensor
-    if not tensor.shape and tensor.data_type in _SCALARS:  # most messages hold little else
-        data, dtype = tensor.data, _SCALARS[tensor.data_type]
-        if len(data) == dtype.itemsize:
-            return np.frombuffer(data, dtype).reshape(())
+    if not tensor.shape:  # most messages hold little else
+        data, dtype = tensor.data, _SCALARS.get(tensor.data_type)
+        if dtype is not None and len(data) == dtype.itemsize:
+            return np.ndarray((), dtype, data)
     return constant(decode_tensor(f"{what} {name!r}", tensor, payloads))
 
 
 def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
+    if not message.ByteSize():
+        return NO_SELECTION
     if message.all and (message.names or message.value_ids or message.modules):
         raise Invalid(
             "SELECTION_INVALID",

@@ -7,7 +7,6 @@ shapes do. Where all of that is as before, only the arrays are put in their plac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from gradwire_server.engine.evaluation import Binding, Job
 from gradwire_server.gates.base import Array
@@ -40,7 +39,7 @@ def moved(job: Job, leaves: Mapping[str, int], bindings: Mapping[str, Binding]) 
         if binding.array.shape != shape or binding.array.dtype != spec.dtype:
             return None
         arrays[position] = binding.array
-    return replace(job, point=replace(point, arrays=tuple(arrays)))
+    return job.at(tuple(arrays))
 
 
 def without(job: Job, leaves: Mapping[str, int], names: Iterable[str]) -> Job:
@@ -49,4 +48,4 @@ def without(job: Job, leaves: Mapping[str, int], names: Iterable[str]) -> Job:
     for name in names:
         if name in leaves:
             arrays[leaves[name]] = None
-    return replace(job, point=replace(job.point, arrays=tuple(arrays)))
+    return job.at(tuple(arrays))

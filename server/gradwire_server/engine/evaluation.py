@@ -60,6 +60,7 @@ class Selection:
 
 
 ALL = Selection(all=True)
+NO_SELECTION = Selection()
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Evaluation:
     seeds: Mapping[str, Array] = field(default_factory=dict)
     forward_only: bool = False
     with_respect_to: tuple[str, ...] = ()
-    values: Selection = Selection()
-    gradients: Selection = Selection()
+    values: Selection = NO_SELECTION
+    gradients: Selection = NO_SELECTION
     keeps_values: bool = False  # for further backward passes
 
     def __post_init__(self) -> None:
@@ -81,6 +82,18 @@ class Evaluation:
                 "SELECTION_INVALID",
                 "forward_only is set, so seeds, with_respect_to and gradients must be empty",
             )
+
+
+    def wants_as(self, other: Evaluation) -> bool:
+        """Whether it wants the same of the same number of rows, whatever the numbers."""
+        return (
+            self.batch_size == other.batch_size
+            and self.forward_only == other.forward_only
+            and self.with_respect_to == other.with_respect_to
+            and self.values == other.values
+            and self.gradients == other.gradients
+            and self.keeps_values == other.keeps_values
+        )
 
 
 @dataclass(frozen=True)
@@ -267,6 +280,13 @@ class Job:
     compiled: Compiled = NOTHING
     recipe: Recipe | None = None  # where there is one, it runs the whole job
 
+    def at(self, arrays: tuple[Array, ...]) -> Job:
+        """The same job at other values of its leaves."""
+        point = self.point
+        point = Point(arrays, point.specs, point.batched, point.batch_size)
+        parts = self.plan, point, self.seeds, self.choice, self.forward_only
+        return Job(*parts, self.compiled, self.recipe)  # replace() takes twice as long
+
     def serves(self, point: Point) -> bool:
         """Whether the plan is right at another point too."""
         return (point.specs, point.batched, point.batch_size) == (
@@ -306,7 +326,7 @@ def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | 
 
 def everything(evaluation: Evaluation) -> Evaluation:
     """The same, with all values and all gradients chosen."""
-    gradients = Selection() if evaluation.forward_only else ALL
+    gradients = NO_SELECTION if evaluation.forward_only else ALL
     return replace(evaluation, values=ALL, gradients=gradients)
 
 
