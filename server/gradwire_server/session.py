@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gradwire_server.engine import evaluation as evaluate
-from gradwire_server.engine.evaluation import Binding, Evaluation, Job, Selection
+from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Job
 from gradwire_server.engine.runs import Found, Run
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array
@@ -24,7 +24,11 @@ class Session:
     ) -> None:
         evaluate.require_known(graph, evaluation)
         self.graph = graph
-        self._evaluation = replace(evaluation, keeps_values=not evaluation.forward_only)
+        # apart from the bindings, which every step may change
+        self._evaluation = replace(
+            evaluation, bindings={}, keeps_values=not evaluation.forward_only
+        )
+        self._bindings = {**evaluation.bindings}
         self._limits = limits
         self._before = before  # a job that may lend its plan
         self._movable = movable(graph)
@@ -34,11 +38,11 @@ class Session:
         self, bindings: Mapping[str, Binding], forward_only: bool, stopped: Callable[[], bool]
     ) -> Found:
         """Forward, and backward unless told otherwise, with these leaves changed."""
-        kept = replace(self._evaluation, bindings={**self._evaluation.bindings, **bindings})
+        kept = {**self._bindings, **bindings}
         job = self._moved(bindings, forward_only) or self._prepared(kept, forward_only)
         run = Run(job)
         found = run.complete(stopped)
-        self._evaluation, self._run = kept, run
+        self._bindings, self._run = kept, run
         return found
 
     def _moved(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job | None:
@@ -48,11 +52,11 @@ class Session:
             return None
         return moved(job, self._movable, bindings)
 
-    def _prepared(self, kept: Evaluation, forward_only: bool) -> Job:
-        asked = kept
-        if forward_only and not kept.forward_only:
+    def _prepared(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job:
+        asked = replace(self._evaluation, bindings=bindings)
+        if forward_only and not asked.forward_only:
             asked = replace(
-                kept, forward_only=True, seeds={}, with_respect_to=(), gradients=Selection()
+                asked, forward_only=True, seeds={}, with_respect_to=(), gradients=NO_SELECTION
             )
         return evaluate.prepare(self.graph, asked, self._limits, self._job or self._before)
 
