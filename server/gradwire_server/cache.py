@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from threading import Lock
 from typing import NamedTuple
 
-from gradwire_server.engine.evaluation import Evaluation, Job
+from gradwire_server.engine.evaluation import Choice, Evaluation, Job
 from gradwire_server.graph import Graph
-from gradwire_server.mould import movable, moved, without
+from gradwire_server.mould import Hole, Mould, movable, moved, without
 
 #: What Python and NumPy hold for one value or one use of it: a graph's columns, the plan's, the
 #: tape's with its buffers, and the lists that an engine makes of them.
@@ -21,6 +21,9 @@ _BYTES_OF_ONE = 96
 #: From here on comparing bytes is quicker than hashing them, by five times.
 _LARGE_BYTES = 64 * 1024
 _END_BYTES = 128
+
+#: Messages of one length that are compared with a new one, at about 0.1 us each.
+_MOULDS = 8
 
 
 class _Last(NamedTuple):
@@ -39,15 +42,17 @@ class Entry:
     data: bytes
     graph: Graph
     job: Job | None = None  # lends its plan
+    mould: Mould | None = None
+    _moulded: Choice | None = None  # what was chosen when a mould was made, or could not be
     _last: _Last | None = None
 
     @property
     def nbytes(self) -> int:
-        """Memory for the graph, its bytes and its plan."""
+        """Memory for the graph, its bytes, those of a mould, and its plan."""
         size = self.graph.value_count + len(self.graph.node_inputs)
         if self.graph.inside is not None:
             size += self.graph.id_count + len(self.graph.inside.use_modules)
-        return 2 * len(self.data) + _BYTES_OF_ONE * size
+        return 3 * len(self.data) + _BYTES_OF_ONE * size
 
     def again(self, asked: Evaluation) -> Job | None:
         """The last job for these numbers, where only they differ from what was asked then."""
@@ -65,6 +70,15 @@ class Entry:
         bare = replace(asked, bindings={}, seeds={})
         self._last = _Last(self.job, bare, frozenset(asked.bindings)) if reusable else None
 
+    def wants_mould(self, job: Job) -> bool:
+        """Whether a request for this job, which came before, should be known by its bytes."""
+        return self._moulded is not job.choice
+
+    def cast(self, job: Job, data: bytes, holes: Collection[Hole] | None) -> Mould | None:
+        """The mould of a request for this job, where its holes were found."""
+        self._moulded = job.choice
+        return None if holes is None else Mould.of(job, self._movable, data, holes)
+
     @cached_property
     def _movable(self) -> dict[str, int]:
         return movable(self.graph)
@@ -78,6 +92,7 @@ class GraphCache:
         self._decode = decode
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._large: dict[bytes, Entry] = {}  # those worth comparing instead of hashing, by ends
+        self._moulds: dict[int, tuple[tuple[bytes, Mould], ...]] = {}  # by length; keys, moulds
         self._nbytes = 0
         self._lock = Lock()
 
@@ -98,6 +113,36 @@ class GraphCache:
         with self._lock:
             self._put(entry)
         return entry
+
+    def pour(self, data: bytes) -> Job | None:
+        """The job of a request whose mould is here."""
+        for key, mould in self._moulds.get(len(data), ()):
+            job = mould.pour(data)
+            if job is not None:
+                with self._lock:
+                    if key in self._entries:
+                        self._entries.move_to_end(key)
+                return job
+        return None
+
+    def keep_mould(self, entry: Entry, mould: Mould) -> None:
+        """From now on such requests are known by their bytes, as long as the graph is kept."""
+        with self._lock:
+            if self._entries.get(entry.key) is not entry:
+                return
+            self._drop_mould(entry)
+            entry.mould = mould
+            others = self._moulds.get(mould.size, ())
+            self._moulds[mould.size] = ((entry.key, mould), *others)[:_MOULDS]
+
+    def _drop_mould(self, entry: Entry) -> None:
+        if entry.mould is None:
+            return
+        size = entry.mould.size
+        kept = tuple(each for each in self._moulds.pop(size, ()) if each[1] is not entry.mould)
+        if kept:
+            self._moulds[size] = kept
+        entry.mould = None
 
     def find_saved(self, digest: bytes, load: Callable[[], bytes]) -> Entry:
         """The graph of a digest; its bytes are loaded where it is not here."""
@@ -132,6 +177,7 @@ class GraphCache:
 
     def _let_go(self, entry: Entry) -> None:
         self._nbytes -= entry.nbytes
+        self._drop_mould(entry)
         if self._large.get(_ends(entry.data)) is entry:
             del self._large[_ends(entry.data)]
 

@@ -6,7 +6,7 @@ Nothing that arrives is trusted: sizes and counts are compared before anything i
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -38,6 +38,7 @@ from gradwire_server.graph import (
 )
 from gradwire_server.limits import Limit, Limits
 from gradwire_server.modules import Module, check_modules, flatten
+from gradwire_server.mould import Hole
 from gradwire_server.segments import Region, Segments, Sink
 from gradwire_server.specs import ITEM_SIZES, ONNX_NUMBERS, USED_BITS, Shape, Tensor
 
@@ -59,6 +60,12 @@ _SCALARS = {
     for name, number in _NUMBERS.items()
     if name not in USED_BITS
 }
+_PLAIN = {np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)} | {
+    np.dtype(name) for name in ("float16", "float32", "float64")
+}
+_REQUEST_ID = b"\x08"  # the head of the field
+_INVERTED = bytes(range(255, -1, -1))
+_MOST_HOLES, _MOST_TRIES = 64, 8
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 
 
@@ -376,6 +383,66 @@ def decode_bindings(
         array = _decode_array("binding of leaf", leaf, message, payloads)
         bindings[leaf] = Binding(array, message.batched)
     return bindings
+
+
+def without_request_id(data: bytes) -> tuple[int, bytes]:
+    """The id that a SessionRequest begins with, and the rest; 0 and all of it where none does."""
+    if data[:1] == _REQUEST_ID:
+        value = 0
+        for at, digit in enumerate(data[1:10]):  # of ten digits the last is cut off
+            value |= (digit & 0x7F) << 7 * at
+            if digit < 0x80:
+                return value, data[at + 2 :]
+    return 0, data
+
+
+def find_holes(
+    data: bytes,
+    kind: type[M],
+    bindings_in: Callable[[M], Sequence[service_pb2.Binding]],
+    bound: Mapping[str, Binding],
+) -> list[Hole] | None:
+    """Where a message has the elements that it binds; None where that cannot be told.
+
+    Bytes that occur in a message are an array's if, once they are inverted, the message is parsed
+    to the same one with that array inverted: however it was written, with fields in any order.
+    """
+    if len(data) >= LIFTED_BYTES:
+        return None
+    message = kind.FromString(data)
+    bindings = bindings_in(message)
+    if not 0 < len(bindings) <= _MOST_HOLES:
+        return None
+    found = []
+    for binding in bindings:
+        held, array = binding.tensor.data, bound[binding.leaf].array
+        # of other types not every element is allowed, or the array holds them otherwise
+        if not held or array.dtype not in _PLAIN or array.tobytes() != held:
+            return None
+        inverted = held.translate(_INVERTED)
+        binding.tensor.data = inverted
+        start = _start_of(data, held, inverted, message)
+        if start is None:
+            return None
+        found.append(Hole(slice(start, start + len(held)), binding.leaf))
+        binding.tensor.data = held
+    return found
+
+
+def _start_of(data: bytes, held: bytes, inverted: bytes, expected: Message) -> int | None:
+    """Where these bytes stand, whose inversion makes the expected message."""
+    start = -1
+    for _ in range(_MOST_TRIES):
+        start = data.find(held, start + 1)
+        if start < 0:
+            return None
+        other = data[:start] + inverted + data[start + len(held) :]
+        try:
+            if type(expected).FromString(other) == expected:
+                return start
+        except DecodeError:
+            pass
+    return None
 
 
 def decode_seeds(

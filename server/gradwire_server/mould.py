@@ -1,17 +1,23 @@
 """A job that was checked once, for the same request with other numbers.
 
 What can be refused depends on names, shapes, data types and selections, and on elements only where
-shapes do. Where all of that is as before, only the arrays are put in their places.
+shapes do. Where all of that is as before, only the arrays are put in their places. A mould knows
+that from the bytes of a message, which then need not be parsed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from gradwire_server.engine.evaluation import Binding, Job
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.plan import static_leaves
+from gradwire_server.specs import Shape
 
 
 def movable(graph: Graph) -> dict[str, int]:
@@ -49,3 +55,50 @@ def without(job: Job, leaves: Mapping[str, int], names: Iterable[str]) -> Job:
         if name in leaves:
             arrays[leaves[name]] = None
     return job.at(tuple(arrays))
+
+
+class Hole(NamedTuple):
+    """Where a message has the elements of a leaf's array."""
+
+    place: slice
+    leaf: str
+
+
+@dataclass(frozen=True)
+class Mould:
+    """A message around the elements of its arrays, and the job that it asks for."""
+
+    job: Job
+    size: int
+    fixed: tuple[tuple[slice, bytes], ...]
+    holes: tuple[tuple[slice, int, Shape, np.dtype[Any]], ...]
+
+    @classmethod
+    def of(cls, job: Job, leaves: Mapping[str, int], data: bytes, holes: Collection[Hole]) -> Mould:
+        """The mould of a message that asked for this job."""
+        fixed, filled, end = [], [], 0
+        for place, leaf in sorted(holes, key=lambda hole: hole.place.start):
+            fixed.append(slice(end, place.start))
+            array = job.point.arrays[leaves[leaf]]
+            filled.append((place, leaves[leaf], array.shape, array.dtype))
+            end = place.stop
+        fixed.append(slice(end, len(data)))
+        parts = tuple((place, data[place]) for place in fixed)
+        bare = without(job, leaves, (leaf for _, leaf in holes))
+        return cls(bare, len(data), parts, tuple(filled))
+
+    def pour(self, data: bytes, job: Job | None = None) -> Job | None:
+        """The job at the numbers of a message; None where anything else differs.
+
+        Another job for the same choice may lend the arrays of the other leaves.
+        """
+        if len(data) != self.size:
+            return None
+        for place, expected in self.fixed:
+            if data[place] != expected:
+                return None
+        job = job or self.job
+        arrays = list(job.point.arrays)
+        for place, position, shape, dtype in self.holes:
+            arrays[position] = np.ndarray(shape, dtype, data[place])
+        return job.at(tuple(arrays))

@@ -73,8 +73,10 @@ class GradientService(grpc.GenericRpcHandler):
         self._limits = limits
         self._segments = segments
         self._turns = Turns(limits.max_evaluations, limits.max_waiting)
-        cache = GraphCache(limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits))
-        self._saved = SavedGraphs(store, cache, self._turns, limits)
+        self._cache = GraphCache(
+            limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits)
+        )
+        self._saved = SavedGraphs(store, self._cache, self._turns, limits)
         self._silence = SilenceWatch(limits.session_idle_seconds)
         self._run = os.urandom(8).hex()
         self._calls = count(1)
@@ -167,14 +169,35 @@ class GradientService(grpc.GenericRpcHandler):
 
     def evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         """One EvaluateRequest, serialized, to one EvaluateResponse (Refusal, Stopped)."""
+        job = self._cache.pour(data)
+        if job is None:
+            return self._evaluate(data, stopped)
+        with self._turns:
+            return codec.encode_response(Run(job).complete(stopped))
+
+    def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.EvaluateRequest, data)
         sink = codec.results_sink(request, self._segments)
         with self._turns:
             if stopped():
                 raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
-            job = self._job(entry, codec.decode_evaluation(request.evaluation, payloads))
+            wanted = codec.decode_evaluation(request.evaluation, payloads)
+            job = entry.again(wanted)
+            if job is None:
+                job = self._prepared(entry, wanted)
+            elif entry.wants_mould(job) and sink is None and request.graph.HasField("graph"):
+                self._cast(entry, job, data, wanted)
             return codec.encode_response(Run(job).complete(stopped), sink)
+
+    def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
+        """The next request like this one need not be parsed."""
+        holes = codec.find_holes(
+            data, pb.EvaluateRequest, lambda each: each.evaluation.bindings, wanted.bindings
+        )
+        mould = entry.cast(job, data, holes)
+        if mould is not None:
+            self._cache.keep_mould(entry, mould)
 
     def _decoded(self, kind: type[codec.M], data: bytes) -> tuple[codec.M, codec.Payloads]:
         return codec.decode_request(kind, data, self._segments, self._limits.max_message_bytes)
@@ -214,7 +237,7 @@ class GradientService(grpc.GenericRpcHandler):
             "gradients"
         ):
             wanted = engine.everything(wanted)
-        job = self._job(entry, wanted)
+        job = entry.again(wanted) or self._prepared(entry, wanted)
         started = codec.encode_started(entry.graph)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
@@ -247,10 +270,13 @@ class GradientService(grpc.GenericRpcHandler):
     ) -> None:
         session: OpenSession | None = None
         for data in _heard(requests, silence):
+            if session is not None and (known := self._poured(session, data, stopped)) is not None:
+                send(known)
+                continue
             request, payloads = self._decoded(pb.SessionRequest, data)
             with self._turns:
                 if session is not None:
-                    answer = self._answer(session, request, payloads, stopped)
+                    answer = self._answer(session, request, payloads, stopped, data)
                 elif request.WhichOneof("action") == "open":
                     session = self._open(request.open, payloads, stopped)
                     started = codec.encode_started(session.graph)
@@ -260,6 +286,20 @@ class GradientService(grpc.GenericRpcHandler):
                 else:
                     raise Invalid("REQUEST_INVALID", "the first message of a session is open")
             send(answer)
+
+    def _poured(
+        self, session: OpenSession, data: bytes, stopped: Callable[[], bool]
+    ) -> bytes | None:
+        """The answer to a step like those before."""
+        request_id, rest = codec.without_request_id(data)
+        job = session.pour(rest)
+        if job is None:
+            return None
+        with self._turns:
+            try:
+                return codec.encode_answer(request_id, session.advance(job, stopped))
+            except Refusal as refusal:
+                return _refused(request_id, refusal)
 
     def _open(
         self, request: pb.Open, payloads: codec.Payloads, stopped: Callable[[], bool]
@@ -274,6 +314,7 @@ class GradientService(grpc.GenericRpcHandler):
         request: pb.SessionRequest,
         payloads: codec.Payloads,
         stopped: Callable[[], bool],
+        data: bytes,
     ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
 
@@ -286,6 +327,8 @@ class GradientService(grpc.GenericRpcHandler):
             match request.WhichOneof("action"):
                 case "step":
                     found = step(request.step)
+                    if sink is None and session.wants_mould:
+                        _cast_step(session, data, request.step, payloads)
                 case "steps":
                     outcomes = self._outcomes(request.steps.steps, step, sink)
                     return codec.encode_outcomes(request.request_id, outcomes)
@@ -298,10 +341,7 @@ class GradientService(grpc.GenericRpcHandler):
                     raise Invalid("REQUEST_INVALID", "the request has no action")
             return codec.encode_answer(request.request_id, found, sink)
         except Refusal as refusal:
-            error = codec.encode_error(refusal)
-            return pb.SessionResponse(
-                request_id=request.request_id, error=error
-            ).SerializeToString()
+            return _refused(request.request_id, refusal)
 
     def _outcomes(
         self, steps: Sequence[pb.Step], run: Callable[[pb.Step], Found], sink: Sink | None
@@ -361,11 +401,9 @@ class GradientService(grpc.GenericRpcHandler):
         with self._answering("GetGraph", context) as stopped:
             yield from self._saved.get(data, stopped)
 
-    def _job(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
-        job = entry.again(wanted)
-        if job is None:
-            job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
-            entry.keep(job, wanted)
+    def _prepared(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
+        job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
+        entry.keep(job, wanted)
         return job
 
     @contextmanager
@@ -443,6 +481,22 @@ def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
     context.set_details(status.details)
     context.set_trailing_metadata(status.trailing_metadata)
     send(None)
+
+
+def _cast_step(session: OpenSession, data: bytes, step: pb.Step, payloads: codec.Payloads) -> None:
+    """The next step like this one need not be parsed."""
+    _, rest = codec.without_request_id(data)
+
+    def bindings_in(message: pb.SessionRequest) -> Sequence[pb.Binding]:
+        return () if message.request_id else message.step.bindings  # an id that comes later
+
+    bound = codec.decode_bindings(step.bindings, payloads)
+    session.cast(rest, codec.find_holes(rest, pb.SessionRequest, bindings_in, bound))
+
+
+def _refused(request_id: int, refusal: Refusal) -> bytes:
+    error = codec.encode_error(refusal)
+    return pb.SessionResponse(request_id=request_id, error=error).SerializeToString()
 
 
 def _counted(slabs: Iterable[Slab], sent: list[int], kind: int) -> Iterator[Slab]:

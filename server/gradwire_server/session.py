@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from gradwire_server.engine import evaluation as evaluate
-from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Job
+from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Choice, Evaluation, Job
 from gradwire_server.engine.runs import Found, Run
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.memory import require_peak
-from gradwire_server.mould import movable, moved
+from gradwire_server.mould import Hole, Mould, movable, moved
 
 
 class Session:
@@ -33,17 +33,58 @@ class Session:
         self._before = before  # a job that may lend its plan
         self._movable = movable(graph)
         self._run: Run | None = None
+        self._is_moved = False  # whether the last step changed nothing but numbers
+        self._mould: Mould | None = None
+        self._moulded: Choice | None = None  # what was chosen when it was made, or could not be
 
     def step(
         self, bindings: Mapping[str, Binding], forward_only: bool, stopped: Callable[[], bool]
     ) -> Found:
         """Forward, and backward unless told otherwise, with these leaves changed."""
-        kept = {**self._bindings, **bindings}
-        job = self._moved(bindings, forward_only) or self._prepared(kept, forward_only)
+        job = self._moved(bindings, forward_only)
+        self._is_moved = job is not None
+        if job is not None:
+            return self.advance(job, stopped)
+        kept = {**self._bindings, **self._current_bindings(), **bindings}
+        found = self.advance(self._prepared(kept, forward_only), stopped)
+        self._bindings = kept
+        return found
+
+    def advance(self, job: Job, stopped: Callable[[], bool]) -> Found:
+        """A step to where a job is."""
         run = Run(job)
         found = run.complete(stopped)
-        self._bindings, self._run = kept, run
+        self._run = run
         return found
+
+    def pour(self, data: bytes) -> Job | None:
+        """The job of a step whose mould is here."""
+        job = self._job
+        if job is None or self._mould is None or self._moulded is not job.choice:
+            return None
+        return self._mould.pour(data, job)
+
+    @property
+    def wants_mould(self) -> bool:
+        """Whether another step like the last one should be known by its bytes."""
+        return self._is_moved and self._job is not None and self._moulded is not self._job.choice
+
+    def cast(self, data: bytes, holes: Collection[Hole] | None) -> None:
+        """Makes the mould of the last step, where its holes were found."""
+        assert self._job is not None, "there was a step"
+        self._moulded, self._mould = self._job.choice, None
+        if holes is not None:
+            self._mould = Mould.of(self._job, self._movable, data, holes)
+
+    def _current_bindings(self) -> dict[str, Binding]:
+        """Those that steps may have moved since bindings were last prepared."""
+        if self._job is None:
+            return {}
+        point = self._job.point
+        return {
+            name: Binding(point.arrays[position], point.batched[position])
+            for name, position in self._movable.items()
+        }
 
     def _moved(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job | None:
         """The last step's job at the new point, where only numbers have changed."""

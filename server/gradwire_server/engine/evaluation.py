@@ -83,7 +83,6 @@ class Evaluation:
                 "forward_only is set, so seeds, with_respect_to and gradients must be empty",
             )
 
-
     def wants_as(self, other: Evaluation) -> bool:
         """Whether it wants the same of the same number of rows, whatever the numbers."""
         return (
