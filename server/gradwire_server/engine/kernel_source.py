@@ -366,8 +366,9 @@ def _whole(f: str) -> str:
     ]
     lines = indent("\n".join([*numbers, *columns]), "    ")
     tape = "rows, inputs, constants, values"
+    # It keeps Python's lock: waiting to get that back takes longer than a small circuit.
     return f'''\
-@kernel("void(i8[::1], {f}[::1], {f}[::1])")
+@njit("void(i8[::1], {f}[::1], {f}[::1])", cache=True, **OPTIONS)
 def whole(told, values, grads):
     """Forward and backward; `grads` hold the seeds. Without runs (back), node after node."""
 {lines}
