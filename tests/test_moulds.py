@@ -158,6 +158,19 @@ def test_third_request_is_known_by_its_bytes_and_answered_as_if_parsed() -> None
     service.close()
 
 
+def test_numbers_that_cannot_be_found_leave_others_to_try() -> None:
+    graph = neuron()
+    graph.producer = "\0" * 400
+    service = GradientService(LIMITS)
+    zeros, others = (request(graph, x0=x0).SerializeToString() for x0 in (0.0, 0.5))
+    for _ in range(2):
+        service.evaluate(zeros, never)
+    assert service._cache.pour(zeros) is None
+    service.evaluate(others, never)
+    assert service._cache.pour(zeros) is not None
+    service.close()
+
+
 def test_mould_goes_with_its_graph() -> None:
     service = GradientService(LIMITS)
     data = request(x0=0.5, x1=0.25).SerializeToString()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from threading import Lock
 from typing import NamedTuple
 
-from gradwire_server.engine.evaluation import Choice, Evaluation, Job
+from gradwire_server.engine.evaluation import Evaluation, Job
 from gradwire_server.graph import Graph
-from gradwire_server.mould import Hole, Mould, movable, moved, without
+from gradwire_server.mould import Casting, Hole, Mould, movable, moved, without
 
 #: What Python and NumPy hold for one value or one use of it: a graph's columns, the plan's, the
 #: tape's with its buffers, and the lists that an engine makes of them.
@@ -42,8 +42,7 @@ class Entry:
     data: bytes
     graph: Graph
     job: Job | None = None  # lends its plan
-    mould: Mould | None = None
-    _moulded: Choice | None = None  # what was chosen when a mould was made, or could not be
+    casting: Casting = field(default_factory=Casting)
     _last: _Last | None = None
 
     @property
@@ -61,26 +60,18 @@ class Entry:
             return None
         if not asked.wants_as(last.asked):
             return None
-        return moved(last.job, self._movable, asked.bindings)
+        return moved(last.job, self.movable, asked.bindings)
 
     def keep(self, job: Job, asked: Evaluation) -> None:
         """Keeps a job, but nothing that its caller sent."""
-        self.job = without(job, self._movable, asked.bindings)
-        reusable = not asked.seeds and asked.bindings.keys() <= self._movable.keys()
+        self.job = without(job, self.movable, asked.bindings)
+        reusable = not asked.seeds and asked.bindings.keys() <= self.movable.keys()
         bare = replace(asked, bindings={}, seeds={})
         self._last = _Last(self.job, bare, frozenset(asked.bindings)) if reusable else None
 
-    def wants_mould(self, job: Job) -> bool:
-        """Whether a request for this job, which came before, should be known by its bytes."""
-        return self._moulded is not job.choice
-
-    def cast(self, job: Job, data: bytes, holes: Collection[Hole] | None) -> Mould | None:
-        """The mould of a request for this job, where its holes were found."""
-        self._moulded = job.choice
-        return None if holes is None else Mould.of(job, self._movable, data, holes)
-
     @cached_property
-    def _movable(self) -> dict[str, int]:
+    def movable(self) -> dict[str, int]:
+        """Leaves that a job may be moved along."""
         return movable(self.graph)
 
 
@@ -125,24 +116,23 @@ class GraphCache:
                 return job
         return None
 
-    def keep_mould(self, entry: Entry, mould: Mould) -> None:
-        """From now on such requests are known by their bytes, as long as the graph is kept."""
+    def cast(self, entry: Entry, job: Job, data: bytes, holes: Collection[Hole] | None) -> None:
+        """Makes a request known by its bytes, as long as its graph is kept."""
         with self._lock:
-            if self._entries.get(entry.key) is not entry:
-                return
-            self._drop_mould(entry)
-            entry.mould = mould
-            others = self._moulds.get(mould.size, ())
-            self._moulds[mould.size] = ((entry.key, mould), *others)[:_MOULDS]
+            if holes is not None:
+                self._drop_mould(entry)
+            mould = entry.casting.cast(job, entry.movable, data, holes)
+            if mould is not None and self._entries.get(entry.key) is entry:
+                others = self._moulds.get(mould.size, ())
+                self._moulds[mould.size] = ((entry.key, mould), *others)[:_MOULDS]
 
     def _drop_mould(self, entry: Entry) -> None:
-        if entry.mould is None:
+        mould = entry.casting.mould
+        if mould is None:
             return
-        size = entry.mould.size
-        kept = tuple(each for each in self._moulds.pop(size, ()) if each[1] is not entry.mould)
+        kept = tuple(each for each in self._moulds.pop(mould.size, ()) if each[1] is not mould)
         if kept:
-            self._moulds[size] = kept
-        entry.mould = None
+            self._moulds[mould.size] = kept
 
     def find_saved(self, digest: bytes, load: Callable[[], bytes]) -> Entry:
         """The graph of a digest; its bytes are loaded where it is not here."""

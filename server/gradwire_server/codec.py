@@ -65,7 +65,7 @@ _PLAIN = {np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)} |
 }
 _REQUEST_ID = b"\x08"  # the head of the field
 _INVERTED = bytes(range(255, -1, -1))
-_MOST_HOLES, _MOST_TRIES = 64, 8
+_MOST_HOLES, _SPARE_TRIES = 64, 16
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 
 
@@ -414,6 +414,7 @@ def find_holes(
     if not 0 < len(bindings) <= _MOST_HOLES:
         return None
     found = []
+    tries = iter(range(len(bindings) + _SPARE_TRIES))  # of all together
     for binding in bindings:
         held, array = binding.tensor.data, bound[binding.leaf].array
         # of other types not every element is allowed, or the array holds them otherwise
@@ -421,7 +422,7 @@ def find_holes(
             return None
         inverted = held.translate(_INVERTED)
         binding.tensor.data = inverted
-        start = _start_of(data, held, inverted, message)
+        start = _start_of(data, held, inverted, message, tries)
         if start is None:
             return None
         found.append(Hole(slice(start, start + len(held)), binding.leaf))
@@ -429,10 +430,12 @@ def find_holes(
     return found
 
 
-def _start_of(data: bytes, held: bytes, inverted: bytes, expected: Message) -> int | None:
+def _start_of(
+    data: bytes, held: bytes, inverted: bytes, expected: Message, tries: Iterator[int]
+) -> int | None:
     """Where these bytes stand, whose inversion makes the expected message."""
     start = -1
-    for _ in range(_MOST_TRIES):
+    for _ in tries:
         start = data.find(held, start + 1)
         if start < 0:
             return None

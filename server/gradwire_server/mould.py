@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradwire_server.engine.evaluation import Binding, Job
+from gradwire_server.engine.evaluation import Binding, Choice, Job
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.plan import static_leaves
 from gradwire_server.specs import Shape
+
+#: Requests that are tried before it is given up.
+_MOST_FAILURES = 4
 
 
 def movable(graph: Graph) -> dict[str, int]:
@@ -102,3 +105,32 @@ class Mould:
         for place, position, shape, dtype in self.holes:
             arrays[position] = np.ndarray(shape, dtype, data[place])
         return job.at(tuple(arrays))
+
+
+@dataclass
+class Casting:
+    """The mould of the requests that come again, made when they do."""
+
+    mould: Mould | None = None
+    _choice: Choice | None = None  # what they choose
+    _failures: int = 0
+
+    def is_due(self, job: Job) -> bool:
+        """Whether a request that asks for this job should be cast."""
+        return self._choice is not job.choice and self._failures < _MOST_FAILURES
+
+    def cast(
+        self, job: Job, leaves: Mapping[str, int], data: bytes, holes: Collection[Hole] | None
+    ) -> Mould | None:
+        """Its mould, where its holes were found; other numbers may be easier to find."""
+        if holes is None:
+            self._failures += 1
+            return None
+        self.mould, self._choice, self._failures = Mould.of(job, leaves, data, holes), job.choice, 0
+        return self.mould
+
+    def pour(self, data: bytes, job: Job) -> Job | None:
+        """The job at the numbers of a request, if it is like the one that was cast."""
+        if self.mould is None or self._choice is not job.choice:
+            return None
+        return self.mould.pour(data, job)

@@ -186,7 +186,7 @@ class GradientService(grpc.GenericRpcHandler):
             job = entry.again(wanted)
             if job is None:
                 job = self._prepared(entry, wanted)
-            elif entry.wants_mould(job) and sink is None and request.graph.HasField("graph"):
+            elif entry.casting.is_due(job) and sink is None and request.graph.HasField("graph"):
                 self._cast(entry, job, data, wanted)
             return codec.encode_response(Run(job).complete(stopped), sink)
 
@@ -195,9 +195,7 @@ class GradientService(grpc.GenericRpcHandler):
         holes = codec.find_holes(
             data, pb.EvaluateRequest, lambda each: each.evaluation.bindings, wanted.bindings
         )
-        mould = entry.cast(job, data, holes)
-        if mould is not None:
-            self._cache.keep_mould(entry, mould)
+        self._cache.cast(entry, job, data, holes)
 
     def _decoded(self, kind: type[codec.M], data: bytes) -> tuple[codec.M, codec.Payloads]:
         return codec.decode_request(kind, data, self._segments, self._limits.max_message_bytes)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from gradwire_server.engine import evaluation as evaluate
-from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Choice, Evaluation, Job
+from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Job
 from gradwire_server.engine.runs import Found, Run
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.memory import require_peak
-from gradwire_server.mould import Hole, Mould, movable, moved
+from gradwire_server.mould import Casting, Hole, movable, moved
 
 
 class Session:
@@ -34,8 +34,7 @@ class Session:
         self._movable = movable(graph)
         self._run: Run | None = None
         self._is_moved = False  # whether the last step changed nothing but numbers
-        self._mould: Mould | None = None
-        self._moulded: Choice | None = None  # what was chosen when it was made, or could not be
+        self._casting = Casting()
 
     def step(
         self, bindings: Mapping[str, Binding], forward_only: bool, stopped: Callable[[], bool]
@@ -59,22 +58,17 @@ class Session:
 
     def pour(self, data: bytes) -> Job | None:
         """The job of a step whose mould is here."""
-        job = self._job
-        if job is None or self._mould is None or self._moulded is not job.choice:
-            return None
-        return self._mould.pour(data, job)
+        return None if self._job is None else self._casting.pour(data, self._job)
 
     @property
     def wants_mould(self) -> bool:
         """Whether another step like the last one should be known by its bytes."""
-        return self._is_moved and self._job is not None and self._moulded is not self._job.choice
+        return self._is_moved and self._job is not None and self._casting.is_due(self._job)
 
     def cast(self, data: bytes, holes: Collection[Hole] | None) -> None:
         """Makes the mould of the last step, where its holes were found."""
         assert self._job is not None, "there was a step"
-        self._moulded, self._mould = self._job.choice, None
-        if holes is not None:
-            self._mould = Mould.of(self._job, self._movable, data, holes)
+        self._casting.cast(self._job, self._movable, data, holes)
 
     def _current_bindings(self) -> dict[str, Binding]:
         """Those that steps may have moved since bindings were last prepared."""
