@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gradwire.local import local
+    from gradwire.modules import module
     from gradwire.onnx import from_onnx, to_onnx
     from gradwire.operators import *  # noqa: F403
     from gradwire.results import Event, Result, Summary
@@ -62,6 +63,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "local": ("local",),
+    "modules": ("module",),
     "onnx": ("from_onnx", "to_onnx"),
     "results": ("Event", "Result", "Summary"),
     "saved": ("SavedGraph",),
@@ -98,6 +100,7 @@ __all__ = [
     "gradient_graph",
     "load",
     "local",
+    "module",
     "save",
     "to_onnx",
 ]

@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     r"(?P<space>[ \t\r]+|\#[^\n]*)|(?P<end>\n)|(?P<string>\"(?:[^\"\\\n]|\\.)*\")"
     r"|(?P<label>%[A-Za-z0-9_]+)|(?P<word>[A-Za-z_][A-Za-z0-9_./]*)"
     r"|(?P<number>[-+]?(?:0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf))"
-    r"|(?P<mark>->|[,=()\[\]:@])"
+    r"|(?P<mark>->|[,=()\[\]{}:@])"
 )
 _LISTS = {"ints": graph_pb2.Ints, "floats": graph_pb2.Floats, "strings": graph_pb2.Strings}
 
@@ -53,16 +53,51 @@ def _heading(graph: graph_pb2.Graph) -> Iterator[str]:
 
 
 def _body(graph: graph_pb2.Graph) -> Iterator[str]:
-    circuit = graph.circuit
-    names = dict(zip(circuit.named_ids, circuit.names, strict=True))
     rows = [gate.SerializeToString(deterministic=True) for gate in graph.gates]
-    same = _first_equal(rows)
-    used = [rows[row] for row in circuit.node_gates]
-    in_order = list(dict.fromkeys(used)) == rows
-    if not in_order:
+    gates = _Gates(graph, _first_equal(rows))
+    circuits = [graph.circuit]
+    for module in reversed(graph.modules):
+        circuits += [module.gradient, module.circuit]
+    used = dict.fromkeys(row for each in reversed(circuits) for row in each.node_gates)
+    if list(dict.fromkeys(rows[row] for row in used)) != rows:
         yield ""
-        yield from (_gate_line(gate) for gate in graph.gates)
+        yield from map(gates.line, graph.gates)
+    for number, module in enumerate(graph.modules):
+        gates.declared = {each.name for each in graph.modules[:number]}
+        yield ""
+        yield from _module_lines(module, gates)
+    gates.declared = {each.name for each in graph.modules}
     yield ""
+    yield from _circuit_lines(graph.circuit, gates)
+
+
+def _module_lines(module: graph_pb2.Module, gates: _Gates) -> Iterator[str]:
+    yield f"module {_name(module.name)}({_given(module.circuit)}) {{"
+    yield from _indented(_circuit_lines(module.circuit, gates))
+    if module.HasField("gradient"):
+        yield ""
+        yield f"  gradient({_given(module.gradient)}) {{"
+        yield from _indented(_indented(_circuit_lines(module.gradient, gates)))
+        yield "  }"
+    yield "}"
+
+
+def _given(circuit: graph_pb2.Circuit) -> str:
+    return ", ".join(_name(leaf.name) for leaf in circuit.inputs)
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    """Lines without empty ones around them, one step to the right."""
+    last = ""
+    for line in lines:
+        if line or last:
+            last = line
+            yield "  " + line.replace("\n", "\n  ") if line else line
+
+
+def _circuit_lines(circuit: graph_pb2.Circuit, gates: _Gates) -> Iterator[str]:
+    """Leaves, nodes, outputs; a module's inputs, which have no type, are in its head."""
+    names = dict(zip(circuit.named_ids, circuit.names, strict=True))
     firsts: list[int] = []
     leaves: list[graph_pb2.Leaf] = []
     next_id = 1
@@ -74,7 +109,8 @@ def _body(graph: graph_pb2.Graph) -> Iterator[str]:
             leaves.append(leaf)
             count = prod(axis.size for axis in leaf.type.axes) if leaf.layout else 1
             own = f"%{next_id}" if count else f"%empty{len(leaves)}"  # which takes no id
-            yield _leaf_line(kind, leaf, own)
+            if leaf.HasField("type"):
+                yield _leaf_line(kind, leaf, own)
             next_id += count
     constants = len(leaves) - len(circuit.constants)
     slots = np.array(firsts, np.int64)
@@ -90,10 +126,37 @@ def _body(graph: graph_pb2.Graph) -> Iterator[str]:
         return f"{named}[{value_id - firsts[position]}]" if leaf.layout else named
 
     yield ""
-    yield from _node_lines(graph, next_id, label, same)
+    yield from _node_lines(circuit, gates, next_id, label)
     yield ""
     for output in circuit.outputs:
-        yield f"output {_name(output.name)} = {', '.join(map(label, output.value_ids))}"
+        values = f" = {', '.join(map(label, output.value_ids))}" if output.value_ids else ""
+        yield f"output {_name(output.name)}{values}"
+
+
+class _Gates:
+    """The gates table in words."""
+
+    def __init__(self, graph: graph_pb2.Graph, same: list[int]) -> None:
+        """`same` has the first row that equals each row."""
+        self.same = same
+        self.rows = graph.gates
+        self.modules = graph.modules
+        self.declared: set[str] = set()  # names of modules above
+        self.attributes = [[_attribute(each) for each in gate.attributes] for gate in graph.gates]
+
+    def line(self, gate: graph_pb2.Gate) -> str:
+        counts = f"{gate.input_count} -> {gate.output_count}"
+        attributes = [_attribute(each) for each in gate.attributes]
+        if gate.WhichOneof("target") == "module":
+            return f"gate module {_name(self.modules[gate.module].name)}({counts})"
+        return f"gate {_name(gate.operator)}({', '.join([counts, *attributes])})"
+
+    def called(self, gate: graph_pb2.Gate) -> str:
+        """What a node applies: an operator says so where a module has its name."""
+        if gate.WhichOneof("target") == "module":
+            return _name(self.modules[gate.module].name)
+        name = _name(gate.operator)
+        return f"operator {name}" if gate.operator in self.declared else name
 
 
 def _first_equal(rows: Sequence[bytes]) -> list[int]:
@@ -103,27 +166,18 @@ def _first_equal(rows: Sequence[bytes]) -> list[int]:
 
 
 def _node_lines(
-    graph: graph_pb2.Graph, first: int, label: Callable[[int], str], same: list[int]
+    circuit: graph_pb2.Circuit, gates: _Gates, first: int, label: Callable[[int], str]
 ) -> Iterator[str]:
-    """Nodes; `same` has the first row that equals each row."""
-    circuit = graph.circuit
-    attributes = [[_attribute(each) for each in gate.attributes] for gate in graph.gates]
     inputs = circuit.node_inputs
     start = 0
     for row in circuit.node_gates:
-        gate = graph.gates[row]
+        gate = gates.rows[row]
         given = [label(each) for each in inputs[start : start + gate.input_count]]
         start += gate.input_count
         made = ", ".join(map(label, range(first, first + gate.output_count))) or "()"
         first += gate.output_count
-        which = "" if same[row] == row else f" @{row}"
-        yield f"{made} = {_name(gate.operator)}({', '.join(given + attributes[row])}){which}"
-
-
-def _gate_line(gate: graph_pb2.Gate) -> str:
-    counts = f"{gate.input_count} -> {gate.output_count}"
-    attributes = [_attribute(each) for each in gate.attributes]
-    return f"gate {_name(gate.operator)}({', '.join([counts, *attributes])})"
+        which = "" if gates.same[row] == row else f" @{row}"
+        yield f"{made} = {gates.called(gate)}({', '.join(given + gates.attributes[row])}){which}"
 
 
 def _leaf_line(kind: str, leaf: graph_pb2.Leaf, label: str) -> str:
