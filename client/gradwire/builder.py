@@ -69,7 +69,7 @@ class Leaf:
 
 
 class Node(NamedTuple):
-    """One use of an operator or a module; inputs and outputs by value id, 0 for an omitted input."""
+    """One use of an operator or a module; values by id, 0 for an omitted input."""
 
     operator: str  # or the module's name
     attributes: dict[str, Any]
@@ -92,9 +92,9 @@ class Row(NamedTuple):
 class Module:
     """A named sub-circuit of a graph, and its own gradient if it has one.
 
-    Both are graphs that can be read and not changed. The gradient's inputs are those of the circuit,
-    then its outputs, then the gradients of these; its outputs, one for each input of the circuit, have
-    no value where the module is not differentiable.
+    Both are graphs that can be read and not changed. The gradient's inputs are the circuit's, then
+    its outputs, then the gradients of these; its outputs, one for each input of the circuit, have no
+    value where the module is not differentiable.
     """
 
     name: str
@@ -487,7 +487,12 @@ class Graph:
     @property
     def value_count(self) -> int:
         """Value ids are from 1 to this, inclusive; those inside of modules come last."""
-        return self._own_count + self._paths().root.inside
+        return self._own_count + self.inside_count
+
+    @property
+    def inside_count(self) -> int:
+        """How many values are inside of modules."""
+        return self._paths().root.inside
 
     @property
     def _own_count(self) -> int:
@@ -941,10 +946,14 @@ class Graph:
         dtypes: list[str],
         module: int | None = None,
     ) -> tuple[Handle, ...]:
-        outputs = len(dtypes)
         self._require_open()
         self._settle_dtypes()
-        wanted = Row(operator, attributes, len(keys), outputs, module)
+        first = self._put(Row(operator, attributes, len(keys), len(dtypes), module), keys)
+        self._node_dtypes.append(self._kinds.setdefault(tuple(dtypes), tuple(dtypes)))
+        return tuple(Handle(self, first + slot, dtype) for slot, dtype in enumerate(dtypes))
+
+    def _put(self, wanted: Row, keys: list[int]) -> int:
+        """Adds a node, whose data types are to be found; the key of its first value."""
         row = self._rows.get(_row_key(wanted), len(self._row_list))
         if row == len(self._row_list):
             self._shared.add_row(wanted)
@@ -952,10 +961,9 @@ class Graph:
         self._node_rows.append(row)
         self._node_inputs.extend(keys)
         self._node_firsts.append(first)
-        self._value_count += outputs
-        self._node_dtypes.append(self._kinds.setdefault(tuple(dtypes), tuple(dtypes)))
+        self._value_count += wanted.outputs
         self._bytes = None
-        return tuple(Handle(self, first + slot, dtype) for slot, dtype in enumerate(dtypes))
+        return first
 
     def _settle_dtypes(self) -> None:
         """Finds the data types of nodes that were read, which only few callers need."""
@@ -1073,7 +1081,7 @@ class Graph:
             circuit.names.append(self._names[key])
 
     def _read(self, message: graph_pb2.Graph, found: blob_files.Blobs) -> None:
-        """Takes a message in, which is used up (GRAPH_INVALID, NODE_INVALID, MODULE_INVALID, ...)."""
+        """Takes a message in, which is used up (GRAPH_INVALID, MODULE_INVALID, ...)."""
         self._notes = {note.key: note.text for note in message.notes}
         self._operator_set_version = message.operator_set_version
         if message.modules and "modules" not in message.required_features:
@@ -1205,7 +1213,8 @@ class Graph:
         if ((inputs == 0) & np.repeat(modules >= 0, takes)).any():
             slot = int(np.argmax((inputs == 0) & np.repeat(modules >= 0, takes)))
             raise InvalidRequestError(
-                "NODE_INVALID", f"input {slot} of all nodes is omitted, but modules take all of theirs"
+                "NODE_INVALID",
+                f"input {slot} of all nodes is omitted, but modules take all of theirs",
             )
         keys = np.where(inputs > shift, inputs - shift, -inputs)
         for column, found in (
@@ -1300,7 +1309,7 @@ def _check_module(message: graph_pb2.Module) -> None:
         raise InvalidRequestError(
             "MODULE_INVALID",
             f"its gradient has {taken} inputs and {yielded} outputs, but must have "
-            f"{inputs + 2 * outputs} and {inputs}, since it has {inputs} inputs and {outputs} outputs",
+            f"{inputs + 2 * outputs} and {inputs}, as the module has {inputs} and {outputs}",
         )
 
 
@@ -1445,7 +1454,13 @@ def _check_axes(place: str, axes: tuple[int | str, ...], elements: bool) -> None
 
 
 def _row_key(row: Row) -> tuple[Any, ...]:
-    return row.module, row.operator, *map(_hashable, row.attributes.items()), row.inputs, row.outputs
+    return (
+        row.module,
+        row.operator,
+        *map(_hashable, row.attributes.items()),
+        row.inputs,
+        row.outputs,
+    )
 
 
 def _hashable(item: tuple[str, Any]) -> tuple[str, Any]:
@@ -1472,9 +1487,7 @@ _ENCODERS: dict[str, Callable[[str, Any], graph_pb2.Attribute]] = {
 
 def _encode_row(row: Row) -> graph_pb2.Gate:
     if row.module is not None:
-        return graph_pb2.Gate(
-            module=row.module, input_count=row.inputs, output_count=row.outputs
-        )
+        return graph_pb2.Gate(module=row.module, input_count=row.inputs, output_count=row.outputs)
     declared: dict[str, Attribute] = {
         each.name: each for each in SIGNATURES[row.operator].attributes
     }
@@ -1491,7 +1504,9 @@ def _encode_row(row: Row) -> graph_pb2.Gate:
 def _decode_row(gate: graph_pb2.Gate, modules: Sequence[graph_pb2.Module]) -> Row:
     match gate.WhichOneof("target"):
         case None:
-            raise InvalidRequestError("OPERATOR_UNKNOWN", "a row of the gates table names no operator")
+            raise InvalidRequestError(
+                "OPERATOR_UNKNOWN", "a row of the gates table names no operator"
+            )
         case "module":
             return _decode_module_row(gate, modules)
     attributes: dict[str, Any] = {}

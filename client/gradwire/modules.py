@@ -12,7 +12,7 @@ def sigmoid_gradient(x, out, grad):  # inputs, then outputs, then output gradien
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any
@@ -31,8 +31,8 @@ def module(function: Callable[..., Any]) -> ModuleFunction:
     """Makes a function of handles a module, which graphs use like an operator.
 
     It is run once for each graph and each combination of data types and of arguments that are not
-    handles or arrays; those are fixed inside. It returns a handle, or a tuple of handles. The name of
-    a use, such as `layer(x).named("layer1")`, is the path of the values inside: "layer1/scores".
+    handles or arrays; those are fixed inside. It returns a handle, or a tuple of handles. The name
+    of a use, as of `layer(x).named("layer1")`, is the path of the values inside: "layer1/scores".
     """
     return ModuleFunction(function)
 
@@ -59,8 +59,8 @@ class ModuleFunction:
         if self._used:
             raise InvalidRequestError(
                 "MODULE_INVALID",
-                f"module {self.name!r}: is used already, without this gradient; define the gradient "
-                "right after the module",
+                f"module {self.name!r}: is used already, without this gradient; define the "
+                "gradient right after the module",
             )
         self._gradient = function
         return function
@@ -104,7 +104,7 @@ class ModuleFunction:
                     if made is None or made.number >= modules:
                         del shared.made[each]
                 raise
-        found = shared.made[key]
+        found: _Made | None = shared.made[key]
         if found is None:
             raise self._invalid("uses itself; modules use only modules that are made before them")
         return found
@@ -199,8 +199,8 @@ class ModuleFunction:
         names = ", ".join(map(_name, inputs))
         if len(returned) != len(inputs):
             raise self._invalid(
-                f"its gradient returns {len(returned)} results; return {len(inputs)}, the gradients "
-                f"of {names}, each a handle, or None where it is not differentiable"
+                f"its gradient returns {len(returned)} results; return {len(inputs)}, the "
+                f"gradients of {names}, each a handle, or None where it is not differentiable"
             )
         for (slot, handle), each in zip(inputs.items(), returned, strict=True):
             what = f"the gradient of input {_name(slot)!r}"
@@ -233,14 +233,6 @@ class _Made:
     is_one: bool  # whether its function returned a handle by itself
 
 
-def inlined(graph: Graph, most_values: int) -> Graph:
-    """A graph without modules, which computes the same; their own gradients are lost.
-
-    Values inside are named by their paths, where those are free. LIMIT_EXCEEDED.
-    """
-    raise NotImplementedError
-
-
 def _arguments(bound: inspect.BoundArguments) -> Iterator[tuple[_Slot, Any]]:
     """Every argument, and where it is."""
     for name, value in bound.arguments.items():
@@ -253,9 +245,7 @@ def _arguments(bound: inspect.BoundArguments) -> Iterator[tuple[_Slot, Any]]:
                 yield (name, None), value
 
 
-def _replaced(
-    bound: inspect.BoundArguments, given: dict[_Slot, Handle]
-) -> inspect.BoundArguments:
+def _replaced(bound: inspect.BoundArguments, given: dict[_Slot, Handle]) -> inspect.BoundArguments:
     """The same arguments, with other handles."""
     arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
@@ -266,8 +256,7 @@ def _replaced(
                 arguments[name] = {key: given.get((name, key), v) for key, v in value.items()}
             case _:
                 arguments[name] = given.get((name, None), value)
-    found = inspect.BoundArguments(bound.signature, arguments)  # type: ignore[arg-type]
-    return found
+    return inspect.BoundArguments(bound.signature, arguments)
 
 
 def _name(slot: _Slot) -> str:
@@ -312,5 +301,3 @@ def _called(function: Callable[..., Any]) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-

@@ -1,8 +1,8 @@
 """Where the values inside of modules are: by id, and by path such as "layer1/scores".
 
-Ids inside of modules follow a circuit's own, use by use: the values of the module's nodes, then those
-inside of the modules that it uses, in the same way. So a circuit that uses a module a hundred thousand
-times is described by its uses, and what is inside of each is counted, not listed.
+Ids inside of modules follow a circuit's own, use by use: the values of the module's nodes, then
+those inside of the modules that it uses, in the same way. So a circuit that uses a module a hundred
+thousand times is described by its uses, and what is inside of each is counted, not listed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ MOST_VALUES = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class Uses:
-    """The uses of modules in one circuit, in order. Places are those of its nodes' values, from 0."""
+    """The uses of modules in one circuit, in order. Places count its nodes' values from 0."""
 
     values: int  # of its own nodes
     names: Mapping[int, str]  # by place
     places: Sequence[int]  # of the first value of each use
     modules: Sequence[int]
-    starts: Sequence[int]  # where the values inside of each use begin, counted from the first inside
+    starts: Sequence[
+        int
+    ]  # where the values inside of each use begin, counted from the first inside
     inside: int
 
     @property
