@@ -24,6 +24,7 @@ from gradwire.version import __version__
 
 if TYPE_CHECKING:
     from gradwire.builder import Graph, Handle
+    from gradwire.checking import GradientFinding
     from gradwire.connection import AsyncConnection, AsyncSession, Connection, Session
     from gradwire.errors import (
         CancelledError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 # NumPy and gRPC are loaded on first use: `gradwire --help` must not wait for them.
 _HOMES = {
     "builder": ("Graph", "Handle"),
+    "checking": ("GradientFinding",),
     "connection": ("AsyncConnection", "AsyncSession", "Connection", "Session"),
     "errors": (
         "CancelledError",
@@ -79,6 +81,7 @@ __all__ = [
     "DeadlineError",
     "Event",
     "FileError",
+    "GradientFinding",
     "GradwireError",
     "Graph",
     "Handle",
@@ -93,6 +96,7 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "__version__",
+    "check_gradients",
     "connect",
     "connect_async",
     "from_onnx",
@@ -142,6 +146,30 @@ def gradient_graph(
 
     with local() as embedded:
         return embedded.gradient_graph(graph, wrt, sizes)
+
+
+def check_gradients(
+    graph: Graph,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    uses: int = 20,
+    server: Connection | None = None,
+) -> list[GradientFinding]:
+    """Where modules' own gradients differ from finite differences, and what cannot be judged.
+
+    At a point, for so many uses of each module, by `server` or by an embedded one. Empty where all
+    is well.
+    """
+    from gradwire.checking import check_gradients
+
+    if server is not None:
+        reports = [*check_gradients(graph, inputs, server=server, uses=uses)]
+    else:
+        from gradwire.local import local
+
+        with local(warm_up=False) as embedded:
+            reports = [*check_gradients(graph, inputs, server=embedded, uses=uses)]
+    return [finding for report in reports for finding in report.findings]
 
 
 def save(graph: Graph, path: str | os.PathLike[str], *, blobs: bool | None = None) -> None:

@@ -93,8 +93,8 @@ class Module:
     """A named sub-circuit of a graph, and its own gradient if it has one.
 
     Both are graphs that can be read and not changed. The gradient's inputs are the circuit's, then
-    its outputs, then the gradients of these; its outputs, one for each input of the circuit, have no
-    value where the module is not differentiable.
+    its outputs, then the gradients of these; its outputs, one for each input of the circuit, have
+    no value where the module is not differentiable.
     """
 
     name: str

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gradwire.results import Result
 
 _ROWS_SHOWN = 200
+_FINDINGS_SHOWN = 20
 _LONG = 20_000  # nodes that take long enough to want to see how far they are
 
 # grpc writes log lines of its own to stderr, beside our sentence, unless it is told not to
@@ -135,6 +136,51 @@ def diff(before: str, after: str) -> None:
         found = True
         click.echo(line)
     sys.exit(int(found))
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE",
+    help="Value of a leaf: a number, a JSON list, or @file.npy. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
+)
+@click.option(
+    "--uses", default=20, show_default=True, type=click.IntRange(min=1),
+    help="How many uses of each module to check.",
+)  # fmt: skip
+def check(file: str, settings: tuple[str, ...], server: str | None, uses: int) -> None:
+    """Compare the modules' own gradients in a .gate FILE with finite differences.
+
+    Each is taken by itself, with the values that its uses have at the point that is set, in
+    float64. What it yields is differenced by each element of its inputs, and along random
+    directions where there are many. Exit code 0: none is wrong; 1: one is, and the lines say where.
+    """
+    from gradwire.checking import check_gradients
+
+    graph, wrong = _load(file), False
+    if not any(module.gradient is not None for module in graph.modules):
+        click.echo(f"{file}: no module has a gradient of its own")
+        return
+    with _connected(server) as connection:
+        for report in check_gradients(
+            graph, dict(map(_setting, settings)), server=connection, uses=uses
+        ):
+            found = sum(each.is_wrong for each in report.findings)
+            unknown = len(report.findings) - found
+            click.echo(
+                f"module {report.module!r}: {report.checked} of {report.uses} uses checked, "
+                f"{report.compared} differences: {found} wrong"
+                + (f", {unknown} not to be judged" if unknown else "")
+            )
+            for each in report.findings[:_FINDINGS_SHOWN]:
+                click.echo(f"  {each}")
+            if len(report.findings) > _FINDINGS_SHOWN:
+                click.echo(f"  ... and {len(report.findings) - _FINDINGS_SHOWN} more")
+            wrong = wrong or found > 0
+    sys.exit(int(wrong))
 
 
 @main.command()
