@@ -290,7 +290,8 @@ class _Check:
             (judged,) = self._judged(name, [(everything, direction)])
             if judged.verdict == "":
                 judged = self._narrowed(name, everything, direction) or judged
-            found.append(judged)
+            if judged.element is None or judged.element not in {each.element for each in found}:
+                found.append(judged)
         return found
 
     def _narrowed(
