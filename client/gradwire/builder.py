@@ -538,6 +538,14 @@ class Graph:
         """The line of the program that made a node, such as "train.py:12", if it is known."""
         return self._made_at.get(node)
 
+    def line_of(self, value_id: int) -> str | None:
+        """The line that made the node of a value, of a module's function where it is inside."""
+        if not self._next_slot <= value_id <= self.value_count:
+            return None
+        module, place = self._paths().inmost(value_id - self._next_slot)
+        circuit = self if module is None else self._shared.modules[module].circuit
+        return circuit.made_at(bisect_right(circuit._node_firsts, place + 1) - 1)
+
     def to_bytes(self) -> bytes:
         """The serialized Graph with all its values: the same bytes for the same graph.
 

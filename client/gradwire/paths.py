@@ -112,15 +112,25 @@ class Paths:
 
     def name(self, offset: int) -> str:
         """The path of a value; empty where a part of it has no name."""
-        uses, parts = self.root, []
+        names = [*self._leading_to(offset)]
+        return "/".join(name for _, _, name in names) if all(name for _, _, name in names) else ""
+
+    def inmost(self, offset: int) -> tuple[int | None, int]:
+        """The module that a value is directly inside of, and its place there."""
+        *_, (module, place, _) = self._leading_to(offset)
+        return module, place
+
+    def _leading_to(self, offset: int) -> Iterator[tuple[int | None, int, str]]:
+        """From the outermost in: the module, the place of a use or of the value in it, its name."""
+        uses, module = self.root, None
         while offset >= uses.values:
             offset -= uses.values
             number = bisect_right(uses.starts, offset) - 1
             offset -= uses.starts[number]
-            parts.append(uses.names.get(uses.places[number], ""))
-            uses = self.modules[uses.modules[number]]
-        parts.append(uses.names.get(offset, ""))
-        return "/".join(parts) if all(parts) else ""
+            yield module, uses.places[number], uses.names.get(uses.places[number], "")
+            module = uses.modules[number]
+            uses = self.modules[module]
+        yield module, offset, uses.names.get(offset, "")
 
     def walk(self) -> Iterator[Use]:
         """Every use, those inside of modules too, by ascending first offsets."""

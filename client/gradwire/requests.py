@@ -282,8 +282,12 @@ def step_error(error: service_pb2.Error, graph: Graph, place: str = "") -> Gradw
 
 def at_line(message: str, facts: Mapping[str, str], graph: Graph | None) -> str:
     """The message, with the line of the program that made the node it is about."""
-    node = facts.get("node_index", "")
-    line = graph.made_at(int(node)) if graph is not None and node.isdigit() else None
+    node, value_id = facts.get("node_index", ""), facts.get("value_id", "")
+    line = None
+    if graph is not None and graph.modules and value_id.isdigit():
+        line = graph.line_of(int(value_id))
+    elif graph is not None and node.isdigit():
+        line = graph.made_at(int(node))
     return f"{message} (made at {line})" if line else message
 
 
