@@ -284,7 +284,7 @@ class _Check:
                 name, [(each, np.array([1.0])) for each in np.arange(x.size)[:, None]]
             )
         everything = np.arange(x.size)
-        found = []
+        found: list[_Compared] = []
         for _ in range(DIRECTIONS):
             direction = self._chance.choice([-1.0, 1.0], x.size)
             (judged,) = self._judged(name, [(everything, direction)])
