@@ -245,6 +245,9 @@ def _wrong_nodes() -> Iterator[tuple[str, graph_pb2.Graph]]:
     graph = applied("Neg", numbers("x", 2))
     graph.circuit.outputs[0].value_ids.append(1)
     yield "OUTPUT_INVALID", graph
+    graph = neuron()
+    graph.gates.add(module=0, input_count=1, output_count=1)
+    yield "MODULE_INVALID", graph
 
 
 def _wrong_at_their_shapes() -> Iterator[tuple[str, graph_pb2.Graph]]:

@@ -24,6 +24,7 @@ REASONS = {
     "OPERATOR_SET_UNSUPPORTED": "The graph's operator set is outside what this server knows.",
     "OPERATOR_UNKNOWN": "No gate has that operator name.",
     "GRAPH_INVALID": "The graph cannot be decoded, or lacks a part.",
+    "MODULE_INVALID": "A module, or its gradient, is not what its uses need.",
     "NODE_INVALID": "A node's gate or input ids point nowhere.",
     "NAME_INVALID": "A name is empty, used twice, or not one that a saved graph may have.",
     "LEAF_INVALID": "A leaf's declaration contradicts itself.",

@@ -213,7 +213,7 @@ class GradientService(grpc.GenericRpcHandler):
         ):
             wanted = engine.everything(wanted)
         job = self._job(entry, wanted)
-        started = pb.Started(value_count=entry.graph.value_count)
+        started = codec.encode_started(entry.graph)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
         run = Run(job)
@@ -251,7 +251,7 @@ class GradientService(grpc.GenericRpcHandler):
                     answer = self._answer(session, request, payloads, stopped)
                 elif request.WhichOneof("action") == "open":
                     session = self._open(request.open, payloads, stopped)
-                    started = pb.Started(value_count=session.graph.value_count)
+                    started = codec.encode_started(session.graph)
                     answer = pb.SessionResponse(
                         request_id=request.request_id, started=started
                     ).SerializeToString()
