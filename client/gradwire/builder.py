@@ -1094,7 +1094,7 @@ class Graph:
         self._operator_set_version = message.operator_set_version
         if message.modules and "modules" not in message.required_features:
             raise InvalidRequestError(
-                "MODULE_INVALID", "the graph has modules but does not require the feature 'modules'"
+                "FEATURE_UNSUPPORTED", "it has modules but does not require the feature 'modules'"
             )
         for gate in message.gates:
             self._shared.add_row(_decode_row(gate, message.modules))
@@ -1308,10 +1308,10 @@ class Graph:
 def _check_module(message: graph_pb2.Module) -> None:
     """There is a circuit, and the gradient takes and yields what belongs to it (MODULE_INVALID)."""
     if not message.HasField("circuit"):
-        raise InvalidRequestError("MODULE_INVALID", "has no circuit")
+        raise InvalidRequestError("MODULE_INVALID", "has no circuit")  # where nothing uses it
     inputs, outputs = len(message.circuit.inputs), len(message.circuit.outputs)
     if not outputs:
-        raise InvalidRequestError("GRAPH_INVALID", "has no output; name at least one value")
+        raise InvalidRequestError("MODULE_INVALID", "has no output; name at least one value")
     taken, yielded = len(message.gradient.inputs), len(message.gradient.outputs)
     if message.HasField("gradient") and (taken, yielded) != (inputs + 2 * outputs, inputs):
         raise InvalidRequestError(
@@ -1543,6 +1543,8 @@ def _decode_module_row(gate: graph_pb2.Gate, modules: Sequence[graph_pb2.Module]
             f"a row of the gates table names module {gate.module}, but there are {len(modules)}",
         )
     module = modules[gate.module]
+    if not module.HasField("circuit"):
+        raise InvalidRequestError("MODULE_INVALID", f"module {module.name!r}: has no circuit")
     given = gate.input_count, gate.output_count
     counts = len(module.circuit.inputs), len(module.circuit.outputs)
     for place, what in enumerate(("input", "output")):

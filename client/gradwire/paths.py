@@ -44,6 +44,11 @@ class Uses:
         return {name: place for place, name in self.names.items()}
 
     @cached_property
+    def longest(self) -> int:
+        """Of the names of uses."""
+        return max((len(self.names.get(place, "")) for place in self.places), default=0)
+
+    @cached_property
     def number_at(self) -> dict[int, int]:
         """Uses by the place of their first value."""
         return {place: number for number, place in enumerate(self.places)}
@@ -100,7 +105,7 @@ class Paths:
             yield uses, base, at
             found = []
             cut = path.find("/", at)
-            while cut >= 0:
+            while 0 <= cut <= at + uses.longest:
                 number = uses.number_at.get(uses.place_of.get(path[at:cut], -1))
                 if number is not None:
                     module, first = self._entered(uses, base, number)

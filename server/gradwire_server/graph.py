@@ -348,6 +348,14 @@ class Graph:
             return repr(self.names[flat_id])
         return str(flat_id) if self.inside is None else self.inside.place_of(flat_id)
 
+    def facts_of(self, node: int) -> dict[str, int]:
+        """Where a node is, for programs: an id that callers know, in modules as far in as it is."""
+        first = int(self.first_ids[node])
+        if self.inside is None:
+            return {"node_index": node, "value_id": first}
+        value_id = int(self.inside.ids[first])
+        return {"value_id": value_id} if value_id else {}
+
     def place_of_value(self, value_id: int) -> str:
         """How messages name a value, by flat id."""
         for leaf, first in zip(self.leaves, self.leaf_first_ids, strict=False):

@@ -411,10 +411,7 @@ def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:
         refusal = signatures.refusal(row, inputs)
         assert refusal is not None, "the first failed node has only good inputs"
         operator = graph.rows[row].operator
-        value_id = int(graph.first_ids[node])
-        raise refusal.at(
-            graph.place_of(node), node_index=node, value_id=value_id, operator=operator
-        )
+        raise refusal.at(graph.place_of(node), operator=operator, **graph.facts_of(node))
 
 
 class _Group(NamedTuple):

@@ -550,7 +550,7 @@ def _record_forward(
         try:
             values.extend(recorder.apply_row(row, given))
         except Invalid as refusal:
-            raise refusal.at(graph.place_of(node), node_index=node) from None
+            raise refusal.at(graph.place_of(node), **graph.facts_of(node)) from None
 
 
 def _record_backward(
