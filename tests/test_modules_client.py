@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -335,6 +336,7 @@ def test_modules_that_double_forty_times_are_read_at_once_and_not_used() -> None
     assert perf_counter() - began < 1
 
 
+@pytest.mark.slow
 def test_modules_may_be_nested_deeper_than_python_calls() -> None:
     graph = gw.Graph.from_bytes(nested(1100, 1, used=True))
     assert graph.output_dtype("f") == "float32"
@@ -628,6 +630,15 @@ def test_names_of_modules_and_words_around_them_are_told_apart() -> None:
     ]  # fmt: skip
     assert gw.from_text(graph.to_text()).digest == graph.digest
     assert graph_pb2.Graph.FromString(graph.to_bytes()).required_features == ["modules"]
+
+
+def test_module_of_the_docs_is_read(server: gw.Connection) -> None:
+    docs = (ROOT / "docs" / "files.md").read_text()
+    (block,) = re.findall(r"  ```\n(  module .*?)  ```", docs, re.DOTALL)
+    graph = gw.from_text(
+        f"gradwire text 1\n{block}\ninput x: float64[] = 0.0\nf = sigmoid(x)\noutput f = f\n"
+    )
+    assert server.evaluate(graph)["x"].gradient == 0.25
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ class Shared:
     rows: dict[tuple[Any, ...], int] = field(default_factory=dict)
     row_list: list[Row] = field(default_factory=list)
     row_modules: array[int] = field(default_factory=lambda: array("q"))  # -1 where it is none
+    has_uses: bool = False  # whether any row is a module's
     modules: list[Module] = field(default_factory=list)
     uses: list[paths.Uses] = field(default_factory=list)  # inside of each module
     made: dict[Any, Any] = field(default_factory=dict)  # modules by what they were traced with
@@ -131,6 +132,7 @@ class Shared:
         self.rows.setdefault(_row_key(row), len(self.row_list))
         self.row_list.append(row)
         self.row_modules.append(-1 if row.module is None else row.module)
+        self.has_uses = self.has_uses or row.module is not None
 
     def counts(self) -> _Counts:
         """The gates table in columns."""
@@ -786,8 +788,10 @@ class Graph:
 
     def _uses(self) -> paths.Uses:
         """The uses of modules, where all before them are known."""
-        modules = np.frombuffer(self._shared.row_modules, np.int64)
-        used = modules[np.frombuffer(self._node_rows, np.int64)]
+        used = np.zeros(0, np.int64)
+        if self._shared.has_uses:
+            modules = np.frombuffer(self._shared.row_modules, np.int64)
+            used = modules[np.frombuffer(self._node_rows, np.int64)]
         nodes = np.flatnonzero(used >= 0)
         places = np.frombuffer(self._node_firsts, np.int64)[nodes] - 1
         names = {key - 1: name for key, name in self._names.items()}
@@ -1189,7 +1193,7 @@ class Graph:
                 "NODE_INVALID",
                 f"node number {node}: names gate row {rows[node]} but the table has {table} rows",
             )
-        takes, yields, modules = (each[rows] for each in counts)
+        takes, yields = counts[0][rows], counts[1][rows]
         if (needed := int(takes.sum())) != len(inputs):  # so few nodes of 32 bits that it fits
             raise InvalidRequestError(
                 "NODE_INVALID",
@@ -1201,13 +1205,6 @@ class Graph:
             raise InvalidRequestError(
                 "NODE_INVALID", f"the graph has {self._own_count} values, over {_MOST_VALUES}"
             )
-        if modules.max(initial=-1) >= number:
-            node = int(np.argmax(modules >= number))
-            raise InvalidRequestError(
-                "MODULE_INVALID",
-                f"node number {node}: uses {self._row_list[rows[node]].operator!r}, which is not "
-                "before it; modules use only modules before them",
-            )
         ends = np.cumsum(yields)
         firsts = ends - yields + 1
         own = np.repeat(firsts + shift, takes)
@@ -1218,18 +1215,33 @@ class Graph:
                 f"input {slot} of all nodes is value {inputs[slot]}, but a node may only use "
                 f"values below its own first ({own[slot]})",
             )
-        if ((inputs == 0) & np.repeat(modules >= 0, takes)).any():
-            slot = int(np.argmax((inputs == 0) & np.repeat(modules >= 0, takes)))
-            raise InvalidRequestError(
-                "NODE_INVALID",
-                f"input {slot} of all nodes is omitted, but modules take all of theirs",
-            )
+        if self._shared.has_uses:
+            self._check_uses(counts[2][rows], takes, inputs, number)
         keys = np.where(inputs > shift, inputs - shift, -inputs)
         for column, found in (
             (self._node_rows, rows), (self._node_firsts, firsts), (self._node_inputs, keys)
         ):  # fmt: skip
             raw: Any = np.ascontiguousarray(found).view(np.uint8)
             column.frombytes(raw)
+
+    def _check_uses(
+        self, modules: columns.Ids, takes: columns.Ids, inputs: columns.Ids, number: int
+    ) -> None:
+        """Nodes use modules before a number, and give them all inputs."""
+        if modules.max(initial=-1) >= number:
+            node = int(np.argmax(modules >= number))
+            raise InvalidRequestError(
+                "MODULE_INVALID",
+                f"node number {node}: uses module number {modules[node]}, which is not before it; "
+                "modules use only modules before them",
+            )
+        omitted = (inputs == 0) & np.repeat(modules >= 0, takes)
+        if omitted.any():
+            raise InvalidRequestError(
+                "NODE_INVALID",
+                f"input {int(np.argmax(omitted))} of all nodes is omitted, but modules take all of "
+                "theirs",
+            )
 
     def _read_outputs(
         self, circuit: graph_pb2.Circuit, least_values: int = 1, most_values: int = _MOST_VALUES
