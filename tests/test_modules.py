@@ -387,6 +387,14 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str, str]] = {
         lambda graph: graph.modules[0].circuit.outputs[0].value_ids.append(1),
         "OUTPUT_INVALID", "stacks values",
     ),
+    "a constant without a value": (
+        lambda graph: graph.modules[0].circuit.constants[0].ClearField("value"),
+        "LEAF_INVALID", "has no stored value",
+    ),
+    "elements in a module": (
+        lambda graph: setattr(graph.modules[0].gradient.constants[0], "layout", 1),
+        "LEAF_INVALID", "has the layout ELEMENTS, in a module",
+    ),
     "the feature unsaid": (
         lambda graph: graph.required_features.pop(), "FEATURE_UNSUPPORTED", "must name 'modules'"
     ),

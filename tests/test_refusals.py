@@ -32,6 +32,8 @@ STORE_REASONS = {
     "STORE_UNSUPPORTED",
     "UPLOAD_INVALID",
 }
+#: Of the page: see test_web.
+PAGE_REASONS = {"CONTENT_TYPE_REFUSED", "HOST_REFUSED", "ORIGIN_REFUSED"}
 
 
 @pytest.fixture(scope="module")
@@ -420,5 +422,5 @@ def test_refusal_while_computing_names_the_node(
 def test_every_reason_is_provoked_here() -> None:
     tables = (broken_graphs(), bad_evaluations(), wrong_steps(), bad_derivatives())
     provoked = {reason for table in tables for reason, _ in table}
-    elsewhere = CLIENT_REASONS | OTHER_SERVERS_REASONS | STORE_REASONS
+    elsewhere = CLIENT_REASONS | OTHER_SERVERS_REASONS | STORE_REASONS | PAGE_REASONS
     assert provoked == {*REASONS} - elsewhere

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         LimitError,
         NotFoundError,
         ServerError,
+        TextError,
         UnavailableError,
         UnsupportedError,
     )
@@ -61,6 +62,7 @@ _HOMES = {
         "LimitError",
         "NotFoundError",
         "ServerError",
+        "TextError",
         "UnavailableError",
         "UnsupportedError",
     ),
@@ -93,6 +95,7 @@ __all__ = [
     "ServerError",
     "Session",
     "Summary",
+    "TextError",
     "UnavailableError",
     "UnsupportedError",
     "__version__",
@@ -105,6 +108,7 @@ __all__ = [
     "load",
     "local",
     "module",
+    "parse",
     "save",
     "to_onnx",
 ]
@@ -192,6 +196,22 @@ def from_text(source: str, blob_file: str | os.PathLike[str] | None = None) -> G
     from gradwire.builder import Graph
 
     return Graph.from_text(source, blob_file)
+
+
+def parse(
+    expression: str,
+    values: Mapping[str, Any] | None = None,
+    *,
+    shapes: Mapping[str, int | Sequence[int | str]] | None = None,
+) -> Graph:
+    """The graph of mathematics such as "sigmoid(w*x + b)", whose names are inputs (TextError).
+
+    They are float64 scalars, unless `values` has defaults or `shapes` other shapes. The output is
+    "out", or the last name that is assigned: docs/expressions.md.
+    """
+    from gradwire.expressions import parse_expression
+
+    return parse_expression(expression, values, shapes=shapes)
 
 
 def __getattr__(name: str) -> Any:

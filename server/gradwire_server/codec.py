@@ -202,9 +202,7 @@ def _decode_module_input(kind: str, message: graph_pb2.Leaf) -> Leaf:
                 "MODULE_INVALID",
                 f"{kind} {message.name!r}: has a {part}, but an input of a module has only a name",
             )
-    if message.layout:
-        raise Invalid("MODULE_INVALID", f"{kind} {message.name!r}: has a layout, in a module")
-    return Leaf(kind, message.name, "", ())
+    return Leaf(kind, message.name, "", (), bool(message.layout))
 
 
 def encode_graph(graph: Graph, producer: str) -> bytes:

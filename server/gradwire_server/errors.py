@@ -60,6 +60,9 @@ REASONS = {
     "STORE_UNAVAILABLE": "The store cannot be reached, is full, or has lost bytes.",
     "REQUEST_INVALID": "The request cannot be decoded, or comes out of turn.",
     "FILE_INVALID": "The bytes are not a whole graph file.",
+    "HOST_REFUSED": "The page is called by a name that is not the server's.",
+    "ORIGIN_REFUSED": "Another site called the page's service.",
+    "CONTENT_TYPE_REFUSED": "A request to the page has a content type that another site can send.",
     "LIMIT_EXCEEDED": "A limit of this server is passed.",
 }
 

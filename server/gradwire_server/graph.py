@@ -371,7 +371,7 @@ def check_structure(graph: Graph, limits: Limits) -> None:
     """
     check_rows(graph.rows)
     for leaf in graph.leaves:
-        _check_leaf(leaf)
+        check_leaf(leaf)
     check_circuit(graph, limits)
     if not graph.outputs:
         raise Invalid("GRAPH_INVALID", "the graph has no output; name at least one value")
@@ -404,7 +404,8 @@ def starts(counts: Ids) -> Ids:
     return found
 
 
-def _check_leaf(leaf: Leaf) -> None:
+def check_leaf(leaf: Leaf) -> None:
+    """A declaration that does not contradict itself (LEAF_INVALID)."""
     _ = leaf.id_count
     if leaf.value is None:
         if leaf.kind != "input":

@@ -32,6 +32,7 @@ from gradwire_server.graph import (
     Row,
     Rows,
     check_circuit,
+    check_leaf,
     check_output,
     starts,
 )
@@ -99,6 +100,8 @@ def _check_part(
     place: str, circuit: Graph, number: int, modules: Sequence[Module], limits: Limits
 ) -> None:
     try:
+        for leaf in circuit.leaves:
+            _check_stored(leaf)
         check_circuit(circuit, limits)
         _require_all_inputs(circuit)
         if not circuit.outputs:
@@ -116,6 +119,13 @@ def _check_part(
             )
     except Invalid as refusal:
         raise refusal.at(place) from None
+
+
+def _check_stored(leaf: Leaf) -> None:
+    if leaf.kind == "constant":
+        check_leaf(leaf)
+    if leaf.elements:
+        raise Invalid("LEAF_INVALID", f"{leaf.place}: has the layout ELEMENTS, in a module")
 
 
 def _check_gradient(place: str, module: Module) -> None:

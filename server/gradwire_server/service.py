@@ -194,8 +194,10 @@ class GradientService(grpc.GenericRpcHandler):
     def _batches(
         self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
     ) -> Iterator[list[bytes]]:
-        while not stopped() and (batch := self._next(events)) is not None:
+        while (batch := self._next(events)) is not None:
             yield batch
+            if stopped():
+                raise Stopped
 
     def _next(self, events: Iterator[list[bytes]]) -> list[bytes] | None:
         """One block of computing; a slow reader keeps no turn."""
