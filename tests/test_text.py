@@ -163,13 +163,8 @@ def fill_circuit(
     taken: set[str] = set()
     circuit.inputs.extend(graph_pb2.Leaf(name=random_name(chance, taken)) for _ in range(inputs))
     circuit.constants.append(random_leaf(chance, "constants", taken))
-    leaf = circuit.constants[0]
-    count = int(np.prod([axis.size for axis in leaf.type.axes])) if leaf.layout else 1
-    if not inputs and not count:
-        circuit.constants.append(graph_pb2.Leaf(value=random_tensor(chance, [])))
-        circuit.constants[1].type.data_type = circuit.constants[1].value.data_type
-        count = 1
-    last = add_nodes(chance, graph, circuit, inputs + count, 3)
+    circuit.constants[0].layout = graph_pb2.Leaf.LAYOUT_UNSPECIFIED
+    last = add_nodes(chance, graph, circuit, inputs + 1, 3)
     names: set[str] = set()
     for values in outputs:
         ids = [chance.randint(1, last) for _ in range(values)]

@@ -15,9 +15,11 @@ Every gate is a function here: `gw.exp`, `gw.mat_mul`, `gw.reduce_sum`, ...; all
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradwire.version import __version__
@@ -219,7 +221,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name in _HOME_OF:
         found = getattr(import_module(f"gradwire.{_HOME_OF[name]}"), name)
-        globals()[name] = found  # so that the module `local` does not hide the function
+        globals()[name] = found
         return found
     if find_spec(f"gradwire.{name}") is not None:
         raise AttributeError(f"module 'gradwire' has not loaded {name!r}")  # import does, then
@@ -227,3 +229,14 @@ def __getattr__(name: str) -> Any:
     if name in operators.__all__:
         return getattr(operators, name)
     raise AttributeError(f"module 'gradwire' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """The package, in which the function `local` is not hidden by the module of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        hides = name == "local" and isinstance(value, ModuleType)
+        super().__setattr__(name, value.local if hides else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1179,11 +1179,15 @@ class Graph:
         """A circuit of a module, whose outputs have at least so many values each."""
         inputs = message.inputs
         if message.parameters or any(
-            leaf.HasField("type") or leaf.layout or leaf.HasField("value") for leaf in inputs
+            leaf.HasField("type") or leaf.HasField("value") for leaf in inputs
         ):
             fault = "parameters" if message.parameters else "inputs with more than names"
             raise InvalidRequestError(
                 "MODULE_INVALID", f"has {fault}; its inputs are what it is given"
+            )
+        if any(leaf.layout for leaf in (*inputs, *message.constants)):
+            raise InvalidRequestError(
+                "LEAF_INVALID", "a leaf has the layout ELEMENTS, which is for leaves of the graph"
             )
         if any(leaf.value.WhichOneof("content") == "blob" for leaf in message.constants):
             raise InvalidRequestError(

@@ -115,8 +115,7 @@ class _Inliner:
             known = self._constants[id(circuit)] = {}
             for leaf, slot in zip(circuit._leaves, circuit._leaf_slots, strict=True):
                 if leaf.kind == "constant":
-                    first = self.flat._add_leaf(leaf, leaf.dtype).key
-                    known.update((-slot - each, first - each) for each in range(leaf.id_count))
+                    known[-slot] = self.flat._add_leaf(leaf, leaf.dtype).key
         return known
 
     def _finish(self, frame: _Frame, around: _Frame) -> None:
