@@ -336,6 +336,28 @@ def test_modules_that_double_forty_times_are_read_at_once_and_not_used() -> None
     assert perf_counter() - began < 1
 
 
+def test_mutated_graphs_with_modules_are_refused_or_can_be_used() -> None:
+    original = gw.load(ROOT / "tests" / "golden" / "0.1-modules.gate")
+    chance, count = random.Random(7), 0
+    for _ in range(800):
+        data = bytearray(original.to_bytes())
+        for _ in range(chance.randint(1, 2)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randint(0, 2)] = bytes([chance.randrange(256)])
+        try:
+            graph = gw.Graph.from_bytes(bytes(data))
+        except gw.InvalidRequestError:
+            continue
+        if graph.value_count > 10_000:
+            continue
+        count += 1
+        assert len(graph.value_labels()) <= graph.value_count
+        assert gw.from_text(graph.to_text()).outputs == graph.outputs
+        assert not inlined(graph).modules
+        graph.dtypes()
+    assert count > 40
+
+
 @pytest.mark.slow
 def test_modules_may_be_nested_deeper_than_python_calls() -> None:
     graph = gw.Graph.from_bytes(nested(1100, 1, used=True))
@@ -463,6 +485,18 @@ def test_errors_inside_tell_the_line_of_the_function(server: gw.Connection) -> N
 
 
 # Own gradients
+
+
+def test_module_of_the_readme_has_its_gradient(server: gw.Connection) -> None:
+    (block,) = re.findall(
+        r"```python\n(@gw.module.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    names: dict[str, Any] = {"gw": gw}
+    exec(block, names)
+    graph = gw.Graph()
+    graph.output("f", names["sigmoid"](graph.input("x", value=0.0)))
+    assert server.evaluate(graph)["x"].gradient == 0.25
+    assert not gw.check_gradients(graph, server=server)
 
 
 def test_own_gradient_is_used_and_seen_in_the_stream(server: gw.Connection) -> None:

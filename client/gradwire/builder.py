@@ -1012,7 +1012,9 @@ class Graph:
         """Finds the data types of nodes that were read, which only few callers need."""
         if len(self._node_dtypes) == self.node_count:
             return
-        self._shared.settle(self._typed([leaf.dtype for leaf in self._leaves], self._node_dtypes))
+        found: list[tuple[str, ...]] = []
+        self._shared.settle(self._typed([leaf.dtype for leaf in self._leaves], found))
+        self._node_dtypes = found  # all or none
 
     def typed_inside(
         self, given: Sequence[str | None]

@@ -31,8 +31,9 @@ def module(function: Callable[..., Any]) -> ModuleFunction:
     """Makes a function of handles a module, which graphs use like an operator.
 
     It is run once for each graph and each combination of data types and of arguments that are not
-    handles or arrays; those are fixed inside. It returns a handle, or a tuple of handles. The name
-    of a use, as of `layer(x).named("layer1")`, is the path of the values inside: "layer1/scores".
+    handles or arrays; those are fixed inside. Arrays become constants of the graph. It returns a
+    handle, or a tuple of handles. The name of a use, as of `layer(x).named("layer1")`, is the path
+    of the values inside: "layer1/scores".
     """
     return ModuleFunction(function)
 
