@@ -348,6 +348,7 @@ class Graph:
         self._inline: bytes | None = None
         self._truths: set[bytes] = set()  # blobs that hold bools
         self._known_paths: tuple[tuple[int, ...], paths.Paths] | None = None
+        self._known_leaves: tuple[int, dict[str, range]] | None = None
 
     def input(
         self,
@@ -744,7 +745,7 @@ class Graph:
         shift = self._next_slot - 1
         place = self._paths().root.place_of.get(name)
         if place is None and name in self._taken:
-            return self.ids_by_name()[name]
+            return self._leaf_ids()[name]
         if place is None:
             place = self._paths().find(name)
         return None if place is None else range(shift + 1 + place, shift + 2 + place)
@@ -768,13 +769,22 @@ class Graph:
 
     def ids_by_name(self) -> dict[str, range]:
         """Value ids of every named leaf and node value; not of those inside of modules."""
-        places = self._places()
-        shift = places.shift
+        shift = self._next_slot - 1
         found = {name: range(key + shift, key + shift + 1) for key, name in self._names.items()}
-        for leaf, first in zip(self._leaves, places.firsts.tolist(), strict=True):
-            if leaf.kind != "constant":
-                found[leaf.name] = range(first, first + leaf.id_count)
-        return found
+        return found | self._leaf_ids()
+
+    def _leaf_ids(self) -> dict[str, range]:
+        """Value ids of every leaf but constants."""
+        count = len(self._leaves)
+        if self._known_leaves is None or self._known_leaves[0] != count:
+            firsts = self._places().firsts.tolist()
+            found = {
+                leaf.name: range(first, first + leaf.id_count)
+                for leaf, first in zip(self._leaves, firsts, strict=True)
+                if leaf.kind != "constant"
+            }
+            self._known_leaves = count, found
+        return self._known_leaves[1]
 
     def id_of(self, handle: Handle) -> int:
         """Value id of a handle in the serialized graph."""

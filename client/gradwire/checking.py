@@ -6,6 +6,7 @@ to float64. The scalar that is differentiated is the sum of its outputs times ra
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradwire import tensors
+from gradwire import columns, tensors
 from gradwire.builder import Graph, Leaf, Module, Row, Shared
 from gradwire.connection import Connection
 from gradwire.errors import GradwireError
@@ -120,7 +121,8 @@ class _Frame:
     """A circuit that is being walked through, where its values are, and its inputs."""
 
     circuit: Graph
-    path: str | None  # None: of the outermost
+    places: columns.Places | None  # of the outermost
+    path: str
     shift: int  # ids of its nodes' values are their keys and this
     inside: int  # id of the first value inside of its next use
     inputs: list[int | tensors.Array]
@@ -129,15 +131,11 @@ class _Frame:
 
 def _use_counts(graph: Graph) -> Counter[int]:
     """How often each module is used, those inside of others too."""
-    counts: Counter[int] = Counter()
-    modules = graph.modules
-    for number, circuit in [(len(modules), graph)] + [
-        (number, module.circuit) for number, module in reversed([*enumerate(modules)])
-    ]:
-        times = 1 if circuit is graph else counts[number]
-        if times:
-            for module, _, _ in _uses_in(circuit):
-                counts[module] += times
+    counts = Counter(module for module, _, _ in _uses_in(graph))
+    for number, module in reversed([*enumerate(graph.modules)]):
+        if times := counts[number]:
+            for inner, _, _ in _uses_in(module.circuit):
+                counts[inner] += times
     return counts
 
 
@@ -157,7 +155,7 @@ def _first_uses(graph: Graph, wanted: dict[int, int]) -> list[_Use]:
     left = Counter(wanted)
     shift = graph.value_count - graph.inside_count - graph._value_count
     inside = graph.value_count - graph.inside_count + 1
-    waiting = [_Frame(graph, None, shift, inside, [], _uses_in(graph))]
+    waiting = [_Frame(graph, graph._places(), "", shift, inside, [], _uses_in(graph))]
     for _ in range(_MOST_VISITED):
         while waiting and (node := next(waiting[-1].nodes, None)) is None:
             waiting.pop()
@@ -166,7 +164,7 @@ def _first_uses(graph: Graph, wanted: dict[int, int]) -> list[_Use]:
         module, first, keys = node
         frame = waiting[-1]
         name = frame.circuit._names.get(first, "")
-        if frame.path is not None:
+        if frame.places is None:
             name = f"{frame.path}/{name}" if frame.path and name else ""
         inputs = [_source(frame, key) for key in keys]
         if left[module] > 0:
@@ -176,6 +174,7 @@ def _first_uses(graph: Graph, wanted: dict[int, int]) -> list[_Use]:
         waiting.append(
             _Frame(
                 circuit,
+                None,
                 name,
                 frame.inside - 1,
                 frame.inside + values.values,
@@ -192,13 +191,13 @@ def _source(frame: _Frame, key: int) -> int | tensors.Array:
     circuit = frame.circuit
     if key > 0:
         return key + frame.shift
-    position = int(np.searchsorted(circuit._leaf_slots, -key, "right")) - 1
+    position = bisect_right(circuit._leaf_slots, -key) - 1
     leaf = circuit._leaves[position]
     if leaf.kind == "constant" and leaf.value is not None:
         element = -key - circuit._leaf_slots[position]
         return leaf.value.reshape(-1)[element] if leaf.elements else leaf.value
-    if frame.path is None:
-        return int(circuit._places().ids([key])[0])
+    if frame.places is not None:
+        return int(frame.places.ids([key])[0])
     number = sum(each.kind == "input" for each in circuit._leaves[:position])
     return frame.inputs[number]
 
