@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from gradwire.v1 import tensor_pb2 as gradwire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gradwire/v1/graph.proto\x12\x0bgradwire.v1\x1a\x18gradwire/v1/tensor.proto\":\n\tGraphFile\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\r\n\x05graph\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\xd5\x01\n\x05Graph\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x19\n\x11required_features\x18\x02 \x03(\t\x12\x1c\n\x14operator_set_version\x18\x03 \x01(\r\x12 \n\x05gates\x18\x04 \x03(\x0b\x32\x11.gradwire.v1.Gate\x12%\n\x07\x63ircuit\x18\x06 \x01(\x0b\x32\x14.gradwire.v1.Circuit\x12\x10\n\x08producer\x18\x07 \x01(\t\x12 \n\x05notes\x18\x08 \x03(\x0b\x32\x11.gradwire.v1.Note\"{\n\x04Gate\x12\x12\n\x08operator\x18\x01 \x01(\tH\x00\x12\x13\n\x0binput_count\x18\x03 \x01(\r\x12\x14\n\x0coutput_count\x18\x04 \x01(\r\x12*\n\nattributes\x18\x05 \x03(\x0b\x32\x16.gradwire.v1.AttributeB\x08\n\x06target\"\x80\x02\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\tint_value\x18\x02 \x01(\x12H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12!\n\x04ints\x18\x05 \x01(\x0b\x32\x11.gradwire.v1.IntsH\x00\x12%\n\x06\x66loats\x18\x06 \x01(\x0b\x32\x13.gradwire.v1.FloatsH\x00\x12\'\n\x07strings\x18\x07 \x01(\x0b\x32\x14.gradwire.v1.StringsH\x00\x12%\n\x06tensor\x18\x08 \x01(\x0b\x32\x13.gradwire.v1.TensorH\x00\x42\x07\n\x05value\"\x16\n\x04Ints\x12\x0e\n\x06values\x18\x01 \x03(\x12\"\x18\n\x06\x46loats\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x19\n\x07Strings\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xea\x01\n\x07\x43ircuit\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.gradwire.v1.Leaf\x12%\n\nparameters\x18\x02 \x03(\x0b\x32\x11.gradwire.v1.Leaf\x12$\n\tconstants\x18\x03 \x03(\x0b\x32\x11.gradwire.v1.Leaf\x12\x12\n\nnode_gates\x18\x04 \x03(\r\x12\x13\n\x0bnode_inputs\x18\x05 \x03(\r\x12$\n\x07outputs\x18\x06 \x03(\x0b\x32\x13.gradwire.v1.Output\x12\x11\n\tnamed_ids\x18\x07 \x03(\r\x12\r\n\x05names\x18\x08 \x03(\t\"\xc0\x01\n\x04Leaf\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04type\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.TensorType\x12(\n\x06layout\x18\x03 \x01(\x0e\x32\x18.gradwire.v1.Leaf.Layout\x12\"\n\x05value\x18\x04 \x01(\x0b\x32\x13.gradwire.v1.Tensor\"5\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x13\n\x0fLAYOUT_ELEMENTS\x10\x01\")\n\x06Output\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvalue_ids\x18\x02 \x03(\r\"!\n\x04Note\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gradwire/v1/graph.proto\x12\x0bgradwire.v1\x1a\x18gradwire/v1/tensor.proto\":\n\tGraphFile\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\r\n\x05graph\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\xfb\x01\n\x05Graph\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x19\n\x11required_features\x18\x02 \x03(\t\x12\x1c\n\x14operator_set_version\x18\x03 \x01(\r\x12 \n\x05gates\x18\x04 \x03(\x0b\x32\x11.gradwire.v1.Gate\x12$\n\x07modules\x18\x05 \x03(\x0b\x32\x13.gradwire.v1.Module\x12%\n\x07\x63ircuit\x18\x06 \x01(\x0b\x32\x14.gradwire.v1.Circuit\x12\x10\n\x08producer\x18\x07 \x01(\t\x12 \n\x05notes\x18\x08 \x03(\x0b\x32\x11.gradwire.v1.Note\"\x8d\x01\n\x04Gate\x12\x12\n\x08operator\x18\x01 \x01(\tH\x00\x12\x10\n\x06module\x18\x02 \x01(\rH\x00\x12\x13\n\x0binput_count\x18\x03 \x01(\r\x12\x14\n\x0coutput_count\x18\x04 \x01(\r\x12*\n\nattributes\x18\x05 \x03(\x0b\x32\x16.gradwire.v1.AttributeB\x08\n\x06target\"\x80\x02\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\tint_value\x18\x02 \x01(\x12H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12!\n\x04ints\x18\x05 \x01(\x0b\x32\x11.gradwire.v1.IntsH\x00\x12%\n\x06\x66loats\x18\x06 \x01(\x0b\x32\x13.gradwire.v1.FloatsH\x00\x12\'\n\x07strings\x18\x07 \x01(\x0b\x32\x14.gradwire.v1.StringsH\x00\x12%\n\x06tensor\x18\x08 \x01(\x0b\x32\x13.gradwire.v1.TensorH\x00\x42\x07\n\x05value\"e\n\x06Module\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x07\x63ircuit\x18\x02 \x01(\x0b\x32\x14.gradwire.v1.Circuit\x12&\n\x08gradient\x18\x03 \x01(\x0b\x32\x14.gradwire.v1.Circuit\"\x16\n\x04Ints\x12\x0e\n\x06values\x18\x01 \x03(\x12\"\x18\n\x06\x46loats\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x19\n\x07Strings\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xea\x01\n\x07\x43ircuit\x12!\n\x06inputs\x18\x01 \x03(\x0b\x32\x11.gradwire.v1.Leaf\x12%\n\nparameters\x18\x02 \x03(\x0b\x32\x11.gradwire.v1.Leaf\x12$\n\tconstants\x18\x03 \x03(\x0b\x32\x11.gradwire.v1.Leaf\x12\x12\n\nnode_gates\x18\x04 \x03(\r\x12\x13\n\x0bnode_inputs\x18\x05 \x03(\r\x12$\n\x07outputs\x18\x06 \x03(\x0b\x32\x13.gradwire.v1.Output\x12\x11\n\tnamed_ids\x18\x07 \x03(\r\x12\r\n\x05names\x18\x08 \x03(\t\"\xc0\x01\n\x04Leaf\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04type\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.TensorType\x12(\n\x06layout\x18\x03 \x01(\x0e\x32\x18.gradwire.v1.Leaf.Layout\x12\"\n\x05value\x18\x04 \x01(\x0b\x32\x13.gradwire.v1.Tensor\"5\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x13\n\x0fLAYOUT_ELEMENTS\x10\x01\")\n\x06Output\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tvalue_ids\x18\x02 \x03(\r\"!\n\x04Note\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,25 +35,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAPHFILE']._serialized_start=66
   _globals['_GRAPHFILE']._serialized_end=124
   _globals['_GRAPH']._serialized_start=127
-  _globals['_GRAPH']._serialized_end=340
-  _globals['_GATE']._serialized_start=342
-  _globals['_GATE']._serialized_end=465
-  _globals['_ATTRIBUTE']._serialized_start=468
-  _globals['_ATTRIBUTE']._serialized_end=724
-  _globals['_INTS']._serialized_start=726
-  _globals['_INTS']._serialized_end=748
-  _globals['_FLOATS']._serialized_start=750
-  _globals['_FLOATS']._serialized_end=774
-  _globals['_STRINGS']._serialized_start=776
-  _globals['_STRINGS']._serialized_end=801
-  _globals['_CIRCUIT']._serialized_start=804
-  _globals['_CIRCUIT']._serialized_end=1038
-  _globals['_LEAF']._serialized_start=1041
-  _globals['_LEAF']._serialized_end=1233
-  _globals['_LEAF_LAYOUT']._serialized_start=1180
-  _globals['_LEAF_LAYOUT']._serialized_end=1233
-  _globals['_OUTPUT']._serialized_start=1235
-  _globals['_OUTPUT']._serialized_end=1276
-  _globals['_NOTE']._serialized_start=1278
-  _globals['_NOTE']._serialized_end=1311
+  _globals['_GRAPH']._serialized_end=378
+  _globals['_GATE']._serialized_start=381
+  _globals['_GATE']._serialized_end=522
+  _globals['_ATTRIBUTE']._serialized_start=525
+  _globals['_ATTRIBUTE']._serialized_end=781
+  _globals['_MODULE']._serialized_start=783
+  _globals['_MODULE']._serialized_end=884
+  _globals['_INTS']._serialized_start=886
+  _globals['_INTS']._serialized_end=908
+  _globals['_FLOATS']._serialized_start=910
+  _globals['_FLOATS']._serialized_end=934
+  _globals['_STRINGS']._serialized_start=936
+  _globals['_STRINGS']._serialized_end=961
+  _globals['_CIRCUIT']._serialized_start=964
+  _globals['_CIRCUIT']._serialized_end=1198
+  _globals['_LEAF']._serialized_start=1201
+  _globals['_LEAF']._serialized_end=1393
+  _globals['_LEAF_LAYOUT']._serialized_start=1340
+  _globals['_LEAF_LAYOUT']._serialized_end=1393
+  _globals['_OUTPUT']._serialized_start=1395
+  _globals['_OUTPUT']._serialized_end=1436
+  _globals['_NOTE']._serialized_start=1438
+  _globals['_NOTE']._serialized_end=1471
 # @@protoc_insertion_point(module_scope)

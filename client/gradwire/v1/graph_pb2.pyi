@@ -52,7 +52,7 @@ Global___GraphFile: _TypeAlias = GraphFile  # noqa: Y015
 
 @_typing.final
 class Graph(_message.Message):
-    """A circuit with the gates it uses. Field 5 is left free for modules."""
+    """A circuit with the gates and modules it uses."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -60,6 +60,7 @@ class Graph(_message.Message):
     REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
     OPERATOR_SET_VERSION_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
     CIRCUIT_FIELD_NUMBER: _builtins.int
     PRODUCER_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
@@ -81,7 +82,16 @@ class Graph(_message.Message):
 
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]:
-        """Every distinct (operator, attributes, counts), once; a row that no node uses is allowed."""
+        """Every distinct (operator or module, attributes, counts), once; a row that no node uses is
+        allowed. All circuits of the graph share the table.
+        """
+
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Module]:
+        """Named sub-circuits, used like operators. A module may use modules before it only
+        (MODULE_INVALID), so that none contains itself. A graph that has any requires the feature
+        "modules" (FEATURE_UNSUPPORTED in readers that lack it).
+        """
 
     @_builtins.property
     def circuit(self) -> Global___Circuit:
@@ -98,13 +108,14 @@ class Graph(_message.Message):
         required_features: _abc.Iterable[_builtins.str] | None = ...,
         operator_set_version: _builtins.int = ...,
         gates: _abc.Iterable[Global___Gate] | None = ...,
+        modules: _abc.Iterable[Global___Module] | None = ...,
         circuit: Global___Circuit | None = ...,
         producer: _builtins.str = ...,
         notes: _abc.Iterable[Global___Note] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["circuit", b"circuit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit", b"circuit", "format_version", b"format_version", "gates", b"gates", "notes", b"notes", "operator_set_version", b"operator_set_version", "producer", b"producer", "required_features", b"required_features"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit", b"circuit", "format_version", b"format_version", "gates", b"gates", "modules", b"modules", "notes", b"notes", "operator_set_version", b"operator_set_version", "producer", b"producer", "required_features", b"required_features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,11 +128,17 @@ class Gate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERATOR_FIELD_NUMBER: _builtins.int
+    MODULE_FIELD_NUMBER: _builtins.int
     INPUT_COUNT_FIELD_NUMBER: _builtins.int
     OUTPUT_COUNT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     operator: _builtins.str
     """Operator, by its ONNX name (OPERATOR_UNKNOWN, with the nearest name)."""
+    module: _builtins.int
+    """Module, by its position in Graph.modules (MODULE_INVALID past the end). Its counts must be
+    the module's (INPUT_COUNT_INVALID, OUTPUT_COUNT_INVALID), it has no attributes
+    (ATTRIBUTE_INVALID), and its nodes omit no input (NODE_INVALID).
+    """
     input_count: _builtins.int
     """Inputs of each node of this row, omitted ones counted (INPUT_COUNT_INVALID)."""
     output_count: _builtins.int
@@ -136,15 +153,16 @@ class Gate(_message.Message):
         self,
         *,
         operator: _builtins.str = ...,
+        module: _builtins.int = ...,
         input_count: _builtins.int = ...,
         output_count: _builtins.int = ...,
         attributes: _abc.Iterable[Global___Attribute] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operator", b"operator", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["module", b"module", "operator", b"operator", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "input_count", b"input_count", "operator", b"operator", "output_count", b"output_count", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "input_count", b"input_count", "module", b"module", "operator", b"operator", "output_count", b"output_count", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["operator"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["operator", "module"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
@@ -209,6 +227,47 @@ class Attribute(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
 Global___Attribute: _TypeAlias = Attribute  # noqa: Y015
+
+@_typing.final
+class Module(_message.Message):
+    """A named sub-circuit. Where a node uses it, its circuit is computed with the node's inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CIRCUIT_FIELD_NUMBER: _builtins.int
+    GRADIENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Unique among the modules, not empty (NAME_INVALID)."""
+    @_builtins.property
+    def circuit(self) -> Global___Circuit:
+        """What it computes; must be set (MODULE_INVALID). It has no parameters, and its inputs have names
+        only: whatever types it is given (MODULE_INVALID).
+        """
+
+    @_builtins.property
+    def gradient(self) -> Global___Circuit:
+        """Its own gradient, used instead of differentiating the circuit; the default is none. Inputs, as
+        above: the circuit's inputs, then its outputs, then the gradients of those, which must be
+        floating (MODULE_INVALID). Outputs: one for each input of the circuit, in order, of that
+        input's shape and type (MODULE_INVALID), summed with what others add to its gradient; one with
+        no value is not differentiable, as inputs that are not floating must be.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        circuit: Global___Circuit | None = ...,
+        gradient: Global___Circuit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["circuit", b"circuit", "gradient", b"gradient"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit", b"circuit", "gradient", b"gradient", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Module: _TypeAlias = Module  # noqa: Y015
 
 @_typing.final
 class Ints(_message.Message):
@@ -285,7 +344,9 @@ Global___Strings: _TypeAlias = Strings  # noqa: Y015
 @_typing.final
 class Circuit(_message.Message):
     """Leaves, nodes, outputs. Value ids: 0 is "absent"; then inputs, parameters and constants from 1
-    on, in order; then the values of the nodes, in order.
+    on, in order; then the values of the nodes, in order. In a graph's circuit, the values inside of
+    modules follow: for each node that uses one, in order, the values of the module's nodes, then
+    those inside of the modules that it uses, in the same way.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -330,7 +391,10 @@ class Circuit(_message.Message):
 
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Their names, in the same order, unique among these and the leaves, not empty (NAME_INVALID)."""
+        """Their names, in the same order, unique among these and the leaves, not empty (NAME_INVALID).
+        That of a use of a module (of its first value) is the path of the values inside:
+        "layer1/scores".
+        """
 
     def __init__(
         self,
@@ -393,7 +457,7 @@ class Leaf(_message.Message):
     """How it maps to ids; another number is refused (LEAF_INVALID)."""
     @_builtins.property
     def type(self) -> _tensor_pb2.TensorType:
-        """Declared type; must be set (LEAF_INVALID)."""
+        """Declared type; must be set (LEAF_INVALID), but for inputs of modules."""
 
     @_builtins.property
     def value(self) -> _tensor_pb2.Tensor:
@@ -430,7 +494,7 @@ class Output(_message.Message):
     @_builtins.property
     def value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least one id, none of them 0. One value as it is; or several scalars of one data type,
-        stacked into a vector (OUTPUT_INVALID).
+        stacked into a vector, but not in a module (OUTPUT_INVALID).
         """
 
     def __init__(

@@ -118,27 +118,32 @@ Global___Binding: _TypeAlias = Binding  # noqa: Y015
 
 @_typing.final
 class Selection(_message.Message):
-    """Which values (or gradients) are returned; the default is none. Number 4 is left free for modules."""
+    """Which values (or gradients) are returned; the default is none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALL_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     VALUE_IDS_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     all: _builtins.bool
-    """All values of nodes and leaves, constants apart; the other choices must then be empty
-    (SELECTION_INVALID).
+    """All values of nodes and leaves, those inside of modules too, constants apart; the other choices
+    must then be empty (SELECTION_INVALID).
     """
     detail: Global___Detail.ValueType
     """How much of each; another number is refused (SELECTION_INVALID)."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """By name (VALUE_UNKNOWN)."""
+        """By name, or by path inside of a module: "layer1/scores" (VALUE_UNKNOWN)."""
 
     @_builtins.property
     def value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """By id; 0 is none (VALUE_UNKNOWN)."""
+
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All values inside of these uses of modules, by path: "layer1/attention" (VALUE_UNKNOWN)."""
 
     def __init__(
         self,
@@ -146,11 +151,12 @@ class Selection(_message.Message):
         all: _builtins.bool = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         value_ids: _abc.Iterable[_builtins.int] | None = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
         detail: Global___Detail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "detail", b"detail", "names", b"names", "value_ids", b"value_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "detail", b"detail", "modules", b"modules", "names", b"names", "value_ids", b"value_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,8 +205,9 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def gradients(self) -> Global___Selection:
-        """Gradients to return besides the leaves'. Integer and boolean values have none: they are left
-        out of `all` (NOT_DIFFERENTIABLE where chosen).
+        """Gradients to return besides the leaves'. Integer and boolean values have none, nor have values
+        inside of a module with its own gradient: they are left out of `all` and of `modules`
+        (NOT_DIFFERENTIABLE where chosen otherwise).
         """
 
     def __init__(
@@ -439,11 +446,13 @@ class EvaluateStreamResponse(_message.Message):
 
     @_builtins.property
     def node_values(self) -> Global___Column:
-        """Forward: ids ascend."""
+        """Forward: as they are computed, which is by ascending ids but for those inside of modules, and
+        always so within a column.
+        """
 
     @_builtins.property
     def node_gradients(self) -> Global___Column:
-        """Backward: columns come last ids first; within a column ids ascend."""
+        """Backward: the other way round, but ids ascend within a column."""
 
     @_builtins.property
     def finished(self) -> Global___Finished:
@@ -469,25 +478,71 @@ Global___EvaluateStreamResponse: _TypeAlias = EvaluateStreamResponse  # noqa: Y0
 
 @_typing.final
 class Started(_message.Message):
-    """What a client needs to read the columns. Number 2 is left free for uses of modules."""
+    """What a client needs to read the columns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_COUNT_FIELD_NUMBER: _builtins.int
+    MODULE_USES_FIELD_NUMBER: _builtins.int
     value_count: _builtins.int
     """Ids are from 1 to this, inclusive."""
+    @_builtins.property
+    def module_uses(self) -> Global___ModuleUses:
+        """Where the values inside of modules are."""
+
     def __init__(
         self,
         *,
         value_count: _builtins.int = ...,
+        module_uses: Global___ModuleUses | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["module_uses", b"module_uses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["value_count", b"value_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["module_uses", b"module_uses", "value_count", b"value_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class ModuleUses(_message.Message):
+    """Every use of a module, as columns, by ascending first ids. A use is named by its path, the names
+    of its nodes from the outermost in ("layer1/attention"), or empty where one of them has no name.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    FIRST_VALUE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths."""
+
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which modules, by position in Graph.modules."""
+
+    @_builtins.property
+    def first_value_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The id of the first value of the module's first node; those inside of the modules that it uses
+        follow its own.
+        """
+
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+        modules: _abc.Iterable[_builtins.int] | None = ...,
+        first_value_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_value_ids", b"first_value_ids", "modules", b"modules", "paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModuleUses: _TypeAlias = ModuleUses  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
