@@ -15,9 +15,11 @@ Every gate is a function here: `gw.exp`, `gw.mat_mul`, `gw.reduce_sum`, ...; all
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradwire.version import __version__
@@ -107,6 +109,17 @@ __all__ = [
 ]
 
 
+class _Package(ModuleType):
+    """Keeps the function `local` where importing the module of that name would put the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_module = name == "local" and isinstance(value, ModuleType)
+        super().__setattr__(name, value.local if is_module else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def connect(
     target: str, *, timeout: float | None = None, shared_memory: bool = False
 ) -> Connection:
@@ -172,7 +185,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name in _HOME_OF:
         found = getattr(import_module(f"gradwire.{_HOME_OF[name]}"), name)
-        globals()[name] = found  # so that the module `local` does not hide the function
+        globals()[name] = found
         return found
     if find_spec(f"gradwire.{name}") is not None:
         raise AttributeError(f"module 'gradwire' has not loaded {name!r}")  # import does, then

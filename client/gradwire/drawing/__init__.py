@@ -44,6 +44,7 @@ class Drawing:
     svg: str
     theme: str
     title: str
+    size: tuple[float, float]
 
     def _repr_svg_(self) -> str:
         return self.svg
@@ -53,9 +54,12 @@ class Drawing:
         return html.page(self.svg, self.theme, self.title)
 
     def png(self, scale: float = 2.0) -> bytes:
-        """The picture in pixels, light unless its theme is dark (UNSUPPORTED without the extra)."""
+        """The picture in pixels: `scale` for each of the SVG's, fewer if they would be very many.
+
+        Light, unless its theme is dark (UNSUPPORTED without the extra).
+        """
         fixed = self.svg.replace(svg.style("auto"), svg.style("light"))
-        return png.rasterized(fixed, scale)
+        return png.rasterized(fixed, *self.size, scale)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the format that the name ends in (FILE_INVALID)."""
@@ -143,7 +147,9 @@ def _small_drawing(graph: Graph, result: Result | None) -> Drawing:
 def _drawing(graph: Graph, circuit: Circuit, numbers: Numbers, theme: str) -> Drawing:
     ends = ", ".join(graph.outputs[:4])
     title = f"Circuit of {graph.node_count} gates that yields {ends}"
-    return Drawing(svg.write(lay_out(circuit, numbers), numbers, theme, title), theme, title)
+    layout = lay_out(circuit, numbers)
+    size = layout.width, layout.height
+    return Drawing(svg.write(layout, numbers, theme, title), theme, title, size)
 
 
 def _connected(server: Connection | None) -> AbstractContextManager[Connection]:

@@ -16,13 +16,15 @@ from gradwire.tensors import Array
 #: More boxes than this tell nobody anything, and take minutes to lay out.
 MOST_BOXES = 2_000
 MOST_WIRES = 8_000
+_MOST_VALUES = 5_000_000  # of which most are inside of collapsed modules
 
 Path = tuple[str, ...]
 
 _SEGMENT = re.compile(r"[A-Za-z_][\w.:-]*")
 _ALL = "/"
 
-_SYMBOLS = {
+#: What is in the gates of well-known operators; others have their names.
+SYMBOLS = {
     "Abs": "|x|",
     "Acos": "acos",
     "Add": "+",
@@ -119,7 +121,12 @@ def circuit_of(
     "/" stands for all modules; those in `keep_open` stay open. LIMIT_EXCEEDED where more would be
     drawn than anybody can read; NAME_INVALID for a module that is not there.
     """
-    return _Builder(graph, tuple(collapse), tuple(keep_open)).circuit()
+    collapse, keep_open = tuple(collapse), tuple(keep_open)
+    _require(graph.value_count, "values", _MOST_VALUES, ())
+    if not collapse:
+        modules = {path_of(name) for name in graph.ids_by_name()}
+        _require(graph.node_count, "gates", MOST_BOXES, modules)
+    return _Builder(graph, collapse, keep_open).circuit()
 
 
 def path_of(name: str) -> Path:
@@ -148,10 +155,10 @@ class _Builder:
     def circuit(self) -> Circuit:
         self._add_leaves()
         self._add_nodes()
-        self._require(len(self._boxes), "boxes", MOST_BOXES)
+        _require(len(self._boxes), "boxes", MOST_BOXES, self._known)
         for name, ids in self._outputs.items():
             self._add(Box("output", name, name, "output", (), tuple(map(Use, ids)), ()))
-        self._require(sum(len(box.uses) for box in self._boxes), "wires", MOST_WIRES)
+        _require(sum(len(box.uses) for box in self._boxes), "wires", MOST_WIRES, self._known)
         wires = [
             Wire(*self._source(use, box.path), target, slot)
             for target, box in enumerate(tuple(self._boxes))
@@ -206,6 +213,7 @@ class _Builder:
         next_id = 1
         for leaf in self._leaves:
             path = path_of(leaf.name)
+            _require(leaf.id_count, "leaves", MOST_BOXES, self._known)
             for element in range(leaf.id_count):
                 value_id, next_id = next_id, next_id + 1
                 if leaf.kind == "constant" and leaf.value is not None:
@@ -220,7 +228,7 @@ class _Builder:
                 else:
                     name = f"{leaf.name}[{element}]" if leaf.elements else leaf.name
                     title = name.strip("/").removeprefix("/".join(path) + "/") if path else name
-                    self._require(len(self._boxes), "boxes", MOST_BOXES)
+                    _require(len(self._boxes), "boxes", MOST_BOXES, self._known)
                     self._sources[value_id] = len(self._boxes), 0
                     self._add(Box(leaf.kind, title, name, leaf.kind, path, (), (value_id,)))
 
@@ -228,7 +236,7 @@ class _Builder:
         members: dict[int | Path, list[int]] = defaultdict(list)
         for number, path in enumerate(self._paths):
             members[self._collapsed(path) or number].append(number)
-        self._require(len(members), "boxes", MOST_BOXES)
+        _require(len(members), "boxes", MOST_BOXES, self._known)
         used_outside = self._values_used_outside()
         for key, numbers in members.items():
             if isinstance(key, int):
@@ -262,7 +270,7 @@ class _Builder:
             if text.startswith("-") and node.operator in ("Add", "Sub") and slot == 1:
                 return ("−" if node.operator == "Add" else "+") + text[1:], slot
             return write(text), slot
-        return _SYMBOLS.get(node.operator, node.operator), None
+        return SYMBOLS.get(node.operator, node.operator), None
 
     def _values_used_outside(self) -> dict[Path, set[int]]:
         """Values that are made in each collapsed module, and used outside of it."""
@@ -303,17 +311,18 @@ class _Builder:
     def _add(self, box: Box) -> None:
         self._boxes.append(box)
 
-    def _require(self, count: int, what: str, limit: int) -> None:
-        """LIMIT_EXCEEDED, with what to do."""
-        if count <= limit:
-            return
-        advice = "gradwire eval --json has the numbers"
-        if self._known:
-            known = ", ".join(sorted({path[0] for path in self._known})[:8])
-            advice = f"collapse modules (--collapse / for all; there are {known})"
-        raise LimitError(
-            "LIMIT_EXCEEDED", f"the picture would have {count} {what}, over {limit}; {advice}"
-        )
+
+def _require(count: int, what: str, limit: int, modules: Iterable[Path]) -> None:
+    """LIMIT_EXCEEDED, with what to do."""
+    if count <= limit:
+        return
+    advice = "gradwire eval --json has the numbers"
+    if names := sorted({path[0] for path in modules if path}):
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        advice = f"collapse modules (--collapse / for all; there are {shown})"
+    raise LimitError(
+        "LIMIT_EXCEEDED", f"the picture would have {count} {what}, over {limit}; {advice}"
+    )
 
 
 def _common(paths: Iterable[Path]) -> Path:

@@ -27,7 +27,8 @@ _LEAST_WIRE = 30.0  # that leaves a gate
 _BETWEEN_SLOTS = 14.0
 _MOST_LETTERS = 28
 _INPUTS_ALIGNED = 12
-_WEIGHT_BETWEEN_GATES = 4  # which keeps what is computed straight, and lets leaves hang beside it
+_WEIGHT_BETWEEN_GATES = 2  # which keeps what is computed straight, and lets leaves hang beside it
+_LARGE = 500  # boxes
 _MARGIN = 16.0
 _POINTS_PER_INCH = 72.0
 
@@ -92,7 +93,7 @@ def shortened(text: str) -> str:
 
 
 def text_width(text: str, size: float) -> float:
-    """About how wide a text is, in a sans-serif font: an upper bound for most."""
+    """How wide a text is at most, about: in DejaVu Sans, wider than other sans-serif fonts."""
     return size * sum(map(_letter_width, text))
 
 
@@ -102,10 +103,11 @@ def _letter_width(letter: str) -> float:
     if unicodedata.east_asian_width(letter) in "WF":
         return 1.0
     if letter in "mwMW@%":
-        return 0.95
+        return 1.0
     if letter in "il|.,:;!'[]()jtfr/ I":
-        return 0.38
-    return 0.75 if letter.isupper() or letter in "×÷+−=<>≤≥∂√Σ" else 0.6
+        return 0.4
+    # a hyphen is written as a minus
+    return 0.84 if letter.isupper() or letter in "-×÷+−=<>≤≥√" else 0.64
 
 
 def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
@@ -240,6 +242,8 @@ def _source(circuit: Circuit, sizes: list[_Size]) -> Iterator[str]:
     """The circuit in dot's language, where a record has a field for every pin."""
     yield "digraph{rankdir=LR;nodesep=0.22;ranksep=0.42;"
     yield "node[shape=record,fixedsize=true,fontsize=1];edge[arrowhead=none];graph[labeljust=l];"
+    if len(circuit.boxes) > _LARGE:
+        yield "nslimit=1;nslimit1=1;"  # half the time, and hardly longer wires
     for number, (box, size) in enumerate(zip(circuit.boxes, sizes, strict=True)):
         slots = "|".join(f"<s{slot}>" for slot in range(len(box.uses)))
         pins = "|".join(f"<p{pin}>" for pin in range(len(box.value_ids)))
@@ -250,10 +254,14 @@ def _source(circuit: Circuit, sizes: list[_Size]) -> Iterator[str]:
     yield from _clusters(circuit)
     aligned = "".join(f"b{number};" for number in _aligned_inputs(circuit))
     yield f"{{rank=min;{aligned}}}"
+    framed = set(circuit.modules)
     for number, wire in enumerate(circuit.wires):
-        weight = _WEIGHT_BETWEEN_GATES if circuit.boxes[wire.source].uses else 1
+        source, target = circuit.boxes[wire.source], circuit.boxes[wire.target]
+        weight = _WEIGHT_BETWEEN_GATES if source.uses else 1
+        # the column before a module is for its own leaves, or it could not stand behind the last
+        enters = target.path in framed and source.path != target.path
         ends = f"b{wire.source}:p{wire.pin}:e->b{wire.target}:s{wire.slot}:w"
-        yield f"{ends}[id={number},weight={weight}];"
+        yield f"{ends}[id={number},weight={weight},minlen={2 if enters else 1}];"
     yield "}"
 
 

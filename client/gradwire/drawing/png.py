@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from math import sqrt
 
 from gradwire.errors import UnsupportedError
 
+_MOST_PIXELS = 50_000_000  # 200 MB, of four bytes each
 _LETTER = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20">{}</svg>'
 
 
-def rasterized(svg: str, scale: float) -> bytes:
+def rasterized(svg: str, width: float, height: float, scale: float) -> bytes:
     """The bytes of a PNG (UNSUPPORTED without the extra, or without any font)."""
     try:
         from resvg_py import svg_to_bytes
@@ -23,7 +25,8 @@ def rasterized(svg: str, scale: float) -> bytes:
             "PNG needs a font, and this system has none; install one (on Debian: apt install "
             "fonts-dejavu-core), or draw SVG or HTML, whose reader has fonts",
         )
-    return bytes(svg_to_bytes(svg_string=svg, zoom=scale))
+    fitting = min(scale, sqrt(_MOST_PIXELS / (width * height)))
+    return bytes(svg_to_bytes(svg_string=svg, zoom=fitting))
 
 
 @cache

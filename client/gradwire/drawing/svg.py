@@ -53,6 +53,7 @@ _FONTS = (
     "sans-serif"
 )
 _LEGEND_HEIGHT = 34.0
+_MOST_TOLD = 300  # letters of a line
 _ABOVE, _BELOW = -5.0, 13.0  # baselines of numbers, from their wire
 _NONCHARACTERS = ("\ufffe", "\uffff")
 
@@ -94,8 +95,6 @@ def visible(text: str) -> str:
 
 
 def _visible_letter(letter: str) -> str:
-    if letter == "\n":
-        return letter
     hidden = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "\ufffd" if hidden or letter in _NONCHARACTERS else letter
 
@@ -119,7 +118,7 @@ def _lines(layout: Layout, numbers: Numbers, theme: str, described: str) -> Iter
     for points in layout.wires:
         yield f'<path class="line" d="{_curve(points)}"/>'
     for place in layout.places:
-        yield f"<g><title>{visible(_told(place, numbers))}</title>"
+        yield f"<g><title>{_told(place, numbers)}</title>"
         yield from _DRAWN[place.box.kind](place)
         yield from _numbers(place, numbers)
         yield "</g>"
@@ -135,7 +134,7 @@ def _told(place: Place, numbers: Numbers) -> str:
         value, gradient = numbers.value(value_id), numbers.gradient(value_id)
         lines.append(f"value: {_spelled(value)}" if value else "")
         lines.append(f"gradient: {_spelled(gradient)}" if gradient else "")
-    return "\n".join(filter(None, lines))
+    return "\n".join(visible(line[:_MOST_TOLD]) for line in lines if line)
 
 
 def _spelled(figure: Figure) -> str:
@@ -218,19 +217,19 @@ def _stubs(place: Place) -> Iterator[str]:
 def _numbers(place: Place, numbers: Numbers) -> Iterator[str]:
     for slot, use in enumerate(place.box.uses):
         if place.box.kind == "gate" and (local := numbers.local(use.node, use.slot)):
-            _, y = place.slot(slot)
             width = text_width(f"×{local.text}", NUMBER_SIZE)
-            yield from _number(place.body_left - width - 3, y + _BELOW - 1, "×", local, "local")
+            x, y = place.body_left - width - 3, place.slot(slot)[1]
+            yield from _number(x, y + _BELOW - 1, "×", local, "local")
     for pin, value_id in enumerate(place.box.value_ids):
-        x, y = place.body_right, place.pin(pin)[1]
+        x, y = place.body_right + 6, place.pin(pin)[1]
         if value := numbers.value(value_id):
-            yield from _number(x + 6, y + _ABOVE, "", value, "value")
+            yield from _number(x, y + _ABOVE, "", value, "value")
         if gradient := numbers.gradient(value_id):
-            yield from _number(x + 6, y + _BELOW, "∂ ", gradient, "gradient")
+            yield from _number(x, y + _BELOW, "∂ ", gradient, "gradient")
 
 
 def _number(x: float, y: float, mark: str, figure: Figure, role: str) -> Iterator[str]:
-    text = mark + figure.text.replace("-", "−")
+    text = mark + _typeset(figure.text)
     if figure.finite:
         yield _text(x, y, text, "muted" if figure == MISSING else role)
         return
@@ -242,14 +241,26 @@ def _number(x: float, y: float, mark: str, figure: Figure, role: str) -> Iterato
     yield _text(x, y, text, f"{role} strong")
 
 
+def _typeset(text: str) -> str:
+    """With the minus that is as wide as a plus, where it is a sign."""
+    return text.replace("-", "−")
+
+
 def _legend(layout: Layout, numbers: Numbers) -> Iterator[str]:
     parts = [("above: value", "value"), ("∂ below: gradient", "gradient")]
     if numbers.has_local:
         parts.append(("× local gradient", "local"))
     if not numbers.evaluated:
         parts = [("not evaluated", "muted")]
+    elif _lacks_any(layout, numbers):
+        parts.append((f"{MISSING.text} not computed", "muted"))
     spans = "".join(f'<tspan class="{role}" dx="14">{text}</tspan>' for text, role in parts)
     yield f'<text x="2" y="{layout.height + _LEGEND_HEIGHT - 16:.1f}">{spans}</text>'
+
+
+def _lacks_any(layout: Layout, numbers: Numbers) -> bool:
+    ids = {value_id for place in layout.places for value_id in place.box.value_ids}
+    return any(MISSING in (numbers.value(each), numbers.gradient(each)) for each in ids)
 
 
 def _text(x: float, y: float, text: str, role: str, width: float = 0, anchor: str = "") -> str:
