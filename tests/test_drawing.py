@@ -189,6 +189,11 @@ def test_graphs_too_large_for_a_notebook_show_their_text() -> None:
     assert random_graph(1, 400)._repr_svg_() is None
 
 
+def test_a_result_takes_no_inputs(server: gw.Connection) -> None:
+    with pytest.raises(gw.InvalidRequestError, match="a result is drawn as it is"):
+        gw.draw(server.evaluate(scalar_graph()), {"x": 1.0})
+
+
 def test_modules_are_boxes_around_their_gates(server: gw.Connection) -> None:
     drawing = gw.draw(scalar_graph(), server=server)
     assert drawing.svg.count('class="frame"') == 1
@@ -254,6 +259,18 @@ def test_a_leaf_of_millions_of_elements_is_refused_before_they_are_listed() -> N
     )
     with pytest.raises(gw.LimitError, match="1000000 leaves, over 2000"):
         circuit.circuit_of(graph, ["/"])
+
+
+def test_a_tangle_is_refused_before_it_is_laid_out() -> None:
+    rng = np.random.default_rng(0)
+    graph = gw.Graph()
+    values = [graph.input(f"x{i}") for i in range(60)]
+    while graph.node_count < 1_500:
+        values.append(gw.sum(*[values[i] for i in rng.integers(0, len(values), 4)]))
+    graph.output("f", values[-1])
+    found = circuit.circuit_of(graph)
+    with pytest.raises(gw.LimitError, match="columns of gates, over 20000; collapse modules"):
+        lay_out(found, numbers.Numbers(graph, None))
 
 
 @pytest.mark.parametrize("seed", range(3))

