@@ -244,7 +244,7 @@ def test_an_unknown_module_is_refused_with_the_nearest() -> None:
 def test_more_gates_than_can_be_read_are_refused_with_what_to_do() -> None:
     graph = gw.Graph()
     x = graph.input("x")
-    for step in range(circuit.MOST_BOXES + 1):
+    for step in range(circuit.MOST_GATES + 1):
         x = (-x).named(f"deep/n{step}")
     graph.output("f", x)
     with pytest.raises(gw.LimitError, match=r"2001 gates, over 2000; collapse modules.*deep"):
@@ -252,12 +252,38 @@ def test_more_gates_than_can_be_read_are_refused_with_what_to_do() -> None:
     assert len(circuit.circuit_of(graph, ["deep"]).boxes) == 3
 
 
+def test_what_is_near_a_value_is_drawn_of_any_graph(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", value=1.0)
+    for step in range(3_000):
+        x = (x * 1.0).named(f"step{step}")
+    graph.output("f", x)
+    drawing = gw.draw(graph, server=server, around="step1500", radius=2)
+    assert texts(drawing, "name") == ["×1"] * 5 + ["…"]
+    assert texts(drawing, "gradient") == ["∂ 1"] * 6
+    assert texts(gw.draw(graph, server=server, around="f", radius=1), "name")[-1] == "…"
+    with pytest.raises(gw.LimitError, match=r"3000 gates, over 2000; draw a part.*--around"):
+        gw.draw(graph)
+    with pytest.raises(gw.InvalidRequestError, match=r"no value 'stp7'.*mean 'step7'"):
+        gw.draw(graph, around="stp7")
+
+
+def test_a_leaf_is_drawn_where_something_outside_its_collapsed_module_uses_it() -> None:
+    graph = gw.Graph()
+    w = graph.parameter("m/w", 2.0)
+    inside = gw.exp(w).named("m/inside")
+    graph.output("f", inside * w)
+    graph.output("w", w)
+    titles = [box.title for box in circuit.circuit_of(graph, ["m"]).boxes]
+    assert titles == ["w", "m", "×", "f", "w"]
+
+
 def test_a_leaf_of_millions_of_elements_is_refused_before_they_are_listed() -> None:
     graph = gw.from_text(
         "gradwire text 1\nformat 1\noperator_set 28\n"
         "input x: float64[1000000] elements\noutput f = x[0]\n"
     )
-    with pytest.raises(gw.LimitError, match="1000000 leaves, over 2000"):
+    with pytest.raises(gw.LimitError, match="4001 boxes, over 4000"):
         circuit.circuit_of(graph, ["/"])
 
 

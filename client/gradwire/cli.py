@@ -121,6 +121,13 @@ def evaluate(
     help="A module that --collapse leaves open. May be repeated.",
 )  # fmt: skip
 @click.option(
+    "--around", metavar="NAME", help="Draw only what is near a value: its name, or % and its id."
+)
+@click.option(
+    "--radius", type=click.IntRange(min=1), default=3, show_default=True, metavar="WIRES",
+    help="How near.",
+)  # fmt: skip
+@click.option(
     "--theme", type=click.Choice(["auto", "light", "dark"]), default="auto", show_default=True,
     help="auto is the reader's; in a PNG, light.",
 )  # fmt: skip
@@ -135,6 +142,8 @@ def draw(
     local: bool,
     collapse: tuple[str, ...],
     keep_open: tuple[str, ...],
+    around: str | None,
+    radius: int,
     theme: str,
     server: str | None,
 ) -> None:
@@ -158,6 +167,8 @@ def draw(
             local=local,
             collapse=collapse,
             keep_open=keep_open,
+            around=around,
+            radius=radius,
             theme=theme,
         )
     drawing.save(output)

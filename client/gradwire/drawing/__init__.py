@@ -20,7 +20,7 @@ from gradwire.builder import Graph
 from gradwire.drawing import html, png, svg
 from gradwire.drawing.circuit import Circuit, circuit_of
 from gradwire.drawing.layout import lay_out
-from gradwire.drawing.numbers import Numbers, local_gradients
+from gradwire.drawing.numbers import Numbers, local_gradients, to_compute
 from gradwire.errors import FileError, GradwireError, InvalidRequestError, LimitError
 from gradwire.figures import figure
 from gradwire.results import Result
@@ -89,13 +89,16 @@ def draw(
     local: bool = False,
     collapse: Iterable[str] = (),
     keep_open: Iterable[str] = (),
+    around: str | None = None,
+    radius: int = 3,
     theme: str = "auto",
 ) -> Drawing:
     """The picture of a graph, evaluated at `inputs` by `server` or by an embedded one.
 
     Or that of a result, with what is in it. With `local`, each gate's own gradients too. `collapse`
-    names modules to draw as one box, "/" all of them, but those in `keep_open`. `theme` is "light",
-    "dark", or "auto": the reader's.
+    names modules to draw as one box, "/" all of them, but those in `keep_open`. `around` names a
+    value, and only gates up to `radius` wires from it are drawn. `theme` is "light", "dark", or
+    "auto": the reader's.
     """
     if theme not in THEMES:
         raise InvalidRequestError(
@@ -109,12 +112,15 @@ def draw(
     drawn = result.graph if result is not None else graph
     if not isinstance(drawn, Graph):
         raise InvalidRequestError("REQUEST_INVALID", "the result has no graph to draw")
-    circuit = circuit_of(drawn, collapse, keep_open)
+    circuit = circuit_of(drawn, collapse, keep_open, around, radius)
     if result is not None and not local:
         return _drawing(drawn, circuit, Numbers(drawn, result), theme)
     with _connected(server) as connection:
         if result is None:
-            result = connection.evaluate(drawn, inputs, seeds=seeds, values=True, gradients=True)
+            values, gradients = to_compute(drawn, circuit)
+            result = connection.evaluate(
+                drawn, inputs, seeds=seeds, values=values, gradients=gradients
+            )
         found = local_gradients(drawn, circuit, result, connection) if local else {}
     return _drawing(drawn, circuit, Numbers(drawn, result, found), theme)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
-from gradwire.builder import Graph, Node
+from gradwire.builder import Graph, Leaf, Node
 from gradwire.errors import InvalidRequestError, LimitError, nearest
 from gradwire.figures import figure
 from gradwire.tensors import Array
 
-#: More boxes than this tell nobody anything, and take minutes to lay out.
-MOST_BOXES = 2_000
+#: More than this tells nobody anything, and takes long to lay out.
+MOST_GATES = 2_000
 MOST_WIRES = 8_000
-_MOST_VALUES = 5_000_000  # of which most are inside of collapsed modules
+_MOST_BOXES = 2 * MOST_GATES  # leaves and outputs too
+_MOST_VALUES = 5_000_000  # of which most are not drawn
+_DEEPEST = 16  # segments of a name that is a path
 
 Path = tuple[str, ...]
 
@@ -86,7 +90,7 @@ class Use(NamedTuple):
 class Box:
     """A gate, a leaf, the name of an output, or a collapsed module."""
 
-    kind: str  # gate, input, parameter, constant, output, module
+    kind: str  # gate, input, parameter, constant, output, module; cut: a gate that is not drawn
     title: str
     name: str
     operator: str
@@ -114,50 +118,72 @@ class Circuit:
 
 
 def circuit_of(
-    graph: Graph, collapse: Iterable[str] = (), keep_open: Iterable[str] = ()
+    graph: Graph,
+    collapse: Iterable[str] = (),
+    keep_open: Iterable[str] = (),
+    around: str | None = None,
+    radius: int = 3,
 ) -> Circuit:
     """The circuit of a graph, with the modules named in `collapse` as one box each.
 
-    "/" stands for all modules; those in `keep_open` stay open. LIMIT_EXCEEDED where more would be
-    drawn than anybody can read; NAME_INVALID for a module that is not there.
+    "/" stands for all modules; those in `keep_open` stay open. With `around`, only gates up to
+    `radius` wires from the value of that name, such as "f", or id, such as "%12". LIMIT_EXCEEDED
+    where more would be drawn than anybody can read; NAME_INVALID for a module that is not there,
+    VALUE_UNKNOWN for such a value.
     """
     collapse, keep_open = tuple(collapse), tuple(keep_open)
     _require(graph.value_count, "values", _MOST_VALUES, ())
-    if not collapse:
+    if not collapse and around is None:
         modules = {path_of(name) for name in graph.ids_by_name()}
-        _require(graph.node_count, "gates", MOST_BOXES, modules)
-    return _Builder(graph, collapse, keep_open).circuit()
+        _require(graph.node_count, "gates", MOST_GATES, modules)
+    nodes = list(graph.nodes())
+    drawn: Collection[int] = range(len(nodes))
+    if around is not None:
+        drawn = sorted(_near(nodes, _value_of(graph, around), radius))
+    return _Builder(graph, nodes, drawn, collapse, keep_open).circuit()
 
 
 def path_of(name: str) -> Path:
     """Modules that a value is in, outermost first, told by its name: those before each "/"."""
     segments = name.strip("/").split("/")
-    return tuple(segments[:-1]) if all(map(_SEGMENT.fullmatch, segments)) else ()
+    if len(segments) > _DEEPEST or not all(map(_SEGMENT.fullmatch, segments)):
+        return ()
+    return tuple(segments[:-1])
 
 
 class _Builder:
     """Finds paths, consumers first; then boxes, leaves first; then wires, once boxes are there."""
 
-    def __init__(self, graph: Graph, collapse: tuple[str, ...], keep_open: tuple[str, ...]) -> None:
-        self._nodes = list(graph.nodes())
+    def __init__(
+        self,
+        graph: Graph,
+        nodes: list[Node],
+        drawn: Collection[int],
+        collapse: tuple[str, ...],
+        keep_open: tuple[str, ...],
+    ) -> None:
+        self._nodes = nodes
+        self._drawn = drawn
         self._outputs = graph.output_ids()
         self._leaves = list(graph.leaves)
+        self._leaf_count = sum(leaf.id_count for leaf in self._leaves)
         self._names = {ids[0]: name for name, ids in graph.ids_by_name().items() if len(ids) == 1}
         self._boxes: list[Box] = []
         self._sources: dict[int, tuple[int, int]] = {}  # box and pin of each value
         self._constants: dict[int, Array] = {}
         self._absorbed: set[int] = set()  # leaves inside collapsed modules
         self._paths = self._find_paths()
-        known = {path[:end] for path in self._paths for end in range(1, len(path) + 1)}
-        self._known = known | {path_of(leaf.name)[:1] for leaf in self._leaves} - {()}
+        paths = {*self._paths, *(path_of(leaf.name) for leaf in self._leaves)}
+        self._known = {path[:end] for path in paths for end in range(1, len(path) + 1)}
         self._collapsed = self._find_collapsed(collapse, keep_open)
 
     def circuit(self) -> Circuit:
         self._add_leaves()
         self._add_nodes()
-        _require(len(self._boxes), "boxes", MOST_BOXES, self._known)
         for name, ids in self._outputs.items():
-            self._add(Box("output", name, name, "output", (), tuple(map(Use, ids)), ()))
+            known = self._sources.keys() | self._constants.keys()
+            if uses := tuple(Use(value_id) for value_id in ids if value_id in known):
+                self._add(Box("output", name, name, "output", (), uses, ()))
         _require(sum(len(box.uses) for box in self._boxes), "wires", MOST_WIRES, self._known)
         wires = [
             Wire(*self._source(use, box.path), target, slot)
@@ -210,33 +236,48 @@ class _Builder:
         return path
 
     def _add_leaves(self) -> None:
-        next_id = 1
-        for leaf in self._leaves:
-            path = path_of(leaf.name)
-            _require(leaf.id_count, "leaves", MOST_BOXES, self._known)
-            for element in range(leaf.id_count):
-                value_id, next_id = next_id, next_id + 1
-                if leaf.kind == "constant" and leaf.value is not None:
-                    value = (
-                        leaf.value.reshape(-1)[element : element + 1]
-                        if leaf.elements
-                        else leaf.value
-                    )
-                    self._constants[value_id] = value
-                elif self._collapsed(path):
-                    self._absorbed.add(value_id)
-                else:
-                    name = f"{leaf.name}[{element}]" if leaf.elements else leaf.name
-                    title = name.strip("/").removeprefix("/".join(path) + "/") if path else name
-                    _require(len(self._boxes), "boxes", MOST_BOXES, self._known)
-                    self._sources[value_id] = len(self._boxes), 0
-                    self._add(Box(leaf.kind, title, name, leaf.kind, path, (), (value_id,)))
+        """Boxes of all leaves, or of those that what is drawn uses."""
+        firsts = [1, *accumulate((leaf.id_count for leaf in self._leaves), initial=1)][1:]
+        users = self._modules_using_leaves()
+        is_whole = len(self._drawn) == len(self._nodes)
+        for value_id in range(1, self._leaf_count + 1) if is_whole else sorted(users):
+            position = bisect_right(firsts, value_id) - 1
+            leaf, element = self._leaves[position], value_id - firsts[position]
+            module = self._collapsed(path_of(leaf.name))
+            if leaf.kind == "constant" and leaf.value is not None:
+                one = slice(element, element + 1)
+                self._constants[value_id] = (
+                    leaf.value.reshape(-1)[one] if leaf.elements else leaf.value
+                )
+            elif module and users.get(value_id) == {module}:
+                self._absorbed.add(value_id)
+            else:
+                self._sources[value_id] = len(self._boxes), 0
+                self._add(self._leaf(leaf, element, value_id))
+
+    def _modules_using_leaves(self) -> dict[int, set[Path]]:
+        """Collapsed modules in which each leaf is used; () stands for none."""
+        found: dict[int, set[Path]] = defaultdict(set)
+        for number in self._drawn:
+            for value_id in self._nodes[number].inputs:
+                if 0 < value_id <= self._leaf_count:
+                    found[value_id].add(self._collapsed(self._paths[number]))
+        for value_id in (each for ids in self._outputs.values() for each in ids):
+            if value_id in found:
+                found[value_id].add(())
+        return found
+
+    def _leaf(self, leaf: Leaf, element: int, value_id: int) -> Box:
+        path = path_of(leaf.name)
+        name = f"{leaf.name}[{element}]" if leaf.elements else leaf.name
+        title = name.strip("/").removeprefix("/".join(path) + "/") if path else name
+        return Box(leaf.kind, title, name, leaf.kind, path, (), (value_id,))
 
     def _add_nodes(self) -> None:
         members: dict[int | Path, list[int]] = defaultdict(list)
-        for number, path in enumerate(self._paths):
-            members[self._collapsed(path) or number].append(number)
-        _require(len(members), "boxes", MOST_BOXES, self._known)
+        for number in self._drawn:
+            members[self._collapsed(self._paths[number]) or number].append(number)
+        _require(len(members), "gates", MOST_GATES, self._known)
         used_outside = self._values_used_outside()
         for key, numbers in members.items():
             if isinstance(key, int):
@@ -303,13 +344,55 @@ class _Builder:
 
     def _source(self, use: Use, path: Path) -> tuple[int, int]:
         """Box and pin of a value; a constant has a box at every use, since its wires cross all."""
-        if use.value_id not in self._constants:
-            return self._sources[use.value_id]
-        self._add(Box("constant", "", "constant", "constant", path, (), (use.value_id,)))
-        return len(self._boxes) - 1, 0
+        value_id = use.value_id
+        if value_id in self._sources:
+            return self._sources[value_id]
+        pin = len(self._boxes), 0
+        if value_id in self._constants:
+            self._add(Box("constant", "", "constant", "constant", path, (), (value_id,)))
+        else:
+            name = self._names.get(value_id, f"%{value_id}")
+            self._add(Box("cut", "…", name, "what yields it is not drawn", (), (), (value_id,)))
+            self._sources[value_id] = pin
+        return pin
 
     def _add(self, box: Box) -> None:
+        _require(len(self._boxes) + 1, "boxes", _MOST_BOXES, self._known)
         self._boxes.append(box)
+
+
+def _value_of(graph: Graph, name: str) -> int:
+    """The id of a value by its name, the name of an output, or "%" and the id (VALUE_UNKNOWN)."""
+    ids = {key: each[0] for key, each in graph.output_ids().items()}
+    ids |= {key: each[0] for key, each in graph.ids_by_name().items() if len(each)}
+    if name in ids:
+        return ids[name]
+    if re.fullmatch("%[0-9]{1,10}", name) and 1 <= int(name[1:]) <= graph.value_count:
+        return int(name[1:])
+    raise InvalidRequestError(
+        "VALUE_UNKNOWN", f"there is no value {name!r} to draw around{nearest(name, ids)}"
+    )
+
+
+def _near(nodes: list[Node], value_id: int, radius: int) -> set[int]:
+    """Nodes that are at most `radius` wires from a value, in both directions."""
+    makers = {each: number for number, node in enumerate(nodes) for each in node.outputs}
+    users: dict[int, list[int]] = defaultdict(list)
+    for number, node in enumerate(nodes):
+        for each in node.inputs:
+            users[each].append(number)
+    edge = {makers[value_id]} if value_id in makers else set(users[value_id])
+    found = set(edge)
+    for _ in range(radius if value_id in makers else radius - 1):
+        before = {
+            makers[each] for number in edge for each in nodes[number].inputs if each in makers
+        }
+        behind = {user for number in edge for each in nodes[number].outputs for user in users[each]}
+        edge = (before | behind) - found
+        found |= edge
+        if len(found) > MOST_GATES:
+            break  # which is refused by its number
+    return found
 
 
 def _require(count: int, what: str, limit: int, modules: Iterable[Path]) -> None:
@@ -320,6 +403,8 @@ def _require(count: int, what: str, limit: int, modules: Iterable[Path]) -> None
     if names := sorted({path[0] for path in modules if path}):
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         advice = f"collapse modules (--collapse / for all; there are {shown})"
+    elif what != "values":
+        advice = "draw a part of it (--around NAME)"
     raise LimitError(
         "LIMIT_EXCEEDED", f"the picture would have {count} {what}, over {limit}; {advice}"
     )

@@ -119,7 +119,7 @@ def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
     _require_few_crossings(circuit)
     sizes = _sizes(circuit, numbers)
     found = _dot("\n".join(_source(circuit, sizes)))
-    objects = {each["name"]: each for each in found["objects"]}
+    objects = {each["name"]: each for each in found.get("objects", ())}
     _, _, width, height = map(float, found["bb"].split(","))
 
     def flipped(x: float, y: float) -> Point:

@@ -61,6 +61,13 @@ class Numbers:
         return None if found is None else _figure(found)
 
 
+def to_compute(graph: Graph, circuit: Circuit) -> tuple[list[int], list[int]]:
+    """Ids of the values that are drawn, and of those among them that have gradients."""
+    constants, dtypes = _stored(graph, constants_only=True), graph.dtypes()
+    drawn = {value_id for box in circuit.boxes for value_id in box.value_ids} - constants.keys()
+    return sorted(drawn), sorted(each for each in drawn if dtypes[each] in FLOATS)
+
+
 def local_gradients(
     graph: Graph, circuit: Circuit, result: Result, connection: Connection
 ) -> Local:

@@ -195,7 +195,7 @@ def _leaf(place: Place) -> Iterator[str]:
     yield _text(x - 9, y + 5, place.box.title, "name", anchor="end")
     if place.box.kind == "input":
         yield f'<circle class="hollow" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-    else:
+    elif place.box.kind == "parameter":
         yield f'<rect class="solid" x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"/>'
 
 
@@ -279,5 +279,6 @@ _DRAWN = {
     "input": _leaf,
     "parameter": _leaf,
     "constant": _leaf,
+    "cut": _leaf,
     "output": _output,
 }
