@@ -10,6 +10,6 @@ RUN python -m pip install --no-cache-dir .
 RUN useradd --system --create-home gradwire
 USER gradwire
 RUN gradwire warmup
-EXPOSE 50051
+EXPOSE 50051 5051
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["gradwire", "health", "localhost:50051"]
 CMD ["gradwire", "serve", "--listen", "0.0.0.0:50051"]

@@ -12,7 +12,7 @@ from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
 from gradwire_server.engine.evaluation import Binding, Evaluation
 from gradwire_server.engine.symbolic import gradient_graph
-from gradwire_server.graph import Graph, Leaf, Output, Row
+from gradwire_server.graph import Graph, Leaf, Output, Row, Rows
 from gradwire_server.limits import Limits
 from gradwire_server.specs import Tensor
 
@@ -37,7 +37,7 @@ def one_node(case: Case) -> Graph:
     outs = case.run()
     row = Row(case.operator, case.attributes, len(case.inputs), len(outs))
     return Graph(
-        (row,),
+        Rows((row,)),
         tuple(leaves),
         np.zeros(1, np.int64),
         np.array([ids[name] if name else 0 for name in names], np.int64),

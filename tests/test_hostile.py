@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from wire import chain, neuron, scalar, source
+from wire import chain, module_neuron, neuron, scalar, source
 
 import gradwire as gw
 from gradwire.v1 import service_pb2, service_pb2_grpc, tensor_pb2
@@ -51,7 +51,7 @@ def seeds() -> list[bytes]:
     beside.evaluation.bindings[0].tensor.shared.CopyFrom(region)
     return [beside.SerializeToString()] + [
         service_pb2.EvaluateRequest(graph=source(graph), evaluation=each).SerializeToString()
-        for graph in (neuron(), chain(20))
+        for graph in (neuron(), module_neuron(), chain(20))
         for each in asked
     ]
 
@@ -60,7 +60,7 @@ def seeds_of(method: str) -> list[bytes]:
     """Whole requests of a method to mutate."""
     if method in ("Evaluate", "EvaluateStream"):
         return seeds()  # the two requests have the same fields
-    graphs = [source(neuron()), source(chain(20))]
+    graphs = [source(neuron()), source(module_neuron()), source(chain(20))]
     if method == "DifferentiateGraph":
         asked = service_pb2.DifferentiateGraphRequest
         return [asked(graph=graph).SerializeToString() for graph in graphs]

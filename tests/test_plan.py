@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
+from gradwire_server.graph import Graph, Leaf, Output, Row, Rows, check_structure
 from gradwire_server.limits import Limits
 from gradwire_server.plan import make_plan, reached, static_leaves
 from gradwire_server.specs import Tensor, TensorSpec
@@ -27,7 +27,7 @@ def random_graph(rows: Sequence[Row], nodes: int, seed: int) -> Graph:
         inputs.extend(near.tolist())
         first += rows[number].output_count
     return Graph(
-        tuple(rows),
+        Rows(rows),
         tuple(Leaf("input", f"x{slot}", "float64", (2,)) for slot in range(LEAVES)),
         numbers,
         np.array(inputs, np.int64),
@@ -64,7 +64,7 @@ def test_only_leaves_that_shapes_depend_on_are_static(nodes: int) -> None:
     chain = np.arange(nodes - 1)
     sums = np.stack([np.where(chain == 0, 1, chain + 3), np.full(nodes - 1, 2)], axis=1)
     graph = Graph(
-        (Row("Add", {}, 2, 1), Row("Reshape", {}, 2, 1)),
+        Rows((Row("Add", {}, 2, 1), Row("Reshape", {}, 2, 1))),
         (
             *(Leaf("input", f"x{slot}", "int64", (1,)) for slot in range(2)),
             Leaf("input", "x2", "float64", (2,)),
@@ -100,7 +100,7 @@ def test_an_element_leaf_of_every_dtype_meets_its_gates() -> None:
     to_float, to_int = Row("Cast", {"to": 11}, 1, 1), Row("Cast", {"to": 7}, 1, 1)
     values = Tensor("int64", (2,), bytes(16))
     graph = Graph(
-        (to_float, to_int),
+        Rows((to_float, to_int)),
         (Leaf("input", "x", "int64", (2,), elements=True, value=values),),
         np.tile([0, 1], 1000),
         np.arange(2000) + 2,

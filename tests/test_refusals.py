@@ -32,6 +32,8 @@ STORE_REASONS = {
     "STORE_UNSUPPORTED",
     "UPLOAD_INVALID",
 }
+#: Of the page: see test_web.
+PAGE_REASONS = {"CONTENT_TYPE_REFUSED", "HOST_REFUSED", "ORIGIN_REFUSED"}
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +247,9 @@ def _wrong_nodes() -> Iterator[tuple[str, graph_pb2.Graph]]:
     graph = applied("Neg", numbers("x", 2))
     graph.circuit.outputs[0].value_ids.append(1)
     yield "OUTPUT_INVALID", graph
+    graph = neuron()
+    graph.gates.add(module=0, input_count=1, output_count=1)
+    yield "MODULE_INVALID", graph
 
 
 def _wrong_at_their_shapes() -> Iterator[tuple[str, graph_pb2.Graph]]:
@@ -417,5 +422,5 @@ def test_refusal_while_computing_names_the_node(
 def test_every_reason_is_provoked_here() -> None:
     tables = (broken_graphs(), bad_evaluations(), wrong_steps(), bad_derivatives())
     provoked = {reason for table in tables for reason, _ in table}
-    elsewhere = CLIENT_REASONS | OTHER_SERVERS_REASONS | STORE_REASONS
+    elsewhere = CLIENT_REASONS | OTHER_SERVERS_REASONS | STORE_REASONS | PAGE_REASONS
     assert provoked == {*REASONS} - elsewhere

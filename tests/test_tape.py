@@ -21,7 +21,7 @@ from gradwire_server.engine.opcodes import instruction_set
 from gradwire_server.engine.tape import Buffers
 from gradwire_server.gates import GATES
 from gradwire_server.gates.base import ElementwiseGate, Input
-from gradwire_server.graph import Graph, Leaf, Output, Row
+from gradwire_server.graph import Graph, Leaf, Output, Row, Rows
 from gradwire_server.limits import Limits
 from gradwire_server.specs import BOOLS
 
@@ -44,7 +44,7 @@ def circuit(
 ) -> Graph:
     """Nodes are (row, inputs); outputs are value ids, named o0, o1, ..."""
     return Graph(
-        rows=tuple(rows),
+        rows=Rows(rows),
         leaves=tuple(leaves),
         node_rows=np.array([row for row, _ in nodes], np.int64),
         node_inputs=np.array([i for _, inputs in nodes for i in inputs], np.int64),

@@ -44,6 +44,33 @@ def neuron() -> graph_pb2.Graph:
     return graph
 
 
+def module_neuron() -> graph_pb2.Graph:
+    """The same, its last four nodes as a module `sigmoid` with its own gradient (1 - s) * s."""
+    graph = neuron()
+    graph.required_features.append("modules")
+    graph.gates.append(gate("Sub", 2))
+    graph.gates.add(module=0, input_count=1, output_count=1)
+    sigmoid = graph.modules.add(name="sigmoid")
+    for circuit, names in ((sigmoid.circuit, ["x"]), (sigmoid.gradient, ["x", "s", "grad"])):
+        circuit.inputs.extend(graph_pb2.Leaf(name=name) for name in names)
+        circuit.constants.extend(graph.circuit.constants)
+    sigmoid.circuit.node_gates.extend([2, 3, 1, 4])
+    sigmoid.circuit.node_inputs.extend([1, 3, 4, 2, 5])
+    sigmoid.circuit.named_ids.append(4)
+    sigmoid.circuit.names.append("e")
+    sigmoid.circuit.outputs.add(name="s", value_ids=[6])
+    sigmoid.gradient.node_gates.extend([5, 0, 0])
+    sigmoid.gradient.node_inputs.extend([4, 2, 5, 2, 6, 3])
+    sigmoid.gradient.outputs.add(name="x", value_ids=[7])
+    del graph.circuit.constants[:], graph.circuit.node_gates[4:], graph.circuit.node_inputs[:]
+    graph.circuit.node_gates.append(6)
+    graph.circuit.node_inputs.extend([1, 4, 2, 5, 6, 7, 8, 3, 9])
+    graph.circuit.outputs[0].value_ids[:] = [10]
+    graph.circuit.named_ids.append(10)
+    graph.circuit.names.append("f")
+    return graph
+
+
 def chain(nodes: int) -> graph_pb2.Graph:
     """sin(sin(...sin(x))): long to evaluate."""
     graph = graph_pb2.Graph(format_version=1, operator_set_version=28, gates=[gate("Sin", 1)])

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         LimitError,
         NotFoundError,
         ServerError,
+        TextError,
         UnavailableError,
         UnsupportedError,
     )
@@ -62,6 +63,7 @@ _HOMES = {
         "LimitError",
         "NotFoundError",
         "ServerError",
+        "TextError",
         "UnavailableError",
         "UnsupportedError",
     ),
@@ -93,6 +95,7 @@ __all__ = [
     "ServerError",
     "Session",
     "Summary",
+    "TextError",
     "UnavailableError",
     "UnsupportedError",
     "__version__",
@@ -104,6 +107,7 @@ __all__ = [
     "gradient_graph",
     "load",
     "local",
+    "parse",
     "save",
     "to_onnx",
 ]
@@ -178,6 +182,22 @@ def from_text(source: str, blob_file: str | os.PathLike[str] | None = None) -> G
     from gradwire.builder import Graph
 
     return Graph.from_text(source, blob_file)
+
+
+def parse(
+    expression: str,
+    values: Mapping[str, Any] | None = None,
+    *,
+    shapes: Mapping[str, int | Sequence[int | str]] | None = None,
+) -> Graph:
+    """The graph of mathematics such as "sigmoid(w*x + b)", whose names are inputs (TextError).
+
+    They are float64 scalars, unless `values` has defaults or `shapes` other shapes. The output is
+    "out", or the last name that is assigned: docs/expressions.md.
+    """
+    from gradwire.expressions import parse_expression
+
+    return parse_expression(expression, values, shapes=shapes)
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -343,20 +343,31 @@ class Graph:
         outputs: int = 1,
     ) -> tuple[Handle, ...]:
         """Adds a node; its outputs (INPUT_COUNT_INVALID, DATA_TYPE_MISMATCH, ...)."""
-        signature = SIGNATURES[operator]
         made_at = _caller()
         try:
-            given = list(inputs)
-            while given and given[-1] is None and len(given) > 1:
-                given.pop()
-            handles = self._lift(signature, given)
-            dtypes = [None if each is None else each.dtype for each in handles]
-            signature.check_dtypes(dtypes)
-            checked = signature.check_attributes(attributes)
+            return self.apply_at(made_at, operator, inputs, attributes, outputs)
         except GradwireError as error:
             raise type(error)(
                 error.reason, f"{operator}: {error.message} (made at {made_at})", error.facts
             ) from None
+
+    def apply_at(
+        self,
+        made_at: str,
+        operator: str,
+        inputs: Sequence[Operand | None],
+        attributes: dict[str, Any],
+        outputs: int = 1,
+    ) -> tuple[Handle, ...]:
+        """The same for a node that was made at a given place, which its errors do not tell."""
+        signature = SIGNATURES[operator]
+        given = list(inputs)
+        while given and given[-1] is None and len(given) > 1:
+            given.pop()
+        handles = self._lift(signature, given)
+        dtypes = [None if each is None else each.dtype for each in handles]
+        signature.check_dtypes(dtypes)
+        checked = signature.check_attributes(attributes)
         self._made_at[self.node_count] = made_at
         keys = [0 if each is None else each.key for each in handles]
         return self._add(
@@ -477,10 +488,30 @@ class Graph:
         Its blobs are compared with their digests, and then stay in their file until they are used.
         """
         data = files.read(path)
-        try:
-            return cls._from(
-                data, lambda: blob_files.load(blob_files.path_of(path, data), str(path))
+        return cls._in_file(
+            str(path), data, lambda: blob_files.load(blob_files.path_of(path, data), str(path))
+        )
+
+    @classmethod
+    def from_file_bytes(cls, name: str, content: bytes) -> Graph:
+        """Reads the bytes of a `.gate` file, which must hold all its values (FileError).
+
+        Its name is for messages.
+        """
+
+        def beside() -> NoReturn:
+            raise FileError(
+                "BLOBS_MISSING",
+                f"{name}: its large values are in a file beside it; open a copy that holds them, "
+                "saved with graph.save(path, blobs=False)",
             )
+
+        return cls._in_file(name, files.parse(name, content), beside)
+
+    @classmethod
+    def _in_file(cls, path: str, data: bytes, find_blobs: Callable[[], blob_files.Blobs]) -> Graph:
+        try:
+            return cls._from(data, find_blobs)
         except FileError:
             raise
         except InvalidRequestError as failure:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,9 +17,14 @@ from gradwire.version import __version__
 if TYPE_CHECKING:
     from gradwire.builder import Graph
     from gradwire.connection import Connection
+    from gradwire.printing import Evaluation
     from gradwire.results import Result
 
-_ROWS_SHOWN = 200
+    _Bound = tuple[Graph, dict[str, Any]]
+
+_INPUTS_SHOWN = 8
+_WATCH_SECONDS = 0.1
+_TEXT_FORM = b"gradwire text"
 _LONG = 20_000  # nodes that take long enough to want to see how far they are
 
 # grpc writes log lines of its own to stderr, beside our sentence, unless it is told not to
@@ -50,8 +56,11 @@ def main() -> None:
     """Gradients over the wire: evaluate gate graphs forward and backward."""
 
 
+_graph = click.argument("source", metavar="FILE|EXPRESSION")
+
+
 @main.command("eval")
-@click.argument("file", type=click.Path())
+@_graph
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE",
     help="Value of a leaf: a number, a JSON list, or @file.npy. May be repeated.",
@@ -64,44 +73,50 @@ def main() -> None:
     "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--watch", is_flag=True, help="Evaluate again whenever the file changes.")
 def evaluate(
-    file: str,
+    source: str,
     settings: tuple[str, ...],
     seeds: tuple[str, ...],
     server: str | None,
     as_json: bool,
+    watch: bool,
 ) -> None:
-    """Evaluate a .gate or .onnx FILE: every node's value and gradient.
+    """Evaluate a graph: every node's value and gradient.
+
+    It is a .gate, .onnx or text file, or an expression such as "sigmoid(w*x + b)", or @FILE with
+    one, which may have several lines. One that begins with a minus comes last, after --.
 
     The JSON object has `outputs` {name: value}, `gradients` {leaf: value} and `nodes` [{id, name,
     operator, value, gradient}]. A gradient of null was not computed, which is not 0. NaN and
     infinities are the strings "NaN", "Infinity" and "-Infinity".
     """
-    graph = _load(file)
+    from gradwire.printing import print_evaluation
+
     inputs, given = dict(map(_setting, settings)), dict(map(_seed, seeds))
-    with _connected(server) as connection:
-        whole = _whole_seeds(connection, graph, inputs, given)
-        if sys.stderr.isatty() and graph.node_count >= _LONG:
-            result = _evaluate_with_progress(connection, graph, inputs, whole)
+
+    def shown(
+        connection: Connection, bound: _Bound, before: Evaluation | None = None
+    ) -> Evaluation:
+        found = _evaluated(connection, *bound, given)
+        if as_json:
+            click.echo(json.dumps(found.as_json(), allow_nan=False))
         else:
-            result = connection.evaluate(graph, inputs, seeds=whole, values=True, gradients=True)
-    rows = [
-        {"id": value_id, "name": name, "operator": operator, **_found(result, value_id)}
-        for value_id, name, operator in graph.value_labels()
-    ]
-    if as_json:
-        found = {
-            "outputs": {name: _plain(array) for name, array in result.outputs.items()},
-            "gradients": {name: _plain(array) for name, array in result.gradients.items()},
-            "nodes": rows,
-        }
-        click.echo(json.dumps(found, allow_nan=False))
+            print_evaluation(found, before)
+        return found
+
+    if watch:
+        file = _watched_file(source)
+        with _connected(server) as connection:
+            _at_changes(file, lambda before: shown(connection, _bound(source, inputs), before))
     else:
-        _print_table(rows, graph, result.outputs)
+        bound = _bound(source, inputs)
+        with _connected(server) as connection:
+            shown(connection, bound)
 
 
 @main.command()
-@click.argument("file", type=click.Path())
+@_graph
 @click.option(
     "-o", "--output", required=True, type=click.Path(), help="What to write: .svg, .png or .html."
 )
@@ -135,7 +150,7 @@ def evaluate(
     "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
 )
 def draw(
-    file: str,
+    source: str,
     output: str,
     settings: tuple[str, ...],
     seeds: tuple[str, ...],
@@ -147,7 +162,7 @@ def draw(
     theme: str,
     server: str | None,
 ) -> None:
-    """Draw a .gate or .onnx FILE, evaluated: values in green, gradients in red.
+    """Draw a graph, evaluated: values in green, gradients in red.
 
     A module is one of the file, or what names before a / have in common: layer1 of layer1/scores.
     """
@@ -156,8 +171,8 @@ def draw(
 
     if os.path.splitext(output)[1].lower() not in FORMATS:
         raise click.UsageError(f"-o {output}: must end in one of {', '.join(FORMATS)}")
-    graph = _load(file)
-    inputs, given = dict(map(_setting, settings)), dict(map(_seed, seeds))
+    graph, inputs = _bound(source, dict(map(_setting, settings)))
+    given = dict(map(_seed, seeds))
     with _connected(server) as connection:
         drawing = drawn(
             graph,
@@ -176,23 +191,23 @@ def draw(
 
 
 @main.command()
-@click.argument("file", type=click.Path())
+@_graph
 @click.option("--text", is_flag=True, help="All of it, as text that gradwire parse reads back.")
-def show(file: str, text: bool) -> None:
-    """Show what is in a .gate or .onnx FILE."""
-    graph = _load(file)
+def show(source: str, text: bool) -> None:
+    """Show what is in a graph: a .gate, .onnx or text file, an expression, or @FILE with one."""
+    graph = _load(source)
     if text:
         click.echo(graph.to_text(), nl=False)
         return
-    click.echo(f"{file}: {graph.node_count} nodes, digest {graph.digest}")
+    click.echo(f"{source}: {graph.node_count} nodes, digest {graph.digest}")
     click.echo(str(graph))
 
 
 @main.command()
-@click.argument("before", type=click.Path())
-@click.argument("after", type=click.Path())
+@click.argument("before")
+@click.argument("after")
 def diff(before: str, after: str) -> None:
-    """What changed from the .gate or .onnx file BEFORE to AFTER.
+    """What changed from BEFORE to AFTER: .gate, .onnx or text files, or expressions.
 
     Leaves, nodes, attributes, outputs, and tensors by the norm of their difference; not who wrote a
     file, nor whether it has blobs. Exit code 0: nothing; 1: something; 2: a file cannot be read.
@@ -221,26 +236,14 @@ def parse(source: str, output: str | None, blobs: str | None) -> None:
 
     Without -o the text is only checked. Mistakes are told with line and column.
     """
-    from gradwire.builder import Graph
-    from gradwire.errors import FileError, InvalidRequestError
-
-    try:
-        with click.open_file(source, encoding="utf-8") as file:
-            text = file.read()
-        graph = Graph.from_text(text, blobs)
-    except InvalidRequestError as failure:
-        raise FileError(failure.reason, f"{source}: {failure.message}") from None
-    except UnicodeDecodeError:
-        _fail(f"{source}: is not text; gradwire show --text prints that of a graph file")
-    except OSError as failure:
-        _fail(f"{source}: cannot be read: {failure.strerror}")
+    graph = _load_text(source, blobs)
     if output is not None:
         graph.save(output)
     click.echo(f"{output or source}: {graph.node_count} nodes, digest {graph.digest}")
 
 
 @main.command()
-@click.argument("source", type=click.Path())
+@_graph
 @click.argument("target", type=click.Path())
 @click.option(
     "--size", "sizes", multiple=True, metavar="SYMBOL=N",
@@ -251,30 +254,36 @@ def parse(source: str, output: str | None, blobs: str | None) -> None:
     help="Makes an input of an ONNX model a constant, as --set of eval. May be repeated.",
 )  # fmt: skip
 def convert(source: str, target: str, sizes: tuple[str, ...], fixed: tuple[str, ...]) -> None:
-    """Convert SOURCE.onnx to TARGET.gate, or back."""
+    """Convert a .onnx file to a .gate file TARGET, or back; or write an expression as either."""
     ends = [os.path.splitext(each)[1].lower() for each in (source, target)]
-    if sorted(ends) != [".gate", ".onnx"]:
+    if ends[1] not in (".gate", ".onnx") or (_is_file(source) and set(ends) != {".gate", ".onnx"}):
         raise click.UsageError(f"{source} to {target}: one must end in .onnx, the other in .gate")
-    if ends[0] == ".gate" and (sizes or fixed):
+    if ends[0] != ".onnx" and (sizes or fixed):
         raise click.UsageError(f"{source}: --size and --fix are for ONNX models")
     click.echo(_convert(source, target, dict(map(_size, sizes)), dict(map(_fix, fixed))))
 
 
 def _convert(source: str, target: str, sizes: dict[str, int], fixed: dict[str, Any]) -> str:
     """Writes the target; a line of what is in it."""
-    from gradwire.builder import OPERATOR_SET_VERSION, Graph
-    from gradwire.onnx import from_onnx, to_onnx
-    from gradwire.onnx.messages import load_model, versions_of
+    from gradwire.builder import OPERATOR_SET_VERSION
 
+    before = after = OPERATOR_SET_VERSION
     if source.lower().endswith(".onnx"):
+        from gradwire.onnx import from_onnx
+        from gradwire.onnx.messages import load_model, versions_of
+
         model = load_model(source)
+        before = versions_of(model.opset_import).get("", 0)
         graph = from_onnx(model, fixed=fixed, sizes=sizes)
-        graph.save(target)
-        before, after = versions_of(model.opset_import).get("", 0), OPERATOR_SET_VERSION
     else:
-        graph = Graph.load(source)
-        model = to_onnx(graph, target)
-        before, after = OPERATOR_SET_VERSION, versions_of(model.opset_import)[""]
+        graph = _load(source)
+    if target.lower().endswith(".onnx"):
+        from gradwire.onnx import to_onnx
+        from gradwire.onnx.messages import versions_of
+
+        after = versions_of(to_onnx(graph, target).opset_import)[""]
+    else:
+        graph.save(target)
     parameters = sum(leaf.kind == "parameter" for leaf in graph.leaves)
     return (
         f"{target}: {graph.node_count} nodes, {parameters} parameters, "
@@ -360,6 +369,19 @@ class _Serve(click.Command):
     "servers of one machine may share; or in an S3-compatible store, with endpoint and keys from "
     "AWS's environment variables.",
 )  # fmt: skip
+@click.option(
+    "--web/--no-web", default=True, show_default=True,
+    help="Show a page for browsers, on the host where gRPC listens.",
+)  # fmt: skip
+@click.option(
+    "--web-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Of the page (0: any free one); else 5051, or any free one where that is taken.",
+)  # fmt: skip
+@click.option(
+    "--web-host", "web_hosts", multiple=True, metavar="NAME",
+    help="A name that browsers may call the page by, beside localhost and IP addresses: that of a "
+    "reverse proxy. May be repeated.",
+)  # fmt: skip
 def serve(
     listen: str,
     log_level: str,
@@ -367,11 +389,22 @@ def serve(
     drain_seconds: float,
     shared_memory: str | None,
     store: str | None,
+    web: bool,
+    web_port: int | None,
+    web_hosts: tuple[str, ...],
     **limits: int,
 ) -> None:
-    """Serve gradients over gRPC until told to stop."""
+    """Serve gradients over gRPC until told to stop, and a page that shows them."""
+    from gradwire import uploads
+    from gradwire.local import PageOptions
     from gradwire.local import serve as serve_until_told
 
+    for each in web_hosts:
+        if set(each) & set("/:"):
+            raise click.UsageError(
+                f"--web-host {each}: write the name alone, without http and port"
+            )
+    page = PageOptions(uploads.read_file, uploads.read_expression, web_port, web_hosts)
     serve_until_told(
         listen,
         workers=workers,
@@ -379,6 +412,7 @@ def serve(
         drain_seconds=drain_seconds,
         shared_memory=shared_memory,
         store=store,
+        page=page if web else None,
         **limits,
     )
 
@@ -393,17 +427,17 @@ _expected = click.option(
 
 
 @main.command()
-@click.argument("file", type=click.Path())
+@_graph
 @click.option("--name", default="", help="A name to move to the graph.")
 @_expected
 @click.option("--validate-only", is_flag=True, help="Let the server check the graph, no more.")
 @_server
-def save(file: str, name: str, expected: str | None, validate_only: bool, server: str) -> None:
-    """Save the graph of a .gate or .onnx FILE on a server; prints its digest.
+def save(source: str, name: str, expected: str | None, validate_only: bool, server: str) -> None:
+    """Save a graph, of a file or an expression, on a server; prints its digest.
 
     A large graph is sent in pieces; after an error, saving again goes on from there.
     """
-    graph = _load(file)
+    graph = _load(source)
     with _connected(server) as connection, _progress("saving") as progress:
         found = connection.save_graph(
             graph,
@@ -481,14 +515,76 @@ def health(address: str) -> None:
     click.echo("serving")
 
 
-def _load(file: str) -> Graph:
-    if file.lower().endswith(".onnx"):
+def _is_file(source: str) -> bool:
+    """Whether an argument names a file; else it is an expression."""
+    return source.lower().endswith((".gate", ".onnx")) or os.path.exists(source)
+
+
+def _load(source: str, values: Mapping[str, Any] | None = None) -> Graph:
+    """The graph in a file, or of an expression, whose inputs have these values."""
+    if not _is_file(source):
+        return _parsed(source, values)
+    if source.lower().endswith(".onnx"):
         from gradwire.onnx import from_onnx
 
-        return from_onnx(file)
+        return from_onnx(source)
     from gradwire.builder import Graph
 
-    return Graph.load(file)
+    return _load_text(source) if _begins_as_text(source) else Graph.load(source)
+
+
+def _begins_as_text(file: str) -> bool:
+    if not os.path.isfile(file):
+        return False  # to open a pipe would wait for its writer
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(len(_TEXT_FORM)) == _TEXT_FORM
+    except OSError:
+        return False  # and whoever loads it says why
+
+
+def _load_text(file: str, blobs: str | None = None) -> Graph:
+    from gradwire.builder import Graph
+    from gradwire.errors import FileError, InvalidRequestError
+
+    try:
+        return Graph.from_text(_read(file), blobs)
+    except InvalidRequestError as failure:
+        raise FileError(failure.reason, f"{file}: {failure.message}", failure.facts) from None
+
+
+def _read(file: str) -> str:
+    """What is in a text file; - is standard input."""
+    try:
+        with click.open_file(file, encoding="utf-8") as opened:
+            text: str = opened.read()
+        return text
+    except UnicodeDecodeError:
+        fault = "is not text; gradwire show --text prints that of a graph file"
+    except OSError as failure:
+        fault = f"cannot be read: {failure.strerror}"
+    from gradwire.errors import FileError
+
+    raise FileError("FILE_INVALID", f"{file}: {fault}")
+
+
+def _parsed(source: str, values: Mapping[str, Any] | None) -> Graph:
+    """The graph of an expression, or of the one in @FILE."""
+    from gradwire.errors import TextError
+    from gradwire.expressions import parse_expression
+
+    is_inside = source.startswith("@")
+    try:
+        return parse_expression(_read(source[1:]) if is_inside else source, values)
+    except TextError as failure:
+        place = f"{source[1:]}: " if is_inside else _no_file(source)
+        raise TextError(failure.reason, place + failure.message, failure.facts) from None
+
+
+def _no_file(source: str) -> str:
+    """What to say before the fault of an expression that may be a file's name, mistyped."""
+    may_be = all(each.isalnum() or each in "._-/\\~ " for each in source)
+    return f"there is no file {source!r}, and as an expression: " if may_be else ""
 
 
 def _connected(server: str | None) -> Connection:
@@ -512,11 +608,104 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what)
+    shown = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(
+        *shown, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bound(source: str, inputs: dict[str, Any]) -> _Bound:
+    """A graph and what to bind; an expression's inputs have their values already."""
+    graph = _load(source, inputs)
+    bound = inputs if _is_file(source) else {}
+    _require_inputs(source, graph, bound)
+    return graph, bound
+
+
+def _evaluated(
+    connection: Connection, graph: Graph, inputs: dict[str, Any], seeds: dict[str, Any]
+) -> Evaluation:
+    """Every value and gradient."""
+    from gradwire.printing import Evaluation
+
+    whole = _whole_seeds(connection, graph, inputs, seeds)
+    if sys.stderr.isatty() and graph.node_count >= _LONG:
+        result = _evaluate_with_progress(connection, graph, inputs, whole)
+    else:
+        result = connection.evaluate(graph, inputs, seeds=whole, values=True, gradients=True)
+    return Evaluation.of(graph, result)
+
+
+def _require_inputs(source: str, graph: Graph, given: dict[str, Any]) -> None:
+    """Every input has a value, or the error says what to type (INPUT_MISSING)."""
+    import shlex
+
+    from gradwire.errors import InvalidRequestError
+
+    missing = [leaf for leaf in graph.leaves if leaf.value is None and leaf.name not in given]
+    if not missing:
+        return
+    shown = missing[:_INPUTS_SHOWN]
+    options = [
+        "--set " + shlex.quote(f"{leaf.name}={f'@{leaf.name}.npy' if leaf.axes else 'NUMBER'}")
+        for leaf in shown
+    ]
+    tensors = [f"{leaf.name} is {leaf.dtype}{list(leaf.axes)}" for leaf in shown if leaf.axes]
+    whose = f"input {missing[0].name!r} has" if len(missing) == 1 else f"{len(missing)} inputs have"
+    place = _no_file(source) if not _is_file(source) else f"{source}: "
+    raise InvalidRequestError(
+        "INPUT_MISSING",
+        f"{place}{whose} no value; add {' '.join(options)}"
+        + ("" if shown == missing else " ...")
+        + (f" ({', '.join(tensors)})" if tensors else ""),
+    )
+
+
+def _watched_file(source: str) -> str:
+    file = source if _is_file(source) else source[1:]
+    if not os.path.isfile(file) or (file != source and not source.startswith("@")):
+        raise click.UsageError("--watch needs a file: a graph's, or @FILE with an expression")
+    return file
+
+
+def _at_changes(file: str, show: Callable[[Evaluation | None], Evaluation]) -> None:
+    """Shows an evaluation now, and whenever the file is another, until interrupted."""
+    from gradwire.errors import GradwireError
+
+    before = None
+    seen: tuple[int, ...] = ()
+    try:
+        while True:
+            found = _state(file)
+            if found and found != seen:  # none is there while an editor replaces it
+                seen = found
+                try:
+                    before = show(before)
+                except GradwireError as failure:
+                    click.echo(f"gradwire: {failure.message}", err=True)
+            time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """Differs when a file was written or replaced; empty where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _whole_seeds(
@@ -602,67 +791,6 @@ def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
             f"{option} {name}: {value[:60]!r} is not a number, a JSON list, or @file.npy"
         )
     return name, found
-
-
-def _found(result: Any, value_id: int) -> dict[str, Any]:
-    found = result[value_id]
-    return {"value": _plain(found.value), "gradient": _plain(found.gradient)}
-
-
-def _plain(array: Any) -> Any:
-    """Numbers and lists that JSON can hold; None for what was not computed."""
-    if array is None:
-        return None
-    if hasattr(array, "tolist"):
-        array = array.tolist()
-    if isinstance(array, list):
-        return [_plain(each) for each in array]
-    if isinstance(array, float) and array - array != 0:
-        return "NaN" if array != array else "Infinity" if array > 0 else "-Infinity"
-    return array
-
-
-def _print_table(rows: list[dict[str, Any]], graph: Graph, outputs: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("node", "operator", "value", "gradient", box=None, pad_edge=False)
-    names = _output_names(graph)
-    shown = rows if len(rows) <= _ROWS_SHOWN else rows[: _ROWS_SHOWN // 2]
-    rest = [] if shown is rows else rows[-_ROWS_SHOWN // 2 :]
-    for row in shown:
-        table.add_row(*_cells(row, names))
-    if rest:
-        table.add_row("...", f"{len(rows) - _ROWS_SHOWN} more", "--json has all", "")
-    for row in rest:
-        table.add_row(*_cells(row, names))
-    console = Console()
-    console.print(table)
-    for name, array in outputs.items():
-        console.print(f"output {name} = [green]{_short(_plain(array))}[/green]", highlight=False)
-
-
-def _output_names(graph: Graph) -> dict[int, str]:
-    return {ids[0]: name for name, ids in graph.output_ids().items() if len(ids) == 1}
-
-
-def _cells(row: dict[str, Any], outputs: dict[int, str]) -> tuple[str, str, str, str]:
-    from rich.markup import escape
-
-    gradient = "[dim]not computed[/dim]"
-    if row["gradient"] is not None:
-        gradient = f"[red]{escape(_short(row['gradient']))}[/red]"
-    name = row["name"] or outputs.get(row["id"]) or f"%{row['id']}"
-    return escape(name), row["operator"], f"[green]{escape(_short(row['value']))}[/green]", gradient
-
-
-def _short(plain: Any) -> str:
-    if isinstance(plain, float):
-        return f"{plain:.6g}"
-    if isinstance(plain, list):
-        text = "[" + ", ".join(map(_short, plain[:6])) + (", ..." if len(plain) > 6 else "") + "]"
-        return text if len(text) <= 60 else text[:57] + "..."
-    return str(plain)
 
 
 def _print_gate(gate: Any) -> None:

@@ -2,7 +2,8 @@
 
 GradwireError                 .reason (stable, to dispatch on), .message, .facts
 ├── InvalidRequestError       what was asked is wrong: change it         INVALID_ARGUMENT
-│   └── FileError             the file is not a whole graph file, or cannot be read or written
+│   ├── FileError             the file is not a whole graph file, or cannot be read or written
+│   └── TextError             a text or an expression cannot be read; .line, .column
 ├── UnsupportedError          this server lacks what is asked            UNIMPLEMENTED
 ├── NotFoundError             no such graph is saved                     NOT_FOUND
 ├── ConflictError             a name refers to something else            ABORTED
@@ -28,10 +29,12 @@ __all__ = [
     "LimitError",
     "NotFoundError",
     "ServerError",
+    "TextError",
     "UnavailableError",
     "UnsupportedError",
     "error_for",
     "nearest",
+    "text_error",
 ]
 
 
@@ -51,6 +54,20 @@ class InvalidRequestError(GradwireError):
 
 class FileError(InvalidRequestError):
     """The file is not a whole graph file, or cannot be read or written."""
+
+
+class TextError(InvalidRequestError):
+    """A text or an expression cannot be read; the facts `line` and `column` say where."""
+
+    @property
+    def line(self) -> int:
+        """From 1 on."""
+        return int(self.facts["line"])
+
+    @property
+    def column(self) -> int:
+        """In characters, from 1 on."""
+        return int(self.facts["column"])
 
 
 class UnsupportedError(GradwireError):
@@ -102,6 +119,16 @@ def error_for(
 ) -> GradwireError:
     """The error for a gRPC status, by its name."""
     return _BY_STATUS.get(status, ServerError)(reason or status, message, facts)
+
+
+def text_error(reason: str, source: str, at: int, what: str) -> TextError:
+    """What is wrong with a text, at an offset in it."""
+    line, column = source.count("\n", 0, at) + 1, at - source.rfind("\n", 0, at)
+    return TextError(
+        reason,
+        f"line {line}, column {column}: {what}",
+        {"line": str(line), "column": str(column)},
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

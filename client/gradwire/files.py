@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager
 from hashlib import sha256
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from gradwire.errors import FileError
 from gradwire.payloads import Buffer, field
@@ -75,14 +75,23 @@ def read(path: str | os.PathLike[str]) -> bytes:
     FILE_INVALID (cannot be read), FILE_NOT_GRAPH, FILE_CUT, FILE_DAMAGED.
     """
     with opened(path) as (file, size):
-        head = file.read(len(_HEAD) + 1 + _MOST_DIGITS)
-        start, length = _graph_place(path, head)
-        whole = start + length + len(_DIGEST_HEAD) + 32
-        if size != whole:
-            raise _wrong_size(path, size, whole)
-        file.seek(start)
-        graph = file.read(length)
-        end = file.read(len(_DIGEST_HEAD) + 32)
+        return _graph_in(path, file, size)
+
+
+def parse(name: str, content: bytes) -> bytes:
+    """The same of a file's bytes; its name is for messages."""
+    return _graph_in(name, BytesIO(content), len(content))
+
+
+def _graph_in(path: str | os.PathLike[str], file: BinaryIO, size: int) -> bytes:
+    head = file.read(len(_HEAD) + 1 + _MOST_DIGITS)
+    start, length = _graph_place(path, head)
+    whole = start + length + len(_DIGEST_HEAD) + 32
+    if size != whole:
+        raise _wrong_size(path, size, whole)
+    file.seek(start)
+    graph = file.read(length)
+    end = file.read(len(_DIGEST_HEAD) + 32)
     found, said = sha256(graph).digest(), end[len(_DIGEST_HEAD) :]
     if found != said or not end.startswith(_DIGEST_HEAD):
         raise FileError(

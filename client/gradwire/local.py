@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from gradwire_server.engine import kernels
 from gradwire_server.engine.symbolic import leaf_specs
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.entry import serve as serve_forever
-from gradwire_server.errors import Refusal
+from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.limits import Limit, Limits
 from gradwire_server.plan import make_plan
 from gradwire_server.segments import SharedMemoryError
 from gradwire_server.store import StoreError
+from gradwire_server.web.page import Readers, Web
 from gradwire_server.workers import AddressError, WorkerError
 
 #: Every limit of a server, with its default.
@@ -53,6 +55,22 @@ def local(
     )
 
 
+@dataclass(frozen=True)
+class PageOptions:
+    """The page that is served for browsers, and what reads what it sends."""
+
+    read_file: Callable[[str, bytes], bytes]
+    read_expression: Callable[[str], bytes]
+    port: int | None
+    hosts: tuple[str, ...]
+
+    def web(self, address: str) -> Web:
+        """The same for a server that listens on an address."""
+        readers = Readers(_Refusing(self.read_file), _Refusing(self.read_expression))
+        own = address.rpartition(":")[0]
+        return Web(readers, self.port, (*self.hosts, *filter(None, [own])))
+
+
 def serve(
     address: str,
     *,
@@ -61,9 +79,10 @@ def serve(
     drain_seconds: float,
     shared_memory: str | None,
     store: str | None,
+    page: PageOptions | None,
     **limits: Any,
 ) -> None:
-    """Serves until told to stop.
+    """Serves until told to stop, with a page for browsers if told so.
 
     UnavailableError where the address cannot be listened on or the store not be opened, ServerError
     where a worker cannot start, UnsupportedError where the directory for shared memory cannot be
@@ -79,6 +98,7 @@ def serve(
             log_level=log_level,
             shared_memory=shared_memory,
             store=store,
+            web=page.web(address) if page is not None else None,
         )
     except AddressError as failure:
         error = UnavailableError("UNAVAILABLE", str(failure))
@@ -91,6 +111,19 @@ def serve(
     except WorkerError as failure:
         error = ServerError("INTERNAL", str(failure))
         raise error from None
+
+
+@dataclass(frozen=True)
+class _Refusing:
+    """A reader whose errors are the server's refusals; pickled for the server's processes."""
+
+    read: Callable[..., bytes]
+
+    def __call__(self, *arguments: Any) -> bytes:
+        try:
+            return self.read(*arguments)
+        except GradwireError as error:
+            raise Invalid(error.reason, error.message, **error.facts) from None
 
 
 def _unshared(failure: SharedMemoryError) -> GradwireError:

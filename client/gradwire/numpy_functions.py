@@ -10,7 +10,8 @@ import numpy as np
 from gradwire.builder import Handle, Operand, apply
 from gradwire.errors import InvalidRequestError, nearest
 
-_UFUNCS = {
+#: Operators by the names of NumPy's functions of numbers.
+UFUNCS = {
     "absolute": "Abs", "add": "Add", "arccos": "Acos", "arccosh": "Acosh", "arcsin": "Asin",
     "arcsinh": "Asinh", "arctan": "Atan", "arctanh": "Atanh", "ceil": "Ceil", "cos": "Cos",
     "cosh": "Cosh", "divide": "Div", "equal": "Equal", "exp": "Exp", "fabs": "Abs",
@@ -35,7 +36,7 @@ def call_ufunc(
         )
     if ufunc.__name__ == "square":
         return apply("Mul", (inputs[0], inputs[0]), {})
-    return apply(_known(ufunc.__name__, _UFUNCS), tuple(inputs), {})
+    return apply(_known(ufunc.__name__, UFUNCS), tuple(inputs), {})
 
 
 def call_function(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle:
@@ -48,7 +49,7 @@ def _known(name: str, table: Mapping[str, Any]) -> Any:
     if name not in table:
         raise InvalidRequestError(
             "OPERATOR_UNKNOWN",
-            f"np.{name} is not known on handles{nearest(name, [*_UFUNCS, *_FUNCTIONS])}; "
+            f"np.{name} is not known on handles{nearest(name, [*UFUNCS, *_FUNCTIONS])}; "
             "the functions of gradwire are all the gates",
         )
     return table[name]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from gradwire import columns, tensors
-from gradwire.errors import InvalidRequestError, nearest
+from gradwire.errors import nearest, text_error
 from gradwire.v1 import graph_pb2, tensor_pb2
 
 HEADER = "gradwire text 1"
@@ -714,10 +714,4 @@ class _Parser:
         self._fail(token.at, f"expected {what} but found {found or token.text[:60]}")
 
     def _fail(self, at: int, what: str) -> NoReturn:
-        line = self._text.count("\n", 0, at) + 1
-        column = at - self._text.rfind("\n", 0, at)
-        raise InvalidRequestError(
-            "TEXT_INVALID",
-            f"line {line}, column {column}: {what}",
-            {"line": str(line), "column": str(column)},
-        ) from None
+        raise text_error("TEXT_INVALID", self._text, at, what) from None

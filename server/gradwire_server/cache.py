@@ -45,6 +45,8 @@ class Entry:
     def nbytes(self) -> int:
         """Memory for the graph, its bytes and its plan."""
         size = self.graph.value_count + len(self.graph.node_inputs)
+        if self.graph.inside is not None:
+            size += self.graph.id_count + len(self.graph.inside.use_modules)
         return 2 * len(self.data) + _BYTES_OF_ONE * size
 
     def again(self, asked: Evaluation) -> Job | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from math import prod
 from typing import Any, TypeVar
 
@@ -25,13 +26,23 @@ from gradwire_server.engine.runs import Found, Slab
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported
 from gradwire_server.gates import OPERATOR_SETS
 from gradwire_server.gates.base import AttributeValue
-from gradwire_server.graph import Graph, Ids, Leaf, Output, Row, check_structure
+from gradwire_server.graph import (
+    Graph,
+    Ids,
+    Leaf,
+    Output,
+    OwnGradient,
+    Row,
+    Rows,
+    check_structure,
+)
 from gradwire_server.limits import Limit, Limits
+from gradwire_server.modules import Module, check_modules, flatten
 from gradwire_server.segments import Region, Segments, Sink
 from gradwire_server.specs import ITEM_SIZES, ONNX_NUMBERS, USED_BITS, Shape, Tensor
 
 FORMAT_VERSION = 1
-FEATURES: frozenset[str] = frozenset()
+FEATURES = frozenset({"modules"})
 
 #: Bytes of elements in one column: large enough to be cheap, small enough to flow.
 COLUMN_BYTES = 512 * 1024
@@ -109,7 +120,28 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
     _check_notes(message)
     if not message.HasField("circuit"):
         raise Invalid("GRAPH_INVALID", "the graph has no circuit")
-    circuit = message.circuit
+    modules = message.modules
+    if modules and "modules" not in message.required_features:
+        raise Invalid(
+            "FEATURE_UNSUPPORTED",
+            "the graph has modules, so its required_features must name 'modules'",
+        )
+    if len(modules) > limits.max_nodes:
+        raise OverLimit.of("max-nodes", limits.max_nodes, len(modules), "number of modules")
+    rows = Rows(_decode_row(gate, modules) for gate in message.gates)
+    graph = _decode_circuit(message.circuit, rows, limits)
+    check_structure(graph, limits)
+    if not modules:
+        return graph
+    decoded = [_decode_module(module, rows, limits) for module in modules]
+    check_modules(rows, decoded, graph, limits)
+    return flatten(graph, decoded, limits)
+
+
+def _decode_circuit(
+    circuit: graph_pb2.Circuit, rows: Rows, limits: Limits, *, of_module: bool = False
+) -> Graph:
+    """The columns of a circuit, its names and its leaves."""
     if len(circuit.node_gates) > limits.max_nodes:
         raise OverLimit.of(
             "max-nodes", limits.max_nodes, len(circuit.node_gates), "number of nodes"
@@ -122,50 +154,177 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
     named_ids = _ids(circuit.named_ids)
     if (np.diff(named_ids) <= 0).any():
         raise Invalid("NAME_INVALID", "named ids do not ascend")
-    graph = Graph(
-        rows=tuple(_decode_row(gate) for gate in message.gates),
-        leaves=tuple(
-            _decode_leaf(kind, leaf)
-            for kind, leaves in (
-                ("input", circuit.inputs),
-                ("parameter", circuit.parameters),
-                ("constant", circuit.constants),
-            )
-            for leaf in leaves
+    decode_input = _decode_module_input if of_module else _decode_leaf
+    return Graph(
+        rows=rows,
+        leaves=(
+            *(decode_input("input", leaf) for leaf in circuit.inputs),
+            *(_decode_leaf("parameter", leaf) for leaf in circuit.parameters),
+            *(_decode_leaf("constant", leaf) for leaf in circuit.constants),
         ),
         node_rows=_ids(circuit.node_gates),
         node_inputs=_ids(circuit.node_inputs),
         outputs=tuple(Output(output.name, _ids(output.value_ids)) for output in circuit.outputs),
         names=dict(zip(named_ids.tolist(), circuit.names, strict=True)),
     )
-    check_structure(graph, limits)
-    return graph
+
+
+def _decode_module(message: graph_pb2.Module, rows: Rows, limits: Limits) -> Module:
+    place = f"module {message.name!r}"
+    if not message.HasField("circuit"):
+        raise Invalid("MODULE_INVALID", f"{place}: has no circuit")
+    parts = []
+    for what, present, circuit in (
+        (place, True, message.circuit),
+        (f"the gradient of {place}", message.HasField("gradient"), message.gradient),
+    ):
+        try:
+            if circuit.parameters:
+                raise Invalid(
+                    "MODULE_INVALID",
+                    f"has the parameter {circuit.parameters[0].name!r}; make it an input, and the "
+                    "parameter one of the graph",
+                )
+            decoded = _decode_circuit(circuit, rows, limits, of_module=True)
+        except Refusal as refusal:
+            raise refusal.at(what) from None
+        parts.append(decoded if present else None)
+    found, gradient = parts
+    assert found is not None
+    return Module(message.name, found, gradient)
+
+
+def _decode_module_input(kind: str, message: graph_pb2.Leaf) -> Leaf:
+    """An input that takes whatever a use of the module gives it."""
+    for part in ("type", "value"):
+        if message.HasField(part):
+            raise Invalid(
+                "MODULE_INVALID",
+                f"{kind} {message.name!r}: has a {part}, but an input of a module has only a name",
+            )
+    return Leaf(kind, message.name, "", (), bool(message.layout))
 
 
 def encode_graph(graph: Graph, producer: str) -> bytes:
-    """The canonical bytes of a graph: ascending attributes, none at its default."""
+    """The canonical bytes of a flat graph: ascending attributes, none at its default.
+
+    Where modules had their own gradients, modules that only have these are written, under their
+    names, so that they are used again.
+    """
+    tables = _Tables()
     message = graph_pb2.Graph(
-        format_version=FORMAT_VERSION,
-        operator_set_version=OPERATOR_SETS[1],
-        gates=[_encode_row(row) for row in graph.rows],
-        producer=producer,
+        format_version=FORMAT_VERSION, operator_set_version=OPERATOR_SETS[1], producer=producer
     )
-    circuit = message.circuit
-    columns = {
-        "input": circuit.inputs, "parameter": circuit.parameters, "constant": circuit.constants
-    }  # fmt: skip
-    for leaf in graph.leaves:
-        columns[leaf.kind].append(_encode_leaf(leaf))
-    circuit.node_gates.extend(graph.node_rows.tolist())
-    circuit.node_inputs.extend(graph.node_inputs.tolist())
-    circuit.outputs.extend(
-        graph_pb2.Output(name=output.name, value_ids=output.value_ids.tolist())
-        for output in graph.outputs
-    )
-    for value_id in sorted(graph.names):
-        circuit.named_ids.append(value_id)
-        circuit.names.append(graph.names[value_id])
+    for own in sorted(_own_gradients(graph), key=lambda each: each.number):
+        tables.add_module(own)
+    tables.encode_circuit(message.circuit, graph, map(_encode_leaf, graph.leaves))
+    message.gates.extend(tables.gates)
+    message.modules.extend(tables.modules)
+    if tables.modules:
+        message.required_features.append("modules")
     return message.SerializeToString(deterministic=True)
+
+
+def _own_gradients(graph: Graph) -> set[OwnGradient]:
+    """Those of a graph, and those that they use."""
+    found: set[OwnGradient] = set()
+    waiting = [graph]
+    while waiting:
+        used = {row.own for row in waiting.pop().rows if row.own is not None}
+        waiting.extend(own.gradient for own in used - found)
+        found |= used
+    return found
+
+
+class _Tables:
+    """The gates and modules that circuits share, filled while these are encoded."""
+
+    def __init__(self) -> None:
+        self.gates: list[graph_pb2.Gate] = []
+        self.modules: list[graph_pb2.Module] = []
+        self._gate_places: dict[bytes, int] = {}
+        self._module_places: dict[OwnGradient, int] = {}
+
+    def encode_circuit(
+        self, message: graph_pb2.Circuit, graph: Graph, leaves: Iterable[graph_pb2.Leaf]
+    ) -> None:
+        """Columns, names and leaves, these in the graph's order."""
+        columns = {
+            "input": message.inputs,
+            "parameter": message.parameters,
+            "constant": message.constants,
+        }
+        for leaf, encoded in zip(graph.leaves, leaves, strict=True):
+            columns[leaf.kind].append(encoded)
+        rows = np.array([self._place(row) for row in graph.rows], np.int64)
+        message.node_gates.extend(rows[graph.node_rows].tolist())
+        message.node_inputs.extend(graph.node_inputs.tolist())
+        for output in graph.outputs:
+            message.outputs.add(name=output.name, value_ids=output.value_ids.tolist())
+        names = graph.all_names()
+        for value_id in sorted(names):
+            message.named_ids.append(value_id)
+            message.names.append(names[value_id])
+
+    def add_module(self, own: OwnGradient) -> None:
+        """A module that hands on its last inputs, and has this gradient for the others."""
+        message = graph_pb2.Module(name=own.name)
+        gradient, takes, made = own.gradient, len(own.gradient.outputs), own.outputs[1]
+        names = [leaf.name for leaf in gradient.leaves if leaf.kind == "input"]
+        inner = _fresh(names[takes : takes + made], names)
+        message.circuit.inputs.extend(
+            graph_pb2.Leaf(name=name) for name in (*names[:takes], *inner)
+        )
+        for place, name in enumerate(names[takes : takes + made], takes + 1):
+            message.circuit.outputs.add(name=name, value_ids=[place])
+
+        def behind(ids: Ids) -> Ids:
+            return np.where(ids > takes, ids + made, ids)  # the inner values come between
+
+        handed_on = [Leaf("input", name, "", ()) for name in inner]
+        whole = Graph(
+            rows=gradient.rows,
+            leaves=(*gradient.leaves[:takes], *handed_on, *gradient.leaves[takes:]),
+            node_rows=gradient.node_rows,
+            node_inputs=behind(gradient.node_inputs),
+            outputs=(
+                *(Output(each.name, behind(each.value_ids)) for each in gradient.outputs),
+                *(Output(name, np.zeros(0, np.int64)) for name in inner),
+            ),
+            names={value_id + made: name for value_id, name in gradient.all_names().items()},
+        )
+        leaves = (
+            graph_pb2.Leaf(name=leaf.name) if leaf.kind == "input" else _encode_leaf(leaf)
+            for leaf in whole.leaves
+        )
+        self.encode_circuit(message.gradient, whole, leaves)
+        self._module_places[own] = len(self.modules)
+        self.modules.append(message)
+
+    def _place(self, row: Row) -> int:
+        """Where a row is in the table of gates."""
+        if row.own is None:
+            gate = _encode_row(row)
+        else:
+            gate = graph_pb2.Gate(
+                module=self._module_places[row.own],
+                input_count=row.input_count,
+                output_count=row.output_count,
+            )
+        place = self._gate_places.setdefault(gate.SerializeToString(), len(self.gates))
+        if place == len(self.gates):
+            self.gates.append(gate)
+        return place
+
+
+def _fresh(names: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """The names behind a prefix that makes them new."""
+    known = set(taken)
+    for number in count(1):
+        found = [f"inner{number}/{name}" for name in names]
+        if known.isdisjoint(found):
+            return found
+    raise AssertionError("counting ends nowhere")
 
 
 def decode_request(
@@ -306,6 +465,17 @@ def encode_error(refusal: Refusal) -> service_pb2.Error:
     )
 
 
+def encode_started(graph: Graph) -> service_pb2.Started:
+    """What a client needs to read columns."""
+    started = service_pb2.Started(value_count=graph.id_count)
+    inside = graph.inside
+    if inside is not None and len(inside.use_modules):
+        started.module_uses.paths.extend(inside.paths)
+        started.module_uses.modules.extend(inside.use_modules.tolist())
+        started.module_uses.first_value_ids.extend(inside.use_first_ids.tolist())
+    return started
+
+
 def encode_description(
     version: str,
     limits: Iterable[Limit],
@@ -371,8 +541,9 @@ def _ids(column: Sequence[int]) -> Ids:
     return np.fromiter(column, np.int64, len(column))
 
 
-def _decode_row(message: graph_pb2.Gate) -> Row:
-    if message.WhichOneof("target") != "operator":
+def _decode_row(message: graph_pb2.Gate, modules: Sequence[graph_pb2.Module]) -> Row:
+    target = message.WhichOneof("target")
+    if target is None:
         raise Unsupported("OPERATOR_UNKNOWN", "a row of the gates table names no operator")
     attributes: dict[str, AttributeValue] = {}
     for attribute in message.attributes:
@@ -383,7 +554,16 @@ def _decode_row(message: graph_pb2.Gate) -> Row:
                 f"{next(reversed(attributes))!r}; names ascend and are unique",
             )
         attributes[attribute.name] = _decode_attribute(message.operator, attribute)
-    return Row(message.operator, attributes, message.input_count, message.output_count)
+    counts = message.input_count, message.output_count
+    if target == "module":
+        if message.module >= len(modules):
+            raise Invalid(
+                "MODULE_INVALID",
+                f"a gate names module {message.module}, but the graph has {len(modules)} modules",
+            )
+        name = f"module {modules[message.module].name}"
+        return Row(name, attributes, *counts, module=message.module)
+    return Row(message.operator, attributes, *counts)
 
 
 def _decode_attribute(operator: str, message: graph_pb2.Attribute) -> AttributeValue:
@@ -559,10 +739,10 @@ def _decode_array(what: str, name: str, message: Any, payloads: Payloads) -> Any
 
 
 def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
-    if message.all and (message.names or message.value_ids):
+    if message.all and (message.names or message.value_ids or message.modules):
         raise Invalid(
             "SELECTION_INVALID",
-            f"{place}: `all` is set, so names and ids must be empty",
+            f"{place}: `all` is set, so names, ids and modules must be empty",
         )
     if message.detail not in (service_pb2.DETAIL_UNSPECIFIED, service_pb2.DETAIL_SUMMARY):
         raise Invalid("SELECTION_INVALID", f"{place}: detail {message.detail} is not known")
@@ -570,6 +750,7 @@ def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
         all=message.all,
         names=tuple(message.names),
         value_ids=tuple(message.value_ids),
+        modules=tuple(message.modules),
         summary=message.detail == service_pb2.DETAIL_SUMMARY,
     )
 

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from gradwire_server.segments import Segments, require_directory
 from gradwire_server.service import SERVICE, GradientService, on_lane
 from gradwire_server.store import MemoryStore, Store, open_store
 from gradwire_server.threads import Lane
+from gradwire_server.web.page import Page, Place, Web, bind, place_of
 from gradwire_server.workers import AddressError, Told, supervise
 
 _LAST_PORT = 65535
@@ -42,8 +45,10 @@ class Server:
         store: Store | None = None,
     ) -> None:
         """The store is closed with the server."""
+        self._limits = limits
         self._segments = Segments(shared_memory, limits.max_shared_bytes) if shared_memory else None
         self._store = store
+        self._page: Page | None = None
         self._service = GradientService(limits, self._segments, store)
         self._health = health.HealthServicer()
         self._reflection = Lane("gradwire-reflection", _REFLECTION_THREADS)
@@ -70,10 +75,18 @@ class Server:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
+    def show(self, web: Web, sockets: Sequence[socket.socket]) -> None:
+        """Shows the page to whoever comes to these sockets."""
+        self._page = Page(web, sockets, self._service, self._limits)
+
     def stop(self, grace_seconds: float) -> None:
         """Refuses new calls, lets running ones end within the grace, then cancels them."""
         self._health.enter_graceful_shutdown()
+        if self._page is not None:
+            self._page.begin_to_stop(grace_seconds)
         self._server.stop(grace_seconds).wait()
+        if self._page is not None:
+            self._page.stop()
         self._let_go()
         self._service.close()
         self._reflection.shutdown()
@@ -130,6 +143,7 @@ def serve(
     log_level: str = "WARNING",
     shared_memory: str | None = None,
     store: str | None = None,
+    web: Web | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains; `store` is the place of saved graphs.
@@ -137,28 +151,40 @@ def serve(
     AddressError, SharedMemoryError, StoreError, WorkerError.
     """
 
-    def listens(place: str) -> None:
-        announce(f"gradwire listens on {place}")
+    def say(sentence: str) -> None:
+        announce(sentence)
         sys.stdout.flush()
 
     _log_as_json(log_level)
-    if workers > 1:
-        if shared_memory:
-            require_directory(shared_memory)
-        if store:
-            open_store(store, limits).close()  # what is wrong with it is said once, and now
-        work = _Work(limits, drain_seconds, log_level, shared_memory, store)
-        supervise(address, workers, work, listens)
-        return
-    keep_freed_memory()
-    told = Told()
-    _remove_dead_socket(address)
-    opened = open_store(store, limits) if store else None
-    server = Server(limits, shared_memory=shared_memory, store=opened)
-    listens(server.start(address))
-    kernels.warm_up()
-    told.wait()
-    server.stop(drain_seconds)
+    with ExitStack() as stack:
+        place, sentence = None, ""
+        if web is not None:
+            place, sentence = place_of(address, web, shared=workers > 1, stack=stack)
+
+        def listens(reached: str) -> None:
+            say(f"gradwire listens on {reached}")
+            if sentence:
+                say(sentence)
+
+        if workers > 1:
+            if shared_memory:
+                require_directory(shared_memory)
+            if store:
+                open_store(store, limits).close()  # what is wrong with it is said once, and now
+            work = _Work(limits, drain_seconds, log_level, shared_memory, store, web, place)
+            supervise(address, workers, work, listens)
+            return
+        keep_freed_memory()
+        told = Told()
+        _remove_dead_socket(address)
+        opened = open_store(store, limits) if store else None
+        server = Server(limits, shared_memory=shared_memory, store=opened)
+        listens(server.start(address))
+        if web is not None and place is not None:
+            server.show(web, place.sockets)
+        kernels.warm_up()
+        told.wait()
+        server.stop(drain_seconds)
 
 
 @dataclass(frozen=True)
@@ -170,6 +196,8 @@ class _Work:
     log_level: str
     shared_memory: str | None
     store: str | None
+    web: Web | None
+    place: Place | None
 
     def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
         _log_as_json(self.log_level)
@@ -181,6 +209,8 @@ class _Work:
             store=open_store(self.store, self.limits) if self.store else None,
         )
         server.start(address)
+        if self.web is not None and self.place is not None:
+            server.show(self.web, bind(self.place.host, self.place.port, shared=True))
         listens()
         kernels.warm_up()
         told.wait()
@@ -220,9 +250,10 @@ def _remove_dead_socket(address: str) -> None:
 def _log_as_json(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
-    logger = logging.getLogger("gradwire")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
+    for name, lowest in (("gradwire", level.upper()), ("uvicorn.error", "ERROR")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(lowest)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -24,6 +24,7 @@ REASONS = {
     "OPERATOR_SET_UNSUPPORTED": "The graph's operator set is outside what this server knows.",
     "OPERATOR_UNKNOWN": "No gate has that operator name.",
     "GRAPH_INVALID": "The graph cannot be decoded, or lacks a part.",
+    "MODULE_INVALID": "A module, or its gradient, is not what its uses need.",
     "NODE_INVALID": "A node's gate or input ids point nowhere.",
     "NAME_INVALID": "A name is empty, used twice, or not one that a saved graph may have.",
     "LEAF_INVALID": "A leaf's declaration contradicts itself.",
@@ -59,6 +60,9 @@ REASONS = {
     "STORE_UNAVAILABLE": "The store cannot be reached, is full, or has lost bytes.",
     "REQUEST_INVALID": "The request cannot be decoded, or comes out of turn.",
     "FILE_INVALID": "The bytes are not a whole graph file.",
+    "HOST_REFUSED": "The page is called by a name that is not the server's.",
+    "ORIGIN_REFUSED": "Another site called the page's service.",
+    "CONTENT_TYPE_REFUSED": "A request to the page has a content type that another site can send.",
     "LIMIT_EXCEEDED": "A limit of this server is passed.",
 }
 

@@ -1,36 +1,94 @@
-"""A decoded graph, and the check that its columns make a circuit."""
+"""A decoded graph, and the check that its columns make a circuit.
+
+A graph as it is sent may use modules; one that is run is flat (modules.py): every use is replaced
+by the module's nodes. Flat ids number its values as engines have them; ids are those that callers
+know.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server.errors import Invalid, OverLimit, Unsupported, nearest
 from gradwire_server.gates import GATES, Gate
-from gradwire_server.gates.base import AttributeValue
+from gradwire_server.gates.base import AttributeValue, Input
 from gradwire_server.limits import Limits
-from gradwire_server.specs import Shape, Tensor
+from gradwire_server.specs import EVERY, Shape, Tensor, TensorSpec
+
+_MOST_STEPS = 1000  # of a path, so that a name made of slashes alone takes no time
+_LONGEST_PATH = 256  # that is written as a name
 
 Ids = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+class OwnGradient(Gate):
+    """What a module with its own gradient yields: its circuit's outputs, as they are.
+
+    Its inputs are the module's, then those outputs. Its gradient is no formula of a gate but the
+    graph `gradient`, which the engines run on the module's inputs, its outputs and the gradients of
+    those; the circuit inside gets no gradient.
+    """
+
+    takes_halves = True
+
+    def __init__(self, number: int, name: str, gradient: Graph, known: frozenset[int]) -> None:
+        """`known` are the inputs whose elements the shapes of the gradient depend on."""
+        self.number = number  # of the module; its gradient uses modules of lower ones
+        self.name = name
+        self.operator = f"module {name}"  # type: ignore[misc]  # which gates declare once for all
+        self.gradient = gradient
+        results = len(gradient.outputs)
+        names = [leaf.name for leaf in gradient.leaves if leaf.kind == "input"]
+        made = (len(names) - results) // 2
+        self.inputs = tuple(  # type: ignore[misc]
+            Input(name, EVERY, group=str(slot), known=slot in known, whole=True)
+            for slot, name in enumerate(names[: results + made])
+        )
+        self.outputs = made, made  # type: ignore[misc]
+
+    def infer(self, *specs: TensorSpec, **_: object) -> tuple[TensorSpec, ...]:
+        made = specs[-self.outputs[1] :]
+        for declared, spec in zip(self.inputs[-len(made) :], made, strict=True):
+            if not spec.is_floating:
+                raise Invalid(
+                    "MODULE_INVALID",
+                    f"has its own gradient, so its outputs must be floating, but {declared.name!r} "
+                    f"is {spec.dtype}",
+                )
+        return made
+
+    def forward(self, xp: object, *inputs: Any, **_: object) -> Any:
+        made = inputs[-self.outputs[1] :]
+        return made if len(made) > 1 else made[0]
+
+    def aligned_shapes(self, *specs: TensorSpec, **_: object) -> tuple[Shape, ...]:
+        return tuple(spec.shape for spec in specs)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One entry of the gates table: an operator with its attributes and counts."""
+    """One entry of the gates table: an operator or a module, with its attributes and counts."""
 
-    operator: str
+    operator: str  # for a module "module" and its name
     attributes: Mapping[str, AttributeValue]
     input_count: int
     output_count: int
+    module: int | None = None  # in a graph that is not flat
+    own: OwnGradient | None = None  # in a flat one
 
     @cached_property
     def gate(self) -> Gate:
         """The gate that implements the operator (OPERATOR_UNKNOWN)."""
+        if self.own is not None:
+            return self.own
         if self.operator not in GATES:
             raise Unsupported(
                 "OPERATOR_UNKNOWN",
@@ -84,16 +142,126 @@ class Output:
         return f"output {self.name!r}"
 
 
+class Rows(tuple[Row, ...]):
+    """A gates table, with its counts as columns."""
+
+    @cached_property
+    def input_counts(self) -> Ids:
+        return np.array([row.input_count for row in self], np.int64)
+
+    @cached_property
+    def output_counts(self) -> Ids:
+        return np.array([row.output_count for row in self], np.int64)
+
+    @cached_property
+    def modules(self) -> Ids:
+        """By row: the module, or -1."""
+        return np.array([-1 if row.module is None else row.module for row in self], np.int64)
+
+
+class ModuleNames(NamedTuple):
+    """What is called how in a module."""
+
+    name: str
+    values: Mapping[int, str]  # by place among the values of its nodes
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The values inside of the modules that a flat graph was made with.
+
+    Uses are columns, by ascending first ids; those inside of a use follow it.
+    """
+
+    flat_ids: Ids  # by id
+    shut: Flags  # by flat id: inside of a module with its own gradient
+    names: Mapping[str, int]  # ids of the circuit's named node values
+    modules: tuple[ModuleNames, ...]
+    use_modules: Ids
+    use_first_ids: Ids
+    use_parents: Ids  # positions of uses, or -1
+    use_names: Sequence[str]
+
+    @cached_property
+    def ids(self) -> Ids:
+        """By flat id: the id; of several the one furthest inside, 0 where there is none."""
+        found = np.zeros(len(self.shut), np.int64)
+        found[self.flat_ids] = np.arange(len(self.flat_ids))  # of equal ones the last stays
+        return found
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Of every use; empty where it, or one around it, has no name."""
+        found: list[str] = []
+        for parent, name in zip(self.use_parents.tolist(), self.use_names, strict=True):
+            if parent < 0 or not name:
+                found.append(name)
+            else:
+                found.append(f"{found[parent]}/{name}" if found[parent] else "")
+        return found
+
+    @cached_property
+    def uses_by_path(self) -> dict[str, int]:
+        return {path: use for use, path in enumerate(self.paths) if path}
+
+    def within(self, use: int) -> range:
+        """Ids of the values inside of a use, and of the uses there."""
+        depth = self.use_parents
+        after = use + 1
+        while after < len(depth) and depth[after] >= use:
+            after += 1
+        end = self.use_first_ids[after] if after < len(depth) else len(self.flat_ids)
+        return range(int(self.use_first_ids[use]), int(end))
+
+    def find(self, name: str) -> int | None:
+        """The id of a value by its path, such as "layer1/scores"."""
+        cut = name.find("/") if name.count("/") <= _MOST_STEPS else -1
+        while cut >= 0:
+            use = self.uses_by_path.get(name[:cut])
+            if use is not None:
+                place = self._places[int(self.use_modules[use])].get(name[cut + 1 :])
+                if place is not None:
+                    return int(self.use_first_ids[use]) + place
+            cut = name.find("/", cut + 1)
+        return None
+
+    def value_paths(self) -> Iterator[tuple[int, str]]:
+        """Flat id and path of every named value inside of a use, but for very long paths."""
+        columns = self.paths, self.use_modules.tolist(), self.use_first_ids.tolist()
+        for path, module, first in zip(*columns, strict=True):
+            if path:
+                for place, name in self.modules[module].values.items():
+                    if len(path) + len(name) < _LONGEST_PATH:
+                        yield int(self.flat_ids[first + place]), f"{path}/{name}"
+
+    @cached_property
+    def _places(self) -> list[dict[str, int]]:
+        return [{name: place for place, name in each.values.items()} for each in self.modules]
+
+    def place_of(self, flat_id: int) -> str:
+        """How messages name a value: 'layer1/scores', or 123 in module 'attention'."""
+        value_id = int(self.ids[flat_id])
+        use = int(np.searchsorted(self.use_first_ids, value_id, "right")) - 1
+        if use < 0:
+            return str(value_id)
+        module = self.modules[int(self.use_modules[use])]
+        name = module.values.get(value_id - int(self.use_first_ids[use]))
+        if name and self.paths[use]:
+            return repr(f"{self.paths[use]}/{name}")
+        return f"{name or value_id!r} in module {module.name!r}"
+
+
 @dataclass(frozen=True)
 class Graph:
     """A circuit with its gates table. Ids: 0 is absent, then leaves, then the nodes' outputs."""
 
-    rows: tuple[Row, ...]
+    rows: Rows
     leaves: tuple[Leaf, ...]  # inputs, then parameters, then constants
     node_rows: Ids
     node_inputs: Ids
     outputs: tuple[Output, ...]
     names: Mapping[int, str] = field(default_factory=dict)  # of node values
+    inside: Inside | None = None  # of a flat graph that was made with modules
 
     @cached_property
     def leaf_first_ids(self) -> tuple[int, ...]:
@@ -110,28 +278,61 @@ class Graph:
     @cached_property
     def input_starts(self) -> Ids:
         """Where each node's inputs begin in node_inputs, and one more: their end."""
-        counts = np.array([row.input_count for row in self.rows], np.int64)
-        return _starts(counts[self.node_rows])
+        return starts(self.rows.input_counts[self.node_rows])
 
     @cached_property
     def first_ids(self) -> Ids:
         """First output id of each node, and one more: the first id past the last value."""
-        counts = np.array([row.output_count for row in self.rows], np.int64)
-        return _starts(counts[self.node_rows]) + self.leaf_first_ids[-1]
+        return starts(self.rows.output_counts[self.node_rows]) + self.leaf_first_ids[-1]
 
     @property
     def value_count(self) -> int:
-        """Ids are from 1 to this, inclusive."""
+        """Flat ids are from 1 to this, inclusive."""
         return int(self.first_ids[-1]) - 1
+
+    @property
+    def id_count(self) -> int:
+        """Ids are from 1 to this, inclusive."""
+        return self.value_count if self.inside is None else len(self.inside.flat_ids) - 1
+
+    def flat_ids(self, ids: Ids) -> Ids:
+        """Where the engines have the values of these ids."""
+        return ids if self.inside is None else self.inside.flat_ids[ids]
 
     @cached_property
     def ids_by_name(self) -> dict[str, tuple[int, int]]:
-        """First id and id count of everything that has a name and is not a constant."""
-        named = {name: (value_id, 1) for value_id, name in self.names.items()}
+        """First id and id count of everything that has a name and is not a constant.
+
+        What is inside of modules is found by `find`.
+        """
+        if self.inside is None:
+            named = {name: (value_id, 1) for value_id, name in self.names.items()}
+        else:
+            named = {name: (value_id, 1) for name, value_id in self.inside.names.items()}
         for leaf, first in zip(self.leaves, self.leaf_first_ids, strict=False):
             if leaf.kind != "constant":
                 named[leaf.name] = (first, leaf.id_count)
         return named
+
+    def find(self, name: str) -> tuple[int, int] | None:
+        """First id and id count of what has a name, or a path inside of a module."""
+        found = self.ids_by_name.get(name)
+        if found is None and self.inside is not None:
+            value_id = self.inside.find(name)
+            return None if value_id is None else (value_id, 1)
+        return found
+
+    def all_names(self) -> dict[int, str]:
+        """Names of node values by flat id, and paths of those inside of modules."""
+        found = dict(self.names)
+        if self.inside is not None:
+            taken = {leaf.name for leaf in self.leaves if leaf.kind != "constant"}
+            taken |= self.inside.names.keys()
+            for flat_id, path in self.inside.value_paths():
+                if path not in taken and flat_id >= self.leaf_first_ids[-1]:
+                    taken.add(path)
+                    found.setdefault(flat_id, path)
+        return found
 
     def node_of(self, value_id: int) -> int:
         """Index of the node that yields a value."""
@@ -140,46 +341,63 @@ class Graph:
     def place_of(self, node: int) -> str:
         """How messages name a node: "node 'scores' (MatMul)"."""
         first = int(self.first_ids[node])
-        name = repr(self.names[first]) if first in self.names else str(first)
-        return f"node {name} ({self.rows[self.node_rows[node]].operator})"
+        return f"node {self._called(first)} ({self.rows[self.node_rows[node]].operator})"
+
+    def _called(self, flat_id: int) -> str:
+        if flat_id in self.names:
+            return repr(self.names[flat_id])
+        return str(flat_id) if self.inside is None else self.inside.place_of(flat_id)
 
     def place_of_value(self, value_id: int) -> str:
-        """How messages name a value."""
-        if value_id in self.names:
-            return f"value {self.names[value_id]!r}"
+        """How messages name a value, by flat id."""
         for leaf, first in zip(self.leaves, self.leaf_first_ids, strict=False):
             if first <= value_id < first + leaf.id_count:
                 return leaf.place
-        return f"value {value_id}"
+        return f"value {self._called(value_id)}"
 
 
 def check_structure(graph: Graph, limits: Limits) -> None:
     """Raises unless the columns make a circuit within the limits; allocates nothing before.
 
-    NODE_INVALID, NAME_INVALID, LEAF_INVALID, OUTPUT_INVALID, GRAPH_INVALID, OPERATOR_UNKNOWN,
-    INPUT_COUNT_INVALID, OUTPUT_COUNT_INVALID, ATTRIBUTE_INVALID, LIMIT_EXCEEDED.
+    GRAPH_INVALID, and the reasons of check_rows, check_circuit and check_output.
     """
-    if graph.node_count > limits.max_nodes:
-        raise OverLimit.of("max-nodes", limits.max_nodes, graph.node_count, "number of nodes")
+    check_rows(graph.rows)
     for leaf in graph.leaves:
-        _check_leaf(leaf)
-    for row in graph.rows:
-        _check_row(row)
-    _check_nodes(graph, limits)
-    _check_names(graph)
+        check_leaf(leaf)
+    check_circuit(graph, limits)
     if not graph.outputs:
         raise Invalid("GRAPH_INVALID", "the graph has no output; name at least one value")
     for output in graph.outputs:
-        _check_output(graph, output)
+        check_output(graph, output)
 
 
-def _starts(counts: Ids) -> Ids:
-    starts = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=starts[1:])
-    return starts
+def check_rows(rows: Rows) -> None:
+    """The operators of the gates table.
+
+    OPERATOR_UNKNOWN, INPUT_COUNT_INVALID, OUTPUT_COUNT_INVALID, ATTRIBUTE_INVALID.
+    """
+    for row in rows:
+        if row.module is None:
+            _check_row(row)
 
 
-def _check_leaf(leaf: Leaf) -> None:
+def check_circuit(graph: Graph, limits: Limits) -> None:
+    """Nodes and names (NODE_INVALID, NAME_INVALID, LIMIT_EXCEEDED)."""
+    if graph.node_count > limits.max_nodes:
+        raise OverLimit.of("max-nodes", limits.max_nodes, graph.node_count, "number of nodes")
+    _check_nodes(graph, limits)
+    _check_names(graph)
+
+
+def starts(counts: Ids) -> Ids:
+    """Where each of several parts of these lengths begins, and one more: their end."""
+    found = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=found[1:])
+    return found
+
+
+def check_leaf(leaf: Leaf) -> None:
+    """A declaration that does not contradict itself (LEAF_INVALID)."""
     _ = leaf.id_count
     if leaf.value is None:
         if leaf.kind != "input":
@@ -237,16 +455,15 @@ def _check_nodes(graph: Graph, limits: Limits) -> None:
             f"{len(graph.rows)} rows",
             node_index=node,
         )
-    uses = np.bincount(graph.node_rows, minlength=len(graph.rows)).tolist()
-    inputs = sum(use * row.input_count for use, row in zip(uses, graph.rows, strict=True))
+    uses = np.bincount(graph.node_rows, minlength=len(graph.rows))  # so few that sums fit
+    inputs = int(uses @ graph.rows.input_counts)
     if inputs != len(graph.node_inputs):
         raise Invalid(
             "NODE_INVALID",
             f"the nodes' gates take {inputs} inputs in all but node_inputs has "
             f"{len(graph.node_inputs)}",
         )
-    values = graph.leaf_first_ids[-1] - 1
-    values += sum(use * row.output_count for use, row in zip(uses, graph.rows, strict=True))
+    values = graph.leaf_first_ids[-1] - 1 + int(uses @ graph.rows.output_counts)
     if values > limits.max_values:
         raise OverLimit.of("max-values", limits.max_values, values, "number of values")
     own = np.repeat(graph.first_ids[:-1], np.diff(graph.input_starts))
@@ -286,7 +503,8 @@ def _require_unique(what: str, names: Sequence[str]) -> None:
         raise Invalid("NAME_INVALID", f"the {what} name {name!r} is used {count} times")
 
 
-def _check_output(graph: Graph, output: Output) -> None:
+def check_output(graph: Graph, output: Output) -> None:
+    """Values that there are (OUTPUT_INVALID)."""
     if not output.value_ids.size:
         raise Invalid("OUTPUT_INVALID", f"{output.place}: has no value")
     wrong = (output.value_ids < 1) | (output.value_ids > graph.value_count)

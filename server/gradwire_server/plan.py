@@ -9,7 +9,7 @@ Deep graphs of many shapes, where corrections would wander node by node, are wal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gradwire_server import arrays
 from gradwire_server.errors import Invalid, Refusal
 from gradwire_server.gates.base import Gate, first_outputs
-from gradwire_server.graph import Graph, Ids, Leaf, Row
+from gradwire_server.graph import Graph, Ids, Leaf, OwnGradient, Row
 from gradwire_server.specs import (
     BOOLS,
     HALVES,
@@ -44,6 +44,14 @@ _BYTES_OF_ONE = 48  # what Python needs to hold one value
 
 
 @dataclass(frozen=True)
+class GradientPlan:
+    """A module's own gradient made ready to run: its leaves are given, but for its constants."""
+
+    plan: Plan
+    constants: tuple[arrays.Array, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A validated graph made ready to run at leaves of given specs."""
 
@@ -52,6 +60,7 @@ class Plan:
     spec_ids: Ids  # spec of each value, by value id
     batch_size: int = 0
     batched: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # by id
+    _gradients: Mapping[tuple[int, ...], GradientPlan] = field(default_factory=dict)
 
     def spec(self, value_id: int) -> TensorSpec:
         """Spec of one value, of one row of a batch."""
@@ -65,6 +74,11 @@ class Plan:
     def is_batched(self, value_id: int) -> bool:
         """Whether the value has a leading batch axis."""
         return bool(self.batch_size) and bool(self.batched[value_id])
+
+    def own_gradient(self, row: int, inputs: list[int]) -> GradientPlan:
+        """The plan of the gradient of a module that has its own, for inputs as these."""
+        flags = [self.batched_flags[i] for i in inputs] if self.batch_size else ()
+        return self._gradients[row, *self.spec_ids[inputs].tolist(), *flags]
 
     @cached_property
     def batched_flags(self) -> bytes:
@@ -115,6 +129,10 @@ class Plan:
         graph = self.graph
         found = np.zeros(graph.node_count, np.int64)
         for number, row in enumerate(graph.rows):
+            if row.own is not None:
+                kinds = [plan for key, plan in self._gradients.items() if key[0] == number]
+                most = max((each.plan.nbytes(gradients=False) for each in kinds), default=0)
+                found[graph.node_rows == number] = min(most, _MOST_BYTES)
             if type(row.gate).workspace is Gate.workspace:
                 continue
             nodes = np.flatnonzero(graph.node_rows == number)
@@ -144,6 +162,15 @@ def make_plan(
     `leaf_specs` are those of one row. Elements of integer leaves that shapes depend on are in
     their specs (see `static_leaves`).
     """
+    plan = _inferred(graph, leaf_specs, batched_leaves, batch_size)
+    gradients = dict(_plan_gradients(plan))
+    return replace(plan, _gradients=gradients) if gradients else plan
+
+
+def _inferred(
+    graph: Graph, leaf_specs: Sequence[TensorSpec], batched_leaves: Sequence[bool], batch_size: int
+) -> Plan:
+    """A plan for the forward pass."""
     table = _SpecTable()
     spec_ids = np.full(graph.value_count + 1, _FAILED, np.int64)
     spec_ids[0] = _ABSENT
@@ -157,6 +184,62 @@ def make_plan(
         plan = Plan(graph, table.specs, spec_ids, batch_size, batched)
     _check_outputs(plan)
     return plan
+
+
+def _plan_gradients(plan: Plan) -> Iterator[tuple[tuple[int, ...], GradientPlan]]:
+    """A plan for each module with its own gradient, and each kind of inputs (MODULE_INVALID)."""
+    graph = plan.graph
+    for number, row in enumerate(graph.rows):
+        if row.own is None:
+            continue
+        nodes = np.flatnonzero(graph.node_rows == number)
+        inputs = graph.node_inputs[graph.input_starts[nodes][:, None] + np.arange(row.input_count)]
+        kinds = plan.spec_ids[inputs]
+        if plan.batch_size:
+            kinds = np.concatenate([kinds, plan.batched[inputs]], axis=1)
+        distinct, firsts = np.unique(kinds, axis=0, return_index=True)
+        for kind, first in zip(distinct.tolist(), firsts.tolist(), strict=True):
+            try:
+                found = _plan_gradient(plan, row.own, inputs[first].tolist())
+            except Refusal as refusal:
+                place = graph.place_of(int(nodes[first]))
+                raise refusal.at(f"{place}: its own gradient") from None
+            yield (number, *kind), found
+
+
+def _plan_gradient(plan: Plan, own: OwnGradient, inputs: list[int]) -> GradientPlan:
+    """Of inputs of the module, and what its circuit makes of them."""
+    gradient = own.gradient
+    takes = len(gradient.outputs)
+    made = inputs[takes:]
+    static = static_leaves(gradient)
+    constants = [leaf for leaf in gradient.leaves if leaf.kind == "constant"]
+    values = tuple(arrays.constant(leaf.value) for leaf in constants if leaf.value is not None)
+    stored = [
+        TensorSpec(value.shape, str(value.dtype), known_value(value) if place in static else None)
+        for place, value in enumerate(values, takes + 2 * len(made))
+    ]
+    batched = [plan.is_batched(i) for i in inputs]
+    found = _inferred(
+        gradient,
+        [*(plan.spec(i) for i in (*inputs, *made)), *stored],
+        [*batched[:takes], *[any(batched)] * (2 * len(made)), *[False] * len(stored)],
+        plan.batch_size,
+    )
+    for value_id, declared, output in zip(inputs, own.inputs, gradient.outputs, strict=False):
+        if not output.value_ids.size:
+            continue
+        of, to = plan.spec(value_id), found.spec(int(output.value_ids[0]))
+        if not of.is_floating:
+            raise Invalid(
+                "MODULE_INVALID",
+                f"has an output for {declared.name!r}, which is {of} and has no gradient",
+            )
+        if (of.shape, of.dtype) != (to.shape, to.dtype):
+            raise Invalid(
+                "MODULE_INVALID", f"yields {to} for the input {declared.name!r}, which is {of}"
+            )
+    return GradientPlan(found, values)
 
 
 def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:

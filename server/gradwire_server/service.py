@@ -194,8 +194,10 @@ class GradientService(grpc.GenericRpcHandler):
     def _batches(
         self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
     ) -> Iterator[list[bytes]]:
-        while not stopped() and (batch := self._next(events)) is not None:
+        while (batch := self._next(events)) is not None:
             yield batch
+            if stopped():
+                raise Stopped
 
     def _next(self, events: Iterator[list[bytes]]) -> list[bytes] | None:
         """One block of computing; a slow reader keeps no turn."""
@@ -213,7 +215,7 @@ class GradientService(grpc.GenericRpcHandler):
         ):
             wanted = engine.everything(wanted)
         job = self._job(entry, wanted)
-        started = pb.Started(value_count=entry.graph.value_count)
+        started = codec.encode_started(entry.graph)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
         run = Run(job)
@@ -251,7 +253,7 @@ class GradientService(grpc.GenericRpcHandler):
                     answer = self._answer(session, request, payloads, stopped)
                 elif request.WhichOneof("action") == "open":
                     session = self._open(request.open, payloads, stopped)
-                    started = pb.Started(value_count=session.graph.value_count)
+                    started = codec.encode_started(session.graph)
                     answer = pb.SessionResponse(
                         request_id=request.request_id, started=started
                     ).SerializeToString()

@@ -143,7 +143,9 @@ def array_of(tensor: onnx.TensorProto) -> Array:
     dtype_of(tensor.data_type)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise InvalidRequestError(
-            "TENSOR_INVALID", "its elements are in another file; read the model by its path"
+            "TENSOR_INVALID",
+            "its elements are in another file; read the model by its path, as "
+            "gradwire convert does",
         )
     if any(size < 0 for size in tensor.dims):
         raise InvalidRequestError("TENSOR_INVALID", f"has the shape {tuple(tensor.dims)}")

@@ -114,11 +114,15 @@ def backward(
         if plan.has_halves:
             _round_gradients(xp, plan, grads, outs)
         if node < done and any(grads[i] is not None for i in outs) and any(needed[i] for i in ids):
-            given = _given(xp, plan, use, ids, values, widened=True)
-            pulled = _pull(xp, plan, use, outs, ids, given, values, grads, needed)
+            if plan.graph.rows[row].own is not None:
+                pulled = _pull_own(xp, plan, row, outs, ids, values, grads, needed)
+            else:
+                given = _given(xp, plan, use, ids, values, widened=True)
+                pulled = _pull(xp, plan, use, outs, ids, given, values, grads, needed)
+                del given
             for i, to_input, is_new in pulled:
                 _add(grads, own, i, to_input, is_new)
-            del given, pulled
+            del pulled
         if kept is not None:
             for i in outs:
                 if not keeps_value[i]:
@@ -409,6 +413,40 @@ def _pull(
         found.append((i, to_input))
     arrays = [to_input for _, to_input in found]
     return [(i, to_input, _is_new(to_input, arrays, shown)) for i, to_input in found]
+
+
+def _pull_own(
+    xp: Namespace,
+    plan: Plan,
+    row: int,
+    outs: range,
+    ids: list[int],
+    values: list[Array],
+    grads: list[Array | None],
+    needed: Sequence[bool],
+) -> list[_Pulled]:
+    """The same of a module with its own gradient: its graph is run, all rows at once."""
+    gradient = plan.own_gradient(row, ids)
+    graph = gradient.plan.graph
+    seeds = [xp.zeros_like(values[i]) if grads[i] is None else grads[i] for i in outs]
+    given = [values[i] for i in (*ids[: len(graph.outputs)], *outs)]
+    found: list[Any] = [None, *given, *seeds, *gradient.constants]
+    try:
+        for _ in forward(xp, gradient.plan, found):
+            pass
+    except Invalid as refusal:
+        node = plan.graph.node_of(outs.start)
+        raise refusal.at(f"{plan.graph.place_of(node)}: its own gradient") from None
+    pulled = []
+    for i, output in zip(ids, graph.outputs, strict=False):
+        if not output.value_ids.size or not needed[i]:
+            continue
+        made = int(output.value_ids[0])
+        (to_input,) = _widened(xp, gradient.plan, (made,), (found[made],))
+        if gradient.plan.is_batched(made) and not plan.is_batched(i):
+            to_input = xp.sum(to_input, axis=(0,))
+        pulled.append((i, _shaped(xp, to_input, plan.shape(i)), False))
+    return pulled
 
 
 def _pull_rows(

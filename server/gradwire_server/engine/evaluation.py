@@ -50,10 +50,11 @@ class Selection:
     all: bool = False
     names: tuple[str, ...] = ()
     value_ids: tuple[int, ...] = ()
+    modules: tuple[str, ...] = ()  # paths of their uses
     summary: bool = False
 
     def __bool__(self) -> bool:
-        return self.all or bool(self.names) or bool(self.value_ids)
+        return self.all or bool(self.names) or bool(self.value_ids) or bool(self.modules)
 
 
 ALL = Selection(all=True)
@@ -100,13 +101,20 @@ class LeafPlace(NamedTuple):
     shape: Shape
 
 
+class Chosen(NamedTuple):
+    """Values in the order in which they are computed: as callers and as engines know them."""
+
+    ids: Ids
+    flat_ids: Ids
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What is returned, by id."""
+    """What is returned."""
 
     leaves: tuple[int, ...]  # positions of the leaves whose gradients are returned
-    value_ids: Ids
-    gradient_ids: Ids
+    values: Chosen
+    gradients: Chosen
     values_as_summary: bool
     gradients_as_summary: bool
     lifetimes: Lifetimes
@@ -119,13 +127,13 @@ class Choice:
 
     @cached_property
     def value_edges(self) -> list[int]:
-        """Where in value_ids the data type or the shape changes; the end is the last edge."""
-        return _edges(self.lifetimes.plan, self.value_ids)
+        """Where in `values` the data type or the shape changes; the end is the last edge."""
+        return _edges(self.lifetimes.plan, self.values.flat_ids)
 
     @cached_property
     def gradient_edges(self) -> list[int]:
-        """The same of gradient_ids."""
-        return _edges(self.lifetimes.plan, self.gradient_ids)
+        """The same of `gradients`."""
+        return _edges(self.lifetimes.plan, self.gradients.flat_ids)
 
 
 def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Point:
@@ -191,17 +199,17 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
 def choose(plan: Plan, evaluation: Evaluation) -> Choice:
     """What is to be returned (LEAF_UNKNOWN, VALUE_UNKNOWN, NOT_DIFFERENTIABLE)."""
     leaves = leaves_to_differentiate(plan.graph, evaluation.with_respect_to)
-    value_ids = _chosen(plan.graph, evaluation.values)
-    gradient_ids = _differentiable(plan, evaluation.gradients)
+    values = _chosen(plan.graph, evaluation.values)
+    gradients = _differentiable(plan, evaluation.gradients)
     kept = Kept(
-        _kept_values(plan.graph, evaluation, value_ids),
-        _kept_gradients(plan.graph, leaves, gradient_ids),
-        None if evaluation.forward_only else _needed(plan, leaves, gradient_ids),
+        _kept_values(plan.graph, evaluation, values.flat_ids),
+        _kept_gradients(plan.graph, leaves, gradients.flat_ids),
+        None if evaluation.forward_only else _needed(plan, leaves, gradients.flat_ids),
     )
     return Choice(
         leaves,
-        value_ids,
-        gradient_ids,
+        values,
+        gradients,
         evaluation.values.summary,
         evaluation.gradients.summary,
         Lifetimes(plan, kept),
@@ -383,40 +391,77 @@ def _check_seed(plan: Plan, output: Output, given: Array) -> None:
         )
 
 
-def _chosen(graph: Graph, selection: Selection) -> Ids:
+def _chosen(graph: Graph, selection: Selection) -> Chosen:
+    named, implied = _named(graph, selection), _implied(graph, selection)
+    if implied.size:
+        implied = implied[_not_constant(graph)[graph.flat_ids(implied)]]
+    return _in_order(graph, np.concatenate([named, implied]))
+
+
+def _differentiable(plan: Plan, selection: Selection) -> Chosen:
+    """What is chosen one by one must have a gradient; of `all` and `modules`, what has one is."""
+    graph = plan.graph
+    if not selection:
+        return _chosen(graph, selection)
+    named, implied = _named(graph, selection), _implied(graph, selection)
+    possible = plan.floating & _not_constant(graph)
+    if graph.inside is not None:
+        possible &= ~graph.inside.shut
+    flat_ids = graph.flat_ids(named)
+    if not possible[flat_ids].all():
+        flat_id = int(flat_ids[~possible[flat_ids]][0])
+        what = f"is {plan.spec(flat_id).dtype} and has no gradient"
+        if plan.floating[flat_id]:
+            what = "is constant and has no gradient"
+            if graph.inside is not None and graph.inside.shut[flat_id]:
+                what = "has no gradient: it is inside of a module with its own"
+        raise Invalid("NOT_DIFFERENTIABLE", f"{graph.place_of_value(flat_id)}: {what}")
+    return _in_order(graph, np.concatenate([named, implied[possible[graph.flat_ids(implied)]]]))
+
+
+def _in_order(graph: Graph, ids: Ids) -> Chosen:
+    ids = np.unique(ids)
+    if graph.inside is None:
+        return Chosen(ids, ids)
+    flat_ids = graph.flat_ids(ids)
+    order = np.argsort(flat_ids, kind="stable")
+    return Chosen(ids[order], flat_ids[order])
+
+
+def _implied(graph: Graph, selection: Selection) -> Ids:
+    """Ids that are chosen many at once."""
     if selection.all:
-        return np.flatnonzero(_not_constant(graph))
+        return np.arange(1, graph.id_count + 1)
+    found: list[int] = []
+    for path in selection.modules:
+        known = {} if graph.inside is None else graph.inside.uses_by_path
+        if graph.inside is None or path not in known:
+            raise Invalid(
+                "VALUE_UNKNOWN", f"there is no use of a module {path!r}{nearest(path, known)}"
+            )
+        found.extend(graph.inside.within(known[path]))
+    return np.array(found, np.int64)
+
+
+def _named(graph: Graph, selection: Selection) -> Ids:
+    """Ids that are chosen one by one (VALUE_UNKNOWN)."""
     found = list(selection.value_ids)
     for value_id in found:
-        if not 1 <= value_id <= graph.value_count:
+        if not 1 <= value_id <= graph.id_count:
             raise Invalid(
                 "VALUE_UNKNOWN",
-                f"there is no value {value_id}; ids are from 1 to {graph.value_count}",
+                f"there is no value {value_id}; ids are from 1 to {graph.id_count}",
             )
     for name in selection.names:
-        if name not in graph.ids_by_name:
+        place = graph.find(name)
+        if place is None:
             raise Invalid(
                 "VALUE_UNKNOWN",
                 f"there is no value {name!r}{nearest(name, graph.ids_by_name)}",
             )
-        first, count = graph.ids_by_name[name]
+        first, count = place
         found.extend(range(first, first + count))
-    return np.unique(np.array(found, np.int64))
-
-
-def _differentiable(plan: Plan, selection: Selection) -> Ids:
-    ids = _chosen(plan.graph, selection)
-    if selection.all:
-        return ids[plan.floating[ids]]
-    fit = plan.floating[ids] & _not_constant(plan.graph)[ids]
-    if not fit.all():
-        value_id = int(ids[~fit][0])
-        what = "constant" if plan.floating[value_id] else plan.spec(value_id).dtype
-        raise Invalid(
-            "NOT_DIFFERENTIABLE",
-            f"{plan.graph.place_of_value(value_id)}: is {what} and has no gradient",
-        )
-    return ids
+    return np.array(found, np.int64)
 
 
 def _not_constant(graph: Graph) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradwire_server.engine import array, windows
-from gradwire_server.engine.evaluation import Choice, Job
+from gradwire_server.engine.evaluation import Choice, Chosen, Job
 from gradwire_server.engine.tape import TapePasses
 from gradwire_server.errors import Stopped
 from gradwire_server.gates.base import Array
@@ -52,6 +52,7 @@ class Slab:
     """Values (or gradients) of ascending ids that have one data type and shape."""
 
     ids: Ids
+    flat_ids: Ids
     dtype: str
     shape: Shape
     store: Store
@@ -59,11 +60,11 @@ class Slab:
 
     def arrays(self) -> Iterator[Array]:
         """One array for each id."""
-        return map(self.store.one, self.ids.tolist())
+        return map(self.store.one, self.flat_ids.tolist())
 
     def stacked(self, start: int, stop: int) -> Array:
         """[ids, *shape], of some of the ids."""
-        return self.store.stacked(self.ids[start:stop])
+        return self.store.stacked(self.flat_ids[start:stop])
 
     @cached_property
     def summary(self) -> dict[str, list[float]] | None:
@@ -89,9 +90,9 @@ class Run:
         choice, low = self.job.choice, 0
         values = self._passes.values
         for stop in self._passes.forward():
-            high = int(choice.value_ids.searchsorted(stop))
-            ids, edges = choice.value_ids, choice.value_edges
-            yield _slabs(self.job.plan, ids, edges, low, high, values, choice.values_as_summary)
+            chosen, edges = choice.values, choice.value_edges
+            high = int(chosen.flat_ids.searchsorted(stop))
+            yield _slabs(self.job.plan, chosen, edges, low, high, values, choice.values_as_summary)
             low = high
 
     def backward(
@@ -102,11 +103,12 @@ class Run:
         The choice is the job's if there is none.
         """
         choice = choice or self.job.choice
-        ids, edges, high = choice.gradient_ids, choice.gradient_edges, len(choice.gradient_ids)
+        chosen, edges = choice.gradients, choice.gradient_edges
+        high = len(chosen.ids)
         for start in self._passes.backward(seeds, choice.lifetimes):
-            low = int(ids.searchsorted(start))
+            low = int(chosen.flat_ids.searchsorted(start))
             store, as_summary = self._passes.gradients, choice.gradients_as_summary
-            slabs = _slabs(self.job.plan, ids, edges, low, high, store, as_summary)
+            slabs = _slabs(self.job.plan, chosen, edges, low, high, store, as_summary)
             yield reversed([*slabs])
             high = low
 
@@ -245,18 +247,23 @@ def _leaf_values(job: Job) -> list[Any]:
 
 def _slabs(
     plan: Plan,
-    ids: Ids,
+    chosen: Chosen,
     edges: list[int],
     low: int,
     high: int,
     store: Store,
     as_summary: bool,
 ) -> Iterator[Slab]:
-    """Ids from low to high, in parts of one data type and shape."""
+    """What is chosen from low to high, in parts of one data type and shape."""
     while low < high:
         end = min(edges[bisect_right(edges, low)], high)
-        first = int(ids[low])
-        yield Slab(ids[low:end], plan.spec(first).dtype, plan.shape(first), store, as_summary)
+        ids, flat_ids = chosen.ids[low:end], chosen.flat_ids[low:end]
+        if plan.graph.inside is not None:
+            order = ids.argsort()
+            ids, flat_ids = ids[order], flat_ids[order]
+        first = int(flat_ids[0])
+        dtype, shape = plan.spec(first).dtype, plan.shape(first)
+        yield Slab(ids, flat_ids, dtype, shape, store, as_summary)
         low = end
 
 

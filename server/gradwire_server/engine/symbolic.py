@@ -20,7 +20,7 @@ from gradwire_server.engine.array import sum_to_shape
 from gradwire_server.engine.evaluation import leaves_to_differentiate
 from gradwire_server.errors import Invalid, OverLimit, Stopped
 from gradwire_server.gates.windows import Windows
-from gradwire_server.graph import Graph, Leaf, Output, Row, check_structure
+from gradwire_server.graph import Graph, Leaf, Output, OwnGradient, Row, Rows, check_structure
 from gradwire_server.limits import Limits
 from gradwire_server.plan import Plan, bind_symbols, known_value, make_plan, reached, static_leaves
 from gradwire_server.specs import HALVES, ONNX_NUMBERS, Shape, Tensor, TensorSpec
@@ -166,9 +166,15 @@ class Recorder:
         given = {name: value for name, value in attributes.items() if value is not None}
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
-        row = Row(operator, given, len(inputs), outputs)
+        found = self.apply_row(Row(operator, given, len(inputs), outputs), inputs)
+        return found if outputs > 1 else found[0]
+
+    def apply_row(self, row: Row, inputs: Sequence[Handle | None]) -> tuple[Handle, ...]:
+        """Records a node of a gates table's row; its outputs."""
+        given = row.attributes
         specs = row.gate.check(tuple(None if each is None else each.spec for each in inputs), given)
-        key = (operator, tuple(sorted(given.items())), len(inputs), outputs)
+        attributes = tuple(sorted(given.items()))
+        key = (row.operator, row.own, attributes, len(inputs), row.output_count)
         number = self.rows.setdefault(key, len(self.rows))
         if number == len(self.row_list):
             self.row_list.append(row)
@@ -178,10 +184,10 @@ class Recorder:
             )
         self.nodes.append((number, tuple(None if each is None else each.key for each in inputs)))
         node = len(self.nodes) - 1
-        found = tuple(
-            Handle(self, ("node", node, slot), spec) for slot, spec in enumerate(specs[:outputs])
+        return tuple(
+            Handle(self, ("node", node, slot), spec)
+            for slot, spec in enumerate(specs[: row.output_count])
         )
-        return found if outputs > 1 else found[0]
 
     def constant(self, tensor: Tensor) -> Handle:
         """A stored tensor; equal ones are stored once."""
@@ -542,10 +548,9 @@ def _record_forward(
         row = graph.rows[number]
         given = [values[i] for i in inputs[starts[node] : starts[node + 1]]]
         try:
-            found = recorder.apply(row.operator, *given, outputs=row.output_count, **row.attributes)
+            values.extend(recorder.apply_row(row, given))
         except Invalid as refusal:
             raise refusal.at(graph.place_of(node), node_index=node) from None
-        values.extend(found if isinstance(found, tuple) else (found,))
 
 
 def _record_backward(
@@ -570,6 +575,13 @@ def _record_backward(
         if all(grad is None for grad in grads[own]) or not any(needed[i] for i in ids):
             continue
         halves.round(grads, outs)
+        if row.own is not None:
+            made = _record_own(recorder, row.own, ids, outs, values, grads, stopped)
+            for i, to_input in zip(ids, made, strict=False):
+                if needed[i] and to_input is not None:
+                    wide, before = halves.widened(to_input), halves.widened(grads[i])
+                    grads[i] = wide if before is None else before + wide
+            continue
         out: Any = halves.unrounded(row, ids, outs)
         grad: Any = tuple(map(halves.widened, grads[own]))
         if row.gate.outputs == (1, 1):
@@ -587,6 +599,29 @@ def _record_backward(
                 before = halves.widened(grads[i])
                 grads[i] = summed if before is None else before + summed
     halves.round(grads, range(1, graph.leaf_first_ids[-1]))
+
+
+def _record_own(
+    recorder: Recorder,
+    own: OwnGradient,
+    ids: Sequence[int],
+    outs: range,
+    values: list[Any],
+    grads: list[Any],
+    stopped: Callable[[], bool],
+) -> list[Handle | None]:
+    """The gradients of a module's inputs, as its own gradient makes them."""
+    gradient = own.gradient
+    constants = [leaf.value for leaf in gradient.leaves if leaf.kind == "constant"]
+    found: list[Any] = [
+        None,
+        *(values[i] for i in (*ids[: len(gradient.outputs)], *outs)),
+        *(_or_zeros(recorder, grads[i], values[i]) for i in outs),
+        *(recorder.constant(value) for value in constants if value is not None),
+    ]
+    _record_forward(recorder, gradient, found, stopped)
+    ends = [output.value_ids.tolist() for output in gradient.outputs]
+    return [found[end[0]] if end else None for end in ends]
 
 
 class _Halves:
@@ -660,7 +695,7 @@ def _needed(graph: Graph, floating: Any, marks: list[bool]) -> list[bool]:
 
 def _fresh_prefix(graph: Graph) -> str:
     taken = {leaf.name for leaf in graph.leaves}
-    taken |= {output.name for output in graph.outputs} | set(graph.names.values())
+    taken |= {output.name for output in graph.outputs} | set(graph.all_names().values())
     for number in count(1):
         prefix = "grad" if number == 1 else f"grad{number}"
         if not any(name.startswith(f"{prefix}/") for name in taken):
@@ -766,14 +801,14 @@ def _assemble(
         for name, found in gradients
     ]
     return Graph(
-        tuple(recorder.row_list),
+        Rows(recorder.row_list),
         tuple(leaf for _, leaf in placed),
         np.array([number for number, _ in recorder.nodes], np.int64),
         np.array(
             [ids[key] if key else 0 for _, inputs in recorder.nodes for key in inputs], np.int64
         ),
         (*kept, *made),
-        {ids[values[i].key]: name for i, name in graph.names.items()},
+        {ids[values[i].key]: name for i, name in graph.all_names().items()},
     )
 
 

@@ -1,0 +1,1 @@
+"""The page that `gradwire serve` shows: HTTP for browsers, beside gRPC, to the same servicer."""

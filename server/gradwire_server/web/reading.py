@@ -1,0 +1,112 @@
+"""Files and expressions that the page sends, made graphs of by functions of the client's package.
+
+They run on threads of their own, a few at a time, and nothing larger than a message is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from gradwire_server.errors import Invalid, OverLimit, Refusal
+from gradwire_server.threads import Lane
+from gradwire_server.web.guard import refused
+from gradwire_server.web.page import Readers
+
+#: Bodies held, and read, at the same time.
+_BODIES, _THREADS = 4, 2
+_BODY_SECONDS = 120
+_LONGEST_NAME = 200
+
+log = logging.getLogger("gradwire")
+
+
+class Reading:
+    """Answers `POST /open?name=FILE` and `POST /parse` with a serialized Graph."""
+
+    def __init__(self, readers: Readers, max_bytes: int) -> None:
+        self._readers = readers
+        self._max_bytes = max_bytes
+        self._bodies = asyncio.Semaphore(_BODIES)
+        self._lane = Lane("gradwire-read", _THREADS)
+
+    async def open(self, request: Request) -> Response:
+        """The graph of a .gate or .onnx file."""
+        name = request.query_params.get("name", "")
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable() or "/" in name:
+            message = f"name: is {name[:80]!r}; give the file's own, as in /open?name=neuron.gate"
+            return refused(Invalid("REQUEST_INVALID", message), 400)
+        return await self._answer(request, partial(self._readers.file, name))
+
+    async def parse(self, request: Request) -> Response:
+        """The graph of an expression."""
+        return await self._answer(request, lambda body: self._readers.expression(_text(body)))
+
+    async def _answer(self, request: Request, read: Callable[[bytes], bytes]) -> Response:
+        try:
+            self._check_size(int(request.headers.get("content-length", "0")))
+            async with self._bodies:
+                async with asyncio.timeout(_BODY_SECONDS):
+                    body = await self._body(request)
+                graph = await self._on_thread(lambda: read(body))
+        except OverLimit as refusal:
+            return refused(refusal, 413)
+        except Refusal as refusal:
+            return refused(refusal, 400)
+        except TimeoutError:
+            return refused(Invalid("REQUEST_INVALID", "the file came too slowly"), 408)
+        except ClientDisconnect:
+            return Response()  # nobody is there to read it
+        except Exception:
+            log.exception("fault")
+            return refused(Invalid("INTERNAL", "the server failed; its log says why"), 500)
+        return Response(graph, 200, {"Cache-Control": "no-store"}, "application/x-protobuf")
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            self._check_size(len(body) + len(chunk))
+            body += chunk
+        return bytes(body)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise OverLimit.of("max-message-bytes", self._max_bytes, size, "bytes")
+
+    async def _on_thread(self, work: Callable[[], bytes]) -> bytes:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[bytes] = loop.create_future()
+
+        def settle(result: bytes | None, failure: BaseException | None) -> None:
+            if found.cancelled():
+                return
+            if failure is not None:
+                found.set_exception(failure)
+            else:
+                found.set_result(result or b"")
+
+        def run() -> None:
+            result, failure = None, None
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(settle, result, failure)
+
+        self._lane.submit(run)
+        return await found
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as failure:
+        message = f"byte {failure.start}: is not UTF-8"
+        raise Invalid("REQUEST_INVALID", message) from None
