@@ -153,7 +153,7 @@ def test_what_was_not_computed_is_not_0(server: gw.Connection) -> None:
 def test_integers_have_no_gradient_to_draw(server: gw.Connection) -> None:
     graph = gw.Graph()
     graph.output("f", graph.input("n", dtype="int64", value=3) + 1)
-    drawing = gw.draw(server.evaluate(graph, forward_only=True, values=True))
+    drawing = gw.draw(graph, server=server)
     assert texts(drawing, "value") == ["3", "4"]
     assert not [text for text in texts(drawing, "muted") if "∂" in text]
 
@@ -177,12 +177,21 @@ def test_a_graph_displays_itself_without_numbers_it_does_not_have() -> None:
 
 def test_a_result_displays_itself_as_circuit_or_table(server: gw.Connection) -> None:
     result = server.evaluate(scalar_graph(), values=True, gradients=True)
-    assert result._repr_html_().startswith("<svg")
+    assert "<svg" in result._repr_html_()
     result.graph = None
     result.gradients[HOSTILE] = result.gradients["x"]
     table = result._repr_html_()
     assert table.startswith("<table>")
     assert "<script" not in table
+
+
+def test_a_batch_displays_itself_with_a_tensor_on_each_wire(server: gw.Connection) -> None:
+    graph = gw.Graph()
+    x, y = graph.elements("x", 2)
+    graph.output("f", x * y, x + y)
+    rows = {"x": np.arange(6.0).reshape(3, 2)}
+    result = server.evaluate(graph, rows, batched=["x"], seeds={"f": np.ones((3, 2))})
+    assert "[1, 5, 9]" in result._repr_html_()
 
 
 def test_graphs_too_large_for_a_notebook_show_their_text() -> None:

@@ -3,7 +3,8 @@
 circuit.py    what is drawn: boxes, wires, modules
 numbers.py    what is written on them
 layout.py     where everything is
-svg.py html.py    what is written down
+svg.py html.py png.py    how it is written down
+formulas.py   what the pointer is told of operators
 
 docs/pictures.md has the rules.
 """
@@ -24,6 +25,7 @@ from gradwire.drawing.numbers import Numbers, local_gradients, to_compute
 from gradwire.errors import FileError, GradwireError, InvalidRequestError, LimitError
 from gradwire.figures import figure
 from gradwire.results import Result
+from gradwire.tensors import FLOATS
 
 if TYPE_CHECKING:
     from gradwire.connection import Connection
@@ -117,12 +119,23 @@ def draw(
         return _drawing(drawn, circuit, Numbers(drawn, result), theme)
     with _connected(server) as connection:
         if result is None:
-            values, gradients = to_compute(drawn, circuit)
-            result = connection.evaluate(
-                drawn, inputs, seeds=seeds, values=values, gradients=gradients
-            )
+            result = _evaluated(drawn, circuit, inputs, seeds, connection)
         found = local_gradients(drawn, circuit, result, connection) if local else {}
     return _drawing(drawn, circuit, Numbers(drawn, result, found), theme)
+
+
+def _evaluated(
+    graph: Graph,
+    circuit: Circuit,
+    inputs: Mapping[str, Any] | None,
+    seeds: Mapping[str, Any] | None,
+    connection: Connection,
+) -> Result:
+    """What is drawn, and no more; of a graph that yields no floating number, values only."""
+    values, gradients = to_compute(graph, circuit)
+    if not seeds and not any(graph.output_dtype(name) in FLOATS for name in graph.outputs):
+        return connection.evaluate(graph, inputs, values=values, forward_only=True)
+    return connection.evaluate(graph, inputs, seeds=seeds, values=values, gradients=gradients)
 
 
 def svg_of(graph: Graph) -> str | None:
@@ -137,11 +150,12 @@ def html_of(result: Result) -> str:
     """A result as it displays itself: drawn; where that cannot be, its outputs and gradients."""
     if result.graph is not None:
         try:
-            return _small_drawing(result.graph, result).svg
+            drawn = _small_drawing(result.graph, result).svg
+            return f'<div style="overflow-x:auto">{drawn}</div>'
         except GradwireError:
             pass
     rows = [
-        f"<tr><td>{svg.visible(name)}</td><td>{what}</td><td>{svg.visible(figure(array).text)}</td></tr>"
+        f"<tr><td>{svg.visible(name)}</td><td>{what}</td><td>{figure(array).text}</td></tr>"
         for what, arrays in (("output", result.outputs), ("gradient", result.gradients))
         for name, array in list(arrays.items())[:_ROWS_SHOWN]
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,14 +140,20 @@ def _named(graph: Graph, result: Result) -> tuple[dict[int, Array], dict[int, Ar
     values: dict[int, Array] = {}
     gradients: dict[int, Array] = {}
     for name, ids in graph.output_ids().items():
-        whole = result.outputs[name]
-        values.update(zip(ids, [whole] if len(ids) == 1 else whole, strict=True))
+        if name in result.outputs:
+            values.update(zip(ids, _apart(result.outputs[name], len(ids)), strict=True))
     for name, places in graph.ids_by_name().items():
         if name in result.gradients:
-            whole = result.gradients[name]
-            each = [whole] if len(places) == 1 else whole.reshape(-1)
-            gradients.update(zip(places, each, strict=True))
+            gradients.update(zip(places, _apart(result.gradients[name], len(places)), strict=True))
     return values, gradients
+
+
+def _apart(whole: Array, count: int) -> Iterable[Array]:
+    """What each of `count` ids has of a tensor: an element, or one for each row of a batch."""
+    if count <= 1:
+        return [whole][:count]
+    rows = whole.reshape(-1, count).T
+    return rows[:, 0] if whole.size == count else rows
 
 
 def _figure(found: Any) -> Figure:
