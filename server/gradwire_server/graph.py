@@ -8,7 +8,7 @@ know.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from gradwire_server.errors import Invalid, OverLimit, Unsupported, nearest
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import AttributeValue, Input
 from gradwire_server.limits import Limits
-from gradwire_server.specs import EVERY, Shape, Tensor, TensorSpec
+from gradwire_server.specs import EVERY, FLOATS, Shape, Tensor, TensorSpec
 
 _MOST_STEPS = 1000  # of a path, so that a name made of slashes alone takes no time
 _LONGEST_PATH = 256  # that is written as a name
@@ -514,3 +514,32 @@ def check_output(graph: Graph, output: Output) -> None:
             f"{output.place}: value {output.value_ids[wrong][0]} does not exist; ids are from 1 "
             f"to {graph.value_count}",
         )
+
+
+def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ...]:
+    """Positions of the named leaves, in the graph's order; all floating ones if none is named."""
+    wanted = set(names)
+    require_leaves(graph, wanted)
+    found = []
+    for position, leaf in enumerate(graph.leaves):
+        if leaf.kind == "constant" or (wanted and leaf.name not in wanted):
+            continue
+        if leaf.dtype in FLOATS:
+            found.append(position)
+        elif wanted:
+            raise Invalid(
+                "NOT_DIFFERENTIABLE", f"{leaf.place}: is {leaf.dtype} and has no gradient"
+            )
+    return tuple(found)
+
+
+def require_leaves(graph: Graph, names: Iterable[str]) -> None:
+    """Names of leaves that are not constants (LEAF_UNKNOWN)."""
+    known = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
+    for name in names:
+        if name not in known:
+            raise Invalid(
+                "LEAF_UNKNOWN",
+                f"there is no input or parameter {name!r}{nearest(name, known)}",
+                leaf=name,
+            )

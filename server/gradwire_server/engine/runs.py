@@ -12,6 +12,7 @@ import numpy as np
 
 from gradwire_server.engine import array, windows
 from gradwire_server.engine.evaluation import Choice, Chosen, Job
+from gradwire_server.engine.joined import JoinedPasses
 from gradwire_server.engine.tape import TapePasses
 from gradwire_server.errors import Stopped
 from gradwire_server.gates.base import Array
@@ -83,7 +84,13 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.job = job
         leaves, program = job.point.arrays, job.compiled.program
-        self._passes: Passes = ArrayPasses(job) if program is None else TapePasses(program, leaves)
+        self._passes: Passes
+        if program is not None:
+            self._passes = TapePasses(program, leaves)
+        elif job.compiled.joined is not None:
+            self._passes = JoinedPasses(job.compiled.joined, leaves)
+        else:
+            self._passes = ArrayPasses(job)
 
     def forward(self) -> Iterator[Iterator[Slab]]:
         """Computes all values; after each block yields those chosen, ids ascending."""
