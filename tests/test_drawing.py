@@ -407,12 +407,13 @@ def test_only_the_theme_of_the_reader_asks_for_it(server: gw.Connection) -> None
     assert svg.LIGHT["value"] not in drawn["dark"]
 
 
+def linear(colour: str) -> np.ndarray[Any, Any]:
+    parts = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
 def luminance(colour: str) -> float:
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    ]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return float(np.dot(linear(colour), (0.2126, 0.7152, 0.0722)))
 
 
 @pytest.mark.parametrize("palette", [svg.LIGHT, svg.DARK], ids=["light", "dark"])
@@ -424,6 +425,34 @@ def test_all_text_has_contrast(palette: dict[str, str]) -> None:
     for behind, role in pairs:
         dark, light = sorted(luminance(palette[each]) for each in (behind, role))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (behind, role)
+
+
+# Machado, Oliveira and Fernandes (2009), for linear RGB: how those who lack a kind of cones see it
+BLIND = {
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deuteranopia": [
+        [0.3673, 0.8606, -0.2280],
+        [0.2801, 0.6725, 0.0474],
+        [-0.0118, 0.0429, 0.9689],
+    ],
+}
+
+
+def lightness_and_hue(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """CIE L*a*b*, in which the distance of two colours is how different they look."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ np.clip(rgb, 0, 1) / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("blindness", BLIND)
+@pytest.mark.parametrize("palette", [svg.LIGHT, svg.DARK], ids=["light", "dark"])
+def test_green_and_red_look_different_to_all(palette: dict[str, str], blindness: str) -> None:
+    seen = np.array(BLIND[blindness])
+    value, gradient = (
+        lightness_and_hue(seen @ linear(palette[role])) for role in ("value", "gradient")
+    )
+    assert np.linalg.norm(value - gradient) > 25
 
 
 def test_the_page_about_pictures_has_these_colours_and_symbols() -> None:
