@@ -329,6 +329,23 @@ def test_wires_go_from_pins_to_slots() -> None:
         assert len(points) % 3 == 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_wires_keep_off_boxes_that_they_do_not_end_at(seed: int) -> None:
+    graph = random_graph(seed, 60)
+    found = circuit.circuit_of(graph)
+    layout = lay_out(found, numbers.Numbers(graph, None))
+    t = np.linspace(0, 1, 50)[:, None]
+    for wire, points in zip(found.wires, layout.wires, strict=True):
+        for at in range(0, len(points) - 1, 3):
+            a, b, c, d = np.array(points[at : at + 4])
+            x, y = (a * (1 - t) ** 3 + 3 * t * (1 - t) * (b * (1 - t) + c * t) + d * t**3).T
+            for number, place in enumerate(layout.places):
+                if number not in (wire.source, wire.target):
+                    met = (x > place.left + 2) & (x < place.right - 2)
+                    met &= abs(y - place.middle) < place.height / 2 - 2
+                    assert not met.any(), (wire, place)
+
+
 def hostile_graph() -> gw.Graph:
     graph = gw.Graph()
     x, y = graph.input(HOSTILE, value=1.0), graph.input(f"m/{HOSTILE}", value=1.0)

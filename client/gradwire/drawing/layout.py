@@ -12,13 +12,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from gradwire.drawing.circuit import Box, Circuit, Path
 from gradwire.drawing.numbers import Numbers
 from gradwire.errors import LimitError, UnsupportedError
 
 Point = tuple[float, float]
+Sides = npt.NDArray[np.float64]
 
 GATE_HEIGHT = 36.0
 TEXT_SIZE = 14.0
@@ -33,6 +37,9 @@ _WEIGHT_BETWEEN_GATES = 2  # which keeps what is computed straight, and lets lea
 _LARGE = 500  # boxes
 _MOST_CROSSED = 20_000  # columns, by all wires; a quarter of a minute
 _FEW_WIRES = 2
+_BENDS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.8))  # half way, late, early; the first that is free
+_STEP = 20.0  # along a wire, in which no box is skipped
+_ROOM = 4.0  # between wires and boxes
 _MARGIN = 16.0
 _POINTS_PER_INCH = 72.0
 
@@ -132,14 +139,16 @@ def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
         places.append(
             Place(box, left, left + size.before, right - size.after, right, y, size.height)
         )
-    columns = _columns(places)
+    columns, obstacles = _columns(places), _obstacles(places)
     wires = []
     for wire, edge in zip(circuit.wires, _in_order(found.get("edges", ())), strict=True):
         source, target = places[wire.source], places[wire.target]
         start, end = source.pin(wire.pin), target.slot(wire.slot)
         points = [flipped(*map(float, point.split(","))) for point in edge["pos"].split()]
-        between = _between(columns, source, target)
-        wires.append(_stepped(start, end, *between) if between else _joined(start, points, end))
+        strip = columns[source.centre][1], columns[target.centre][0]
+        curves = (_stepped(start, end, *strip, *bend) for bend in _BENDS)
+        free = (curve for curve in curves if _is_free(curve, obstacles))
+        wires.append(next(free, _joined(start, points, end)))
     frames = []
     for number, path in enumerate(circuit.modules):
         low_x, low_y, high_x, high_y = map(float, objects[f"cluster{number}"]["bb"].split(","))
@@ -158,24 +167,48 @@ def _columns(places: list[Place]) -> dict[float, tuple[float, float]]:
     return found
 
 
-def _between(
-    columns: dict[float, tuple[float, float]], source: Place, target: Place
-) -> tuple[float, float] | None:
-    """The free strip between two columns side by side."""
-    centres = list(columns)
-    at = centres.index(source.centre)
-    if centres[at + 1 : at + 2] != [target.centre]:
-        return None
-    return columns[source.centre][1], columns[target.centre][0]
+class _Obstacles(NamedTuple):
+    """Sides of all boxes, with the room around them that wires keep."""
+
+    left: Sides
+    top: Sides
+    right: Sides
+    bottom: Sides
 
 
-def _stepped(start: Point, end: Point, strip_left: float, strip_right: float) -> tuple[Point, ...]:
-    """A wire that changes its level in a strip without boxes."""
-    (left, top), (right, bottom), half = start, end, (strip_left + strip_right) / 2
+def _obstacles(places: list[Place]) -> _Obstacles:
+    half = [place.height / 2 + _ROOM for place in places]
+    middle = np.array([place.middle for place in places])
+    return _Obstacles(
+        np.array([place.left for place in places]),
+        middle - half,
+        np.array([place.right for place in places]),
+        middle + half,
+    )
+
+
+def _is_free(curve: tuple[Point, ...], obstacles: _Obstacles) -> bool:
+    """Whether the middle of a stepped wire meets no box."""
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = curve[3:7]
+    if x0 >= x3:
+        return False
+    t = np.linspace(0, 1, 9 + int((x3 - x0) / _STEP))[:, None]
+    x = x0 * (1 - t) ** 3 + 3 * x1 * t * (1 - t) ** 2 + 3 * x2 * t**2 * (1 - t) + x3 * t**3
+    y = y0 * (1 - t) ** 3 + 3 * y1 * t * (1 - t) ** 2 + 3 * y2 * t**2 * (1 - t) + y3 * t**3
+    met = (x > obstacles.left) & (x < obstacles.right)
+    met &= (y > obstacles.top) & (y < obstacles.bottom)
+    return not met.any()
+
+
+def _stepped(
+    start: Point, end: Point, strip_left: float, strip_right: float, bend: float, unbend: float
+) -> tuple[Point, ...]:
+    """A wire that changes its level only between its columns."""
+    (left, top), (right, bottom), width = start, end, strip_right - strip_left
     return (
         (left, top), (left, top), (strip_left, top), (strip_left, top),
-        (half, top), (half, bottom), (strip_right, bottom),
-        (strip_right, bottom), (right, bottom), (right, bottom),
+        (strip_left + bend * width, top), (strip_right - unbend * width, bottom),
+        (strip_right, bottom), (strip_right, bottom), (right, bottom), (right, bottom),
     )  # fmt: skip
 
 
