@@ -65,6 +65,7 @@ def style(theme: str) -> str:
         "font-variant-numeric:tabular-nums}"
         f".gradwire .name{{font-size:{TEXT_SIZE:g}px}}.gradwire .strong{{font-weight:bold}}"
         ".gradwire .line{fill:none;stroke-width:1.25}"
+        ".gradwire .area{fill:none;pointer-events:all}"
         ".gradwire .frame{fill:none;stroke-dasharray:5 4}"
         ".gradwire .label{paint-order:stroke;stroke-width:5px;stroke-linejoin:round}"
     )
@@ -123,12 +124,20 @@ def _lines(layout: Layout, numbers: Numbers, theme: str, described: str) -> Iter
         name = shortened(frame.path[-1])
         yield _text(frame.left + 9, frame.top + 17, name, "muted label")
     for place in layout.places:
-        yield f"<g><title>{_told(place, numbers)}</title>"
+        yield f"<g><title>{_told(place, numbers)}</title>{_area(place)}"
         yield from _DRAWN[place.box.kind](place)
         yield from _numbers(place, numbers)
         yield "</g>"
     yield from _legend(layout, numbers)
     yield "</svg>"
+
+
+def _area(place: Place) -> str:
+    """What the pointer finds: all of a box, between its numbers too."""
+    return (
+        f'<rect class="area" x="{place.left:.1f}" y="{place.middle - place.height / 2:.1f}" '
+        f'width="{place.right - place.left:.1f}" height="{place.height:.1f}"/>'
+    )
 
 
 def _told(place: Place, numbers: Numbers) -> str:
