@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradwire.builder import Graph, Handle
     from gradwire.checking import GradientFinding
     from gradwire.connection import AsyncConnection, AsyncSession, Connection, Session
+    from gradwire.drawing import Drawing, draw
     from gradwire.errors import (
         CancelledError,
         ConflictError,
@@ -54,6 +55,7 @@ _HOMES = {
     "builder": ("Graph", "Handle"),
     "checking": ("GradientFinding",),
     "connection": ("AsyncConnection", "AsyncSession", "Connection", "Session"),
+    "drawing": ("Drawing", "draw"),
     "errors": (
         "CancelledError",
         "ConflictError",
@@ -83,6 +85,7 @@ __all__ = [
     "ConflictError",
     "Connection",
     "DeadlineError",
+    "Drawing",
     "Event",
     "FileError",
     "GradientFinding",
@@ -104,6 +107,7 @@ __all__ = [
     "check_gradients",
     "connect",
     "connect_async",
+    "draw",
     "from_onnx",
     "from_text",
     "gradient_graph",
@@ -114,6 +118,17 @@ __all__ = [
     "save",
     "to_onnx",
 ]
+
+
+class _Package(ModuleType):
+    """Keeps the function `local` where importing the module of that name would put the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_module = name == "local" and isinstance(value, ModuleType)
+        super().__setattr__(name, value.local if is_module else value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def connect(

@@ -848,6 +848,12 @@ class Graph:
             return str(leaf.value.tolist()) if leaf.value.size <= 4 else f"{leaf.dtype} constant"
         return f"{leaf.name}[{-key - self._leaf_slots[position]}]" if leaf.elements else leaf.name
 
+    def _repr_svg_(self) -> str | None:
+        """How notebooks show it: drawn, but for large graphs, and where the extra is missing."""
+        from gradwire.drawing import svg_of
+
+        return svg_of(self)
+
     def __str__(self) -> str:
         lines = [_leaf_line(leaf) for leaf in self.leaves if leaf.kind != "constant"]
         lines += map(_module_line, self._shared.modules if not self._module else ())

@@ -77,6 +77,12 @@ class Result:
         value = self.outputs.get(key, by_id.value)
         return Found(value, self.gradients.get(key, by_id.gradient))
 
+    def _repr_html_(self) -> str:
+        """How notebooks show it: its circuit, or a table."""
+        from gradwire.drawing import html_of
+
+        return html_of(self)
+
 
 class Columns:
     """Puts columns together: many scalars a column, or many columns a tensor."""
