@@ -19,6 +19,8 @@ from test_text import random_graph
 import gradwire as gw
 from gradwire.checking import check_gradients
 from gradwire.diff import differences
+from gradwire.drawing.circuit import circuit_of
+from gradwire.drawing.numbers import local_gradients
 from gradwire.inlining import inlined
 from gradwire.v1 import graph_pb2, tensor_pb2
 
@@ -509,6 +511,14 @@ def test_own_gradient_is_used_and_seen_in_the_stream(server: gw.Connection) -> N
     s = 1 / (1 + np.exp(-1.0))
     assert gradients["w0*x0 + w1*x1 + w2"] == (1 - s) * s
     assert not any(name.startswith("f/") for name in gradients)
+
+
+def test_local_gradients_of_pictures_are_modules_own(server: gw.Connection) -> None:
+    graph = gw.load(EXAMPLE)
+    result = server.evaluate(graph, values=True)
+    found = local_gradients(graph, circuit_of(graph), result, server)
+    s = 1 / (1 + np.exp(-1.0))
+    assert found[4, 0] == (1 - s) * s
 
 
 def test_gradient_graph_of_a_module_uses_its_own_gradient(server: gw.Connection) -> None:

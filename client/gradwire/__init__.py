@@ -244,14 +244,3 @@ def __getattr__(name: str) -> Any:
     if name in operators.__all__:
         return getattr(operators, name)
     raise AttributeError(f"module 'gradwire' has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """The package, in which the function `local` is not hidden by the module of that name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        hides = name == "local" and isinstance(value, ModuleType)
-        super().__setattr__(name, value.local if hides else value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -540,6 +540,15 @@ class Graph:
             operator, checked, keys, _result_dtypes(signature, dtypes, checked, outputs)
         )
 
+    def with_modules(self) -> Graph:
+        """A graph that has the same modules, and nothing else."""
+        found = Graph()
+        for row in self._row_list:
+            found._shared.add_row(row)
+        found._shared.modules += self._shared.modules
+        found._shared.uses += self._shared.uses
+        return found
+
     def apply_module(
         self, module: int, inputs: Sequence[Handle], dtypes: Sequence[str]
     ) -> tuple[Handle, ...]:

@@ -83,7 +83,8 @@ def local_gradients(
         for key, value in result.node_values.items()
         if not isinstance(value, Summary)
     }
-    alone = Graph()
+    alone = graph.with_modules()
+    numbers = {module.name: number for number, module in enumerate(graph.modules)}
     inputs: dict[str, Array] = {}
     seeds: dict[str, Array] = {}
     places: dict[str, tuple[int, int]] = {}
@@ -99,8 +100,14 @@ def local_gradients(
                 handles.append(alone.input(name, value.shape, value.dtype))
             else:
                 handles.append(alone.constant(values[value_id]) if value_id else None)
-        alone.output(str(number), *alone.apply(node.operator, handles, node.attributes))
-        seeds[str(number)] = np.ones_like(values[node.outputs[0]])
+        out = values[node.outputs[0]]
+        if node.module is None:
+            made = alone.apply(node.operator, handles, node.attributes)
+        else:  # which omits no input
+            given = [each for each in handles if each is not None]
+            made = alone.apply_module(numbers[node.module.name], given, [str(out.dtype)])
+        alone.output(str(number), *made)
+        seeds[str(number)] = np.ones_like(out)
     if not inputs:
         return {}
     gradients = connection.evaluate(alone, inputs, seeds=seeds).gradients
