@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +479,12 @@ def test_file_round_trip_is_verbatim(tmp_path: Path) -> None:
     assert str(again) == str(graph)
     again._bytes = None  # written anew from what was read
     assert again.to_bytes() == graph.to_bytes()
+
+
+def test_local_stays_a_function_when_its_module_is_imported() -> None:
+    module = import_module("gradwire.local")
+    gw.local = module  # type: ignore[assignment]  # as the first import does
+    assert gw.local is module.local
 
 
 def test_golden_files_open_with_the_same_digest_and_numbers(server: gw.Connection) -> None:

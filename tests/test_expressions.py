@@ -70,7 +70,7 @@ def of_vectors() -> gw.Graph:
         ("2^3^2 * x / (3 - 1)", built("x", lambda x: 512 * x / 2)),
         ("1e-3*x + .5 + pi", built("x", lambda x: 1e-3 * x + 0.5 + math.pi)),
         ("e^(-x)", built("x", lambda x: gw.exp(-x))),
-        ("w0·x0 × 2 − 1", built("w0 x0", lambda w, x: w * x * 2 - 1)),  # noqa: RUF001
+        ("w0·x0 × 2 − 1", built("w0 x0", lambda w, x: w * x * 2 - 1)),
         ("max(x, 0) - min(x, y, 1)", built("x y", lambda x, y: gw.max(x, 0) - gw.min(x, y, 1))),
         ("leaky_relu(x, alpha=0.1)", built("x", lambda x: gw.leaky_relu(x, alpha=0.1))),
         ("LeakyRelu(x, alpha=0.1)", built("x", lambda x: gw.leaky_relu(x, alpha=0.1))),

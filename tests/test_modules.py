@@ -13,6 +13,7 @@ from wire import gate, leaf
 from gradwire.v1 import graph_pb2, tensor_pb2
 from gradwire_server.codec import decode_graph, encode_graph, encode_started
 from gradwire_server.engine import evaluation
+from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Selection
 from gradwire_server.engine.runs import Found, run
 from gradwire_server.engine.symbolic import gradient_graph
@@ -532,3 +533,65 @@ def test_a_hundred_thousand_uses_are_written_out_without_a_loop_over_them() -> N
     assert (decoded.node_count, decoded.id_count) == (200_000, 300_001)
     assert decoded.inside is not None
     np.testing.assert_array_equal(decoded.inside.use_first_ids, np.arange(100_000) * 2 + 100_002)
+
+
+def with_own_gradients(rng: np.random.Generator) -> tuple[dict[str, Part], Circuit]:
+    """Modules whose gradients are any circuits at all, and a circuit that uses them often."""
+    modules: dict[str, Part] = {}
+    for number in range(3):
+        circuit = random_circuit(rng, modules, int(rng.integers(1, 4)))
+        takes, yields = len(circuit.inputs), len(circuit.outputs)
+        gradient = None
+        if number or rng.random() < 0.5:
+            gradient = random_circuit(rng, modules, takes + 2 * yields)
+            last = takes + 2 * yields + len(gradient.constants)
+            ends = rng.integers(0, last + 1, takes).tolist()
+            gradient.outputs = [end or None for end in ends]
+        modules[f"m{number}"] = Part(circuit, gradient)
+    main = random_circuit(rng, modules, 3)
+    count = 3 + len(main.constants)
+    main.nodes.clear()
+    for _ in range(60):
+        name = str(rng.choice([*SOME, *[*modules] * 5]))
+        circuit_ = modules[name].circuit if name in modules else None
+        takes = len(circuit_.inputs) if circuit_ else OPERATORS[name]
+        # the last values, and now and then the leaves, so that some values have many consumers
+        near = rng.integers(max(1, count - 6), count + 1, takes)
+        main.nodes.append((name, np.where(rng.random(takes) < 0.2, 1, near).tolist()))
+        count += len(circuit_.outputs) if circuit_ else 1
+    main.outputs = [count, count - 2, 2]
+    return modules, main
+
+
+@pytest.mark.parametrize("rows", [0, 70])
+@pytest.mark.parametrize("seed", range(12))
+def test_kernels_run_own_gradients_as_the_array_engine_does(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    modules, main = with_own_gradients(rng)
+    graph = decode_graph(
+        written(main, modules, rng.uniform(-1, 1, 3).tolist()).SerializeToString(), LIMITS
+    )
+    shape = (rows,) if rows else ()
+    seeds = {f"out{i}": rng.normal(size=shape) for i in rng.permutation(3)[: 1 + seed % 3]}
+    bound = {"x1": Binding(rng.uniform(-1, 1, rows), True)} if rows else {}
+    wanted = Evaluation(bindings=bound, batch_size=rows, seeds=seeds, values=ALL, gradients=ALL)
+    with np.errstate(all="ignore"):
+        job = evaluation.prepare(graph, wanted, LIMITS)
+        assert job.compiled.joined is not None, "it is long enough"
+        found = run(job, lambda: False)
+        expected = run(replace(job, compiled=NOTHING), lambda: False)
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        for (name, x), (_, y) in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10 * largest(y), err_msg=name)
+    for ours_, theirs_ in zip(found[2:], expected[2:], strict=True):
+        x_by_id, y_by_id = by_id(ours_), by_id(theirs_)
+        assert x_by_id.keys() == y_by_id.keys()
+        for i, y in y_by_id.items():
+            np.testing.assert_allclose(
+                x_by_id[i], y, rtol=1e-10, atol=1e-10 * largest(y), err_msg=str(i)
+            )
+
+
+def largest(x: Any) -> float:
+    """The largest finite element."""
+    return float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0))

@@ -114,7 +114,64 @@ def random_leaf(chance: random.Random, kind: str, taken: set[str]) -> graph_pb2.
     return leaf
 
 
-def random_graph(chance: random.Random) -> graph_pb2.Graph:
+def add_nodes(
+    chance: random.Random, graph: graph_pb2.Graph, circuit: graph_pb2.Circuit, last: int, most: int
+) -> int:
+    """Nodes of a circuit whose last value so far is given, of all gates; its last value then."""
+    taken = {leaf.name for leaf in (*circuit.inputs, *circuit.parameters)}
+    for _ in range(chance.randint(1, most)):
+        row = chance.randrange(len(graph.gates))
+        gate = graph.gates[row]
+        least = int(gate.HasField("module"))  # modules omit no input
+        if least > last and gate.input_count:
+            continue
+        circuit.node_gates.append(row)
+        circuit.node_inputs.extend(chance.randint(least, last) for _ in range(gate.input_count))
+        for _ in range(gate.output_count):
+            last += 1
+            if chance.random() < 0.5:
+                circuit.named_ids.append(last)
+                circuit.names.append(random_name(chance, taken))
+    return last
+
+
+def add_modules(chance: random.Random, graph: graph_pb2.Graph) -> None:
+    """Modules with and without gradients, which use those before them, and a gate for each."""
+    graph.required_features.append("modules")
+    names: set[str] = set()
+    for number in range(chance.randint(1, 3)):
+        name = random_name(chance, names)
+        name = chance.choice([name, *{"Mul", "module", "operator", "gradient"} - names])
+        names.add(name)
+        module = graph.modules.add(name=name)
+        inputs, outputs = chance.randint(0, 3), chance.randint(1, 2)
+        fill_circuit(chance, graph, module.circuit, inputs, [1] * outputs)
+        if chance.random() < 0.6:
+            values = [chance.randint(0, 1) for _ in range(inputs)]
+            fill_circuit(chance, graph, module.gradient, inputs + 2 * outputs, values)
+        graph.gates.add(module=number, input_count=inputs, output_count=outputs)
+
+
+def fill_circuit(
+    chance: random.Random,
+    graph: graph_pb2.Graph,
+    circuit: graph_pb2.Circuit,
+    inputs: int,
+    outputs: list[int],
+) -> None:
+    """A module's circuit with so many inputs, and so many values of each output."""
+    taken: set[str] = set()
+    circuit.inputs.extend(graph_pb2.Leaf(name=random_name(chance, taken)) for _ in range(inputs))
+    circuit.constants.append(random_leaf(chance, "constants", taken))
+    circuit.constants[0].layout = graph_pb2.Leaf.LAYOUT_UNSPECIFIED
+    last = add_nodes(chance, graph, circuit, inputs + 1, 3)
+    names: set[str] = set()
+    for values in outputs:
+        ids = [chance.randint(1, last) for _ in range(values)]
+        circuit.outputs.add(name=random_name(chance, names), value_ids=ids)
+
+
+def random_graph(chance: random.Random, modules: bool = False) -> graph_pb2.Graph:
     graph = graph_pb2.Graph(
         format_version=1,
         operator_set_version=chance.randint(0, 30),
@@ -140,16 +197,9 @@ def random_graph(chance: random.Random) -> graph_pb2.Graph:
         )
     if chance.random() < 0.3:
         graph.gates.append(graph.gates[0])
-    for _ in range(chance.randint(1, 8)):
-        row = chance.randrange(len(graph.gates))
-        gate = graph.gates[row]
-        graph.circuit.node_gates.append(row)
-        graph.circuit.node_inputs.extend(chance.randint(0, last) for _ in range(gate.input_count))
-        for _ in range(gate.output_count):
-            last += 1
-            if chance.random() < 0.5:
-                graph.circuit.named_ids.append(last)
-                graph.circuit.names.append(random_name(chance, taken))
+    if modules:
+        add_modules(chance, graph)
+    last = add_nodes(chance, graph, graph.circuit, last, 8)
     outputs: set[str] = set()
     for _ in range(chance.randint(1, 3)):
         ids = [chance.randint(1, max(last, 1)) for _ in range(chance.randint(1, 3))]
@@ -167,6 +217,18 @@ def test_random_graphs_read_back_from_their_text_to_the_same_bytes(block: int) -
         text = graph.to_text()
         assert "ordered otherwise" not in text, f"seed {seed}"
         assert gw.from_text(text).to_bytes() == data, f"seed {seed}"
+
+
+def test_random_graphs_with_modules_read_back_from_their_text_to_the_same_bytes() -> None:
+    uses = 0
+    for seed in range(200):
+        data = random_graph(random.Random(seed), modules=True).SerializeToString(deterministic=True)
+        graph = gw.Graph.from_bytes(data)
+        uses += len([*graph.module_uses()])
+        text = graph.to_text()
+        assert "ordered otherwise" not in text, f"seed {seed}"
+        assert gw.from_text(text).to_bytes() == data, f"seed {seed}"
+    assert uses > 300
 
 
 def test_text_of_bytes_in_another_order_says_so() -> None:

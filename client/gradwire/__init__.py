@@ -15,16 +15,20 @@ Every gate is a function here: `gw.exp`, `gw.mat_mul`, `gw.reduce_sum`, ...; all
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradwire.version import __version__
 
 if TYPE_CHECKING:
     from gradwire.builder import Graph, Handle
+    from gradwire.checking import GradientFinding
     from gradwire.connection import AsyncConnection, AsyncSession, Connection, Session
+    from gradwire.drawing import Drawing, draw
     from gradwire.errors import (
         CancelledError,
         ConflictError,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gradwire.local import local
+    from gradwire.modules import module
     from gradwire.onnx import from_onnx, to_onnx
     from gradwire.operators import *  # noqa: F403
     from gradwire.results import Event, Result, Summary
@@ -48,7 +53,9 @@ if TYPE_CHECKING:
 # NumPy and gRPC are loaded on first use: `gradwire --help` must not wait for them.
 _HOMES = {
     "builder": ("Graph", "Handle"),
+    "checking": ("GradientFinding",),
     "connection": ("AsyncConnection", "AsyncSession", "Connection", "Session"),
+    "drawing": ("Drawing", "draw"),
     "errors": (
         "CancelledError",
         "ConflictError",
@@ -64,6 +71,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "local": ("local",),
+    "modules": ("module",),
     "onnx": ("from_onnx", "to_onnx"),
     "results": ("Event", "Result", "Summary"),
     "saved": ("SavedGraph",),
@@ -77,8 +85,10 @@ __all__ = [
     "ConflictError",
     "Connection",
     "DeadlineError",
+    "Drawing",
     "Event",
     "FileError",
+    "GradientFinding",
     "GradwireError",
     "Graph",
     "Handle",
@@ -94,17 +104,31 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "__version__",
+    "check_gradients",
     "connect",
     "connect_async",
+    "draw",
     "from_onnx",
     "from_text",
     "gradient_graph",
     "load",
     "local",
+    "module",
     "parse",
     "save",
     "to_onnx",
 ]
+
+
+class _Package(ModuleType):
+    """Keeps the function `local` where importing the module of that name would put the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_module = name == "local" and isinstance(value, ModuleType)
+        super().__setattr__(name, value.local if is_module else value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def connect(
@@ -143,6 +167,30 @@ def gradient_graph(
 
     with local() as embedded:
         return embedded.gradient_graph(graph, wrt, sizes)
+
+
+def check_gradients(
+    graph: Graph,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    uses: int = 20,
+    server: Connection | None = None,
+) -> list[GradientFinding]:
+    """Where modules' own gradients differ from finite differences, and what cannot be judged.
+
+    At a point, for so many uses of each module, by `server` or by an embedded one. Empty where all
+    is well.
+    """
+    from gradwire.checking import check_gradients
+
+    if server is not None:
+        reports = [*check_gradients(graph, inputs, server=server, uses=uses)]
+    else:
+        from gradwire.local import local
+
+        with local(warm_up=False) as embedded:
+            reports = [*check_gradients(graph, inputs, server=embedded, uses=uses)]
+    return [finding for report in reports for finding in report.findings]
 
 
 def save(graph: Graph, path: str | os.PathLike[str], *, blobs: bool | None = None) -> None:
@@ -188,7 +236,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name in _HOME_OF:
         found = getattr(import_module(f"gradwire.{_HOME_OF[name]}"), name)
-        globals()[name] = found  # so that the module `local` does not hide the function
+        globals()[name] = found
         return found
     if find_spec(f"gradwire.{name}") is not None:
         raise AttributeError(f"module 'gradwire' has not loaded {name!r}")  # import does, then

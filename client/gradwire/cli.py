@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _INPUTS_SHOWN = 8
 _WATCH_SECONDS = 0.1
 _TEXT_FORM = b"gradwire text"
+_FINDINGS_SHOWN = 20
 _LONG = 20_000  # nodes that take long enough to want to see how far they are
 
 # grpc writes log lines of its own to stderr, beside our sentence, unless it is told not to
@@ -117,6 +118,81 @@ def evaluate(
 
 @main.command()
 @_graph
+@click.option(
+    "-o", "--output", required=True, type=click.Path(), help="What to write: .svg, .png or .html."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="As that of gradwire eval."
+)
+@click.option(
+    "--seed", "seeds", multiple=True, metavar="OUTPUT=VALUE", help="As that of gradwire eval."
+)
+@click.option("--local", is_flag=True, help="Each gate's own gradients, on the wires into it.")
+@click.option(
+    "--collapse", multiple=True, metavar="MODULE",
+    help="Draw a module as one box; / is all of them. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--open", "keep_open", multiple=True, metavar="MODULE",
+    help="A module that --collapse leaves open. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--around", metavar="NAME", help="Draw only what is near a value: its name, or % and its id."
+)
+@click.option(
+    "--radius", type=click.IntRange(min=1), default=3, show_default=True, metavar="WIRES",
+    help="How near.",
+)  # fmt: skip
+@click.option(
+    "--theme", type=click.Choice(["auto", "light", "dark"]), default="auto", show_default=True,
+    help="auto is the reader's; in a PNG, light.",
+)  # fmt: skip
+@click.option(
+    "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
+)
+def draw(
+    source: str,
+    output: str,
+    settings: tuple[str, ...],
+    seeds: tuple[str, ...],
+    local: bool,
+    collapse: tuple[str, ...],
+    keep_open: tuple[str, ...],
+    around: str | None,
+    radius: int,
+    theme: str,
+    server: str | None,
+) -> None:
+    """Draw a graph, evaluated: values in green, gradients in red.
+
+    A module is one of the file, or what names before a / have in common: layer1 of layer1/scores.
+    """
+    from gradwire.drawing import FORMATS
+    from gradwire.drawing import draw as drawn
+
+    if os.path.splitext(output)[1].lower() not in FORMATS:
+        raise click.UsageError(f"-o {output}: must end in one of {', '.join(FORMATS)}")
+    graph, inputs = _bound(source, dict(map(_setting, settings)))
+    given = dict(map(_seed, seeds))
+    with _connected(server) as connection:
+        drawing = drawn(
+            graph,
+            inputs,
+            seeds=_whole_seeds(connection, graph, inputs, given),
+            server=connection,
+            local=local,
+            collapse=collapse,
+            keep_open=keep_open,
+            around=around,
+            radius=radius,
+            theme=theme,
+        )
+    drawing.save(output)
+    click.echo(f"{output}: {graph.node_count} gates")
+
+
+@main.command()
+@_graph
 @click.option("--text", is_flag=True, help="All of it, as text that gradwire parse reads back.")
 def show(source: str, text: bool) -> None:
     """Show what is in a graph: a .gate, .onnx or text file, an expression, or @FILE with one."""
@@ -150,6 +226,51 @@ def diff(before: str, after: str) -> None:
         found = True
         click.echo(line)
     sys.exit(int(found))
+
+
+@main.command()
+@click.argument("file", type=click.Path())
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE",
+    help="Value of a leaf: a number, a JSON list, or @file.npy. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; else an embedded server."
+)
+@click.option(
+    "--uses", default=20, show_default=True, type=click.IntRange(min=1),
+    help="How many uses of each module to check.",
+)  # fmt: skip
+def check(file: str, settings: tuple[str, ...], server: str | None, uses: int) -> None:
+    """Compare the modules' own gradients in a .gate FILE with finite differences.
+
+    Each is taken by itself, with the values that its uses have at the point that is set, in
+    float64. What it yields is differenced by each element of its inputs, and along random
+    directions where there are many. Exit code 0: none is wrong; 1: one is, and the lines say where.
+    """
+    from gradwire.checking import check_gradients
+
+    graph, wrong = _load(file), False
+    if not any(module.gradient is not None for module in graph.modules):
+        click.echo(f"{file}: no module has a gradient of its own")
+        return
+    with _connected(server) as connection:
+        for report in check_gradients(
+            graph, dict(map(_setting, settings)), server=connection, uses=uses
+        ):
+            found = sum(each.is_wrong for each in report.findings)
+            unknown = len(report.findings) - found
+            click.echo(
+                f"module {report.module!r}: {report.checked} of {report.uses} uses checked, "
+                f"{report.compared} differences: {found} wrong"
+                + (f", {unknown} not to be judged" if unknown else "")
+            )
+            for each in report.findings[:_FINDINGS_SHOWN]:
+                click.echo(f"  {each}")
+            if len(report.findings) > _FINDINGS_SHOWN:
+                click.echo(f"  ... and {len(report.findings) - _FINDINGS_SHOWN} more")
+            wrong = wrong or found > 0
+    sys.exit(int(wrong))
 
 
 @main.command()

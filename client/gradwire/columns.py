@@ -12,6 +12,7 @@ from gradwire.v1 import graph_pb2
 
 Ids = npt.NDArray[np.int64]
 
+_FEW = 100
 _BLOCK = 1 << 18  # bytes that stay in cache
 
 
@@ -34,7 +35,9 @@ class Places(NamedTuple):
 
 
 def node_columns(circuit: graph_pb2.Circuit) -> tuple[Ids, Ids]:
-    """`node_gates` and `node_inputs` of a circuit, whose leaves are taken out of it."""
+    """`node_gates` and `node_inputs` of a circuit, whose leaves may be taken out of it."""
+    if len(circuit.node_gates) + len(circuit.node_inputs) < _FEW:
+        return np.array([*circuit.node_gates], np.int64), np.array([*circuit.node_inputs], np.int64)
     for field in ("inputs", "parameters", "constants"):
         circuit.ClearField(field)
     data = circuit.SerializeToString()  # now it begins with the two columns

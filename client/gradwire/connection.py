@@ -93,8 +93,9 @@ class Connection:
         digest from then on; a name is looked up each time.
 
         Options: `seeds` {output: gradient}; `with_respect_to` leaf names; `values` and `gradients`
-        to return besides (True, or names, ids, handles), as `summary` or in full; `batched` names
-        of inputs with a leading axis of rows; `forward_only`.
+        to return besides (True, or names, paths such as "layer1/scores", ids, handles), and
+        `modules`, paths of uses inside of which all are wanted, as `summary` or in full; `batched`
+        names of inputs with a leading axis of rows; `forward_only`.
         """
         graph, digest = self._found(graph)
         with self._exchange() as exchange:
@@ -821,6 +822,7 @@ class _StreamReader:
         self._graph = graph
         self._exchange = exchange
         self._names = {ids[0]: name for name, ids in graph.ids_by_name().items() if len(ids) == 1}
+        self._last = graph.value_count - graph.inside_count  # those behind are inside of modules
         self._columns = {"value": Columns(), "gradient": Columns()}
         self._finished = False
 
@@ -840,7 +842,10 @@ class _StreamReader:
 
     def _events(self, kind: str, column: service_pb2.Column) -> Iterator[Event]:
         for value_id, content in self._columns[kind].read(column):
-            yield Event(kind, value_id, self._names.get(value_id, ""), content)
+            name = self._names.get(value_id)
+            if name is None:
+                name = self._graph.path_of(value_id) if value_id > self._last else ""
+            yield Event(kind, value_id, name, content)
 
 
 def _stream_request(
@@ -851,9 +856,9 @@ def _stream_request(
     exchange: Exchange,
 ) -> service_pb2.EvaluateStreamRequest:
     message = requests.evaluation(graph, inputs, exchange=exchange, **options)
-    if not options.get("values"):
+    if not options.get("values") and not options.get("modules"):
         message.ClearField("values")
-    if not options.get("gradients"):
+    if not options.get("gradients") and not options.get("modules"):
         message.ClearField("gradients")
     request = service_pb2.EvaluateStreamRequest(
         graph=requests.source(graph, digest), evaluation=message

@@ -2,7 +2,8 @@
 
 Nodes that have a name in both graphs are one node; the others are one where they compute the same
 of the same. A node that is left over is taken for the changed one of those with its operator that
-have an input in common with it; else it was added, or removed.
+have an input in common with it; else it was added, or removed. Modules are compared by name: a use
+of one that changed inside is the same use.
 """
 
 from __future__ import annotations
@@ -25,6 +26,37 @@ _FEW = 4
 def differences(before: Graph, after: Graph) -> Iterator[str]:
     """A line for each change: "- " is gone, "+ " is new, "~ " is another."""
     yield from _headings(before, after)
+    yield from _modules(before, after)
+    yield from _circuits(before, after)
+
+
+def _modules(before: Graph, after: Graph) -> Iterator[str]:
+    """What changed inside of each module, and in its gradient."""
+    old, new = ({each.name: each for each in graph.modules} for graph in (before, after))
+    for name in _both(old, new):
+        if name not in new:
+            yield f"- module {name}({', '.join(old[name].inputs)})"
+        elif name not in old:
+            yield f"+ module {name}({', '.join(new[name].inputs)})"
+        else:
+            yield from _within(f"module {name}", old[name].circuit, new[name].circuit)
+            own = f"gradient of module {name}"
+            first, second = old[name].gradient, new[name].gradient
+            if first is not None and second is not None:
+                yield from _within(own, first, second)
+            elif first is not second:
+                yield f"{'+' if first is None else '-'} {own}"
+
+
+def _within(place: str, before: Graph, after: Graph) -> Iterator[str]:
+    lines = [*_circuits(before, after)]
+    if lines:
+        yield f"~ {place}:"
+        yield from (f"  {line}" for line in lines)
+
+
+def _circuits(before: Graph, after: Graph) -> Iterator[str]:
+    """What changed in a circuit, not in the modules that it uses."""
     old, new = _Side(before), _Side(after)
     yield from _leaves(old, new)
     matched = _match(old, new)
@@ -90,7 +122,8 @@ class _Side:
         number = id(each.attributes)  # one for all nodes of a row
         if number not in self._attributes:
             self._attributes[number] = tuple(map(_attribute, each.attributes.items()))
-        return each.operator, self._attributes[number], len(each.outputs), self.inputs(node)
+        target = each.operator, each.module is None
+        return target, self._attributes[number], len(each.outputs), self.inputs(node)
 
     def label(self, value_id: int) -> str:
         if not value_id:
@@ -247,7 +280,8 @@ def _constants(old: _Side, new: _Side, before: Node, after: Node) -> Iterator[st
 def _outputs(old: _Side, new: _Side) -> Iterator[str]:
     for name in _both(old.outputs, new.outputs):
         texts = [
-            ", ".join(map(side.label, side.outputs.get(name, [])[:_FEW])) for side in (old, new)
+            ", ".join(map(side.label, side.outputs.get(name, [])[:_FEW])) or "nothing"
+            for side in (old, new)
         ]
         if name not in new.outputs:
             yield f"- output {name} = {texts[0]}"
@@ -295,6 +329,8 @@ def _both(old: Iterable[str], new: Iterable[str]) -> Iterator[str]:
 
 
 def _declared(leaf: Leaf) -> str:
+    if not leaf.dtype:
+        return f"{leaf.kind} {leaf.name}"  # of a module
     axes = ", ".join(map(str, leaf.axes))
     return f"{leaf.kind} {leaf.name}: {leaf.dtype}[{axes}]{' elements' if leaf.elements else ''}"
 

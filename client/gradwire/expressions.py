@@ -40,9 +40,9 @@ _TOKEN = re.compile(
     r"(?P<space>[ \t\r\f]+|\#[^\n]*)|(?P<end>[\n;])"
     r"|(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
     r"|(?P<name>[^\W\d]\w*)|(?P<string>\"[^\"\n]*\"|'[^'\n]*')"
-    r"|(?P<mark>\*\*|[<>=!]=|[-+*/^@<>=,()\[\]·⋅×−])"  # noqa: RUF001
+    r"|(?P<mark>\*\*|[<>=!]=|[-+*/^@<>=,()\[\]·⋅×−])"
 )
-_SPELLINGS = {"^": "**", "·": "*", "⋅": "*", "×": "*", "−": "-"}  # noqa: RUF001
+_SPELLINGS = {"^": "**", "·": "*", "⋅": "*", "×": "*", "−": "-"}
 _CONSTANTS = {"e": math.e, "pi": math.pi, "π": math.pi}
 _REDUCTIONS = {
     "max": "ReduceMax", "mean": "ReduceMean", "min": "ReduceMin", "prod": "ReduceProd",
@@ -78,7 +78,7 @@ _BINARY = {
 _PREFIX = {
     "not": _Operator("Not", 3, 1),
     "-": _Operator("Neg", _SIGN, 1),
-    "−": _Operator("Neg", _SIGN, 1),  # noqa: RUF001
+    "−": _Operator("Neg", _SIGN, 1),
     "+": _Operator("", _SIGN, 1),
 }
 _SIGNS = {each for each, found in _PREFIX.items() if found.power == _SIGN}

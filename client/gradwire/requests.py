@@ -81,6 +81,7 @@ def evaluation(
     with_respect_to: Sequence[str] = (),
     values: Chosen = False,
     gradients: Chosen = False,
+    modules: str | Sequence[str] = (),
     summary: bool = False,
     batched: Sequence[str] = (),
     forward_only: bool = False,
@@ -95,6 +96,7 @@ def evaluation(
     data.
     """
     with_respect_to, batched = _names(with_respect_to), _names(batched)
+    modules = _names(modules)
     _require_leaves(graph, (*(inputs or {}), *batched), with_respect_to)
     if forward_only and (seeds or with_respect_to or gradients):
         raise InvalidRequestError(
@@ -111,8 +113,8 @@ def evaluation(
     )
     if batched:
         message.batch_size = _rows(inputs or {}, batched)
-    _choose(graph, message.values, values, summary)
-    _choose(graph, message.gradients, gradients, summary)
+    _choose(graph, message.values, values, modules, summary)
+    _choose(graph, message.gradients, gradients, () if forward_only else modules, summary)
     return message
 
 
@@ -280,8 +282,12 @@ def step_error(error: service_pb2.Error, graph: Graph, place: str = "") -> Gradw
 
 def at_line(message: str, facts: Mapping[str, str], graph: Graph | None) -> str:
     """The message, with the line of the program that made the node it is about."""
-    node = facts.get("node_index", "")
-    line = graph.made_at(int(node)) if graph is not None and node.isdigit() else None
+    node, value_id = facts.get("node_index", ""), facts.get("value_id", "")
+    line = None
+    if graph is not None and graph.modules and value_id.isdigit():
+        line = graph.line_of(int(value_id))
+    elif graph is not None and node.isdigit():
+        line = graph.made_at(int(node))
     return f"{message} (made at {line})" if line else message
 
 
@@ -320,26 +326,31 @@ def _rows(inputs: Mapping[str, Any], batched: Sequence[str]) -> int:
 
 
 def _choose(
-    graph: Graph, message: service_pb2.Selection, chosen: str | Chosen, summary: bool
+    graph: Graph,
+    message: service_pb2.Selection,
+    chosen: str | Chosen,
+    modules: Sequence[str],
+    summary: bool,
 ) -> None:
     """Fills in a selection (VALUE_UNKNOWN)."""
-    if chosen is False:
+    _require_modules(graph, modules)
+    if chosen is False and not modules:
         return
     if summary:
         message.detail = service_pb2.DETAIL_SUMMARY
     if chosen is True:
-        message.all = True
+        message.all = True  # which has those inside of modules, too
         return
-    known: Mapping[str, range] | None = None
+    message.modules.extend(modules)
+    if chosen is False:
+        return
     for each in (chosen,) if isinstance(chosen, str) else chosen:
         if isinstance(each, Handle):
             message.value_ids.append(graph.id_of(each))
         elif isinstance(each, str):
-            known = known or graph.ids_by_name()
-            if each not in known:
-                raise InvalidRequestError(
-                    "VALUE_UNKNOWN", f"there is no value {each!r}{nearest(each, known)}"
-                )
+            if graph.find(each) is None:
+                near = nearest(each, graph.ids_by_name())
+                raise InvalidRequestError("VALUE_UNKNOWN", f"there is no value {each!r}{near}")
             message.names.append(each)
         elif not 1 <= each <= graph.value_count:
             raise InvalidRequestError(
@@ -348,3 +359,12 @@ def _choose(
             )
         else:
             message.value_ids.append(each)
+
+
+def _require_modules(graph: Graph, paths: Sequence[str]) -> None:
+    for path in paths:
+        if graph.find_module(path) is None:
+            raise InvalidRequestError(
+                "VALUE_UNKNOWN",
+                f"no module is used at {path!r}; the path of a use is the name of its first value",
+            )

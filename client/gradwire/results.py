@@ -50,7 +50,10 @@ class Event:
 
 @dataclass
 class Result:
-    """Values and gradients of one evaluation: `result["w0"].gradient`, `result[7].value`."""
+    """Values and gradients of one evaluation: `result["w0"].gradient`, `result[7].value`.
+
+    What is inside of modules has a path: `result["layer1/scores"].value`.
+    """
 
     outputs: dict[str, Array]
     gradients: dict[str, Array]
@@ -63,15 +66,22 @@ class Result:
             key = key.graph.id_of(key)
         if isinstance(key, int):
             return Found(self.node_values.get(key), self.node_gradients.get(key))
-        ids = self.graph.ids_by_name() if self.graph else {}
-        if key not in self.outputs and key not in self.gradients and key not in ids:
-            known = [*self.outputs, *self.gradients, *ids]
+        ids = self.graph.find(key) if self.graph else None
+        if key not in self.outputs and key not in self.gradients and ids is None:
+            named = self.graph.ids_by_name() if self.graph else ()
+            known = [*self.outputs, *self.gradients, *named]
             raise KeyError(f"there is no value {key!r}{nearest(key, known)}")
         by_id = Found()
-        if key in ids and len(ids[key]) == 1:
-            by_id = self[ids[key][0]]
+        if ids is not None and len(ids) == 1:
+            by_id = self[ids[0]]
         value = self.outputs.get(key, by_id.value)
         return Found(value, self.gradients.get(key, by_id.gradient))
+
+    def _repr_html_(self) -> str:
+        """How notebooks show it: its circuit, or a table."""
+        from gradwire.drawing import html_of
+
+        return html_of(self)
 
 
 class Columns:

@@ -9,7 +9,7 @@ import json
 import re
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf, isinf, isnan, nan, prod
 from typing import Any, NamedTuple, NoReturn
 
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     r"(?P<space>[ \t\r]+|\#[^\n]*)|(?P<end>\n)|(?P<string>\"(?:[^\"\\\n]|\\.)*\")"
     r"|(?P<label>%[A-Za-z0-9_]+)|(?P<word>[A-Za-z_][A-Za-z0-9_./]*)"
     r"|(?P<number>[-+]?(?:0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf))"
-    r"|(?P<mark>->|[,=()\[\]:@])"
+    r"|(?P<mark>->|[,=()\[\]{}:@])"
 )
 _LISTS = {"ints": graph_pb2.Ints, "floats": graph_pb2.Floats, "strings": graph_pb2.Strings}
 
@@ -53,16 +53,50 @@ def _heading(graph: graph_pb2.Graph) -> Iterator[str]:
 
 
 def _body(graph: graph_pb2.Graph) -> Iterator[str]:
-    circuit = graph.circuit
-    names = dict(zip(circuit.named_ids, circuit.names, strict=True))
     rows = [gate.SerializeToString(deterministic=True) for gate in graph.gates]
-    same = _first_equal(rows)
-    used = [rows[row] for row in circuit.node_gates]
-    in_order = list(dict.fromkeys(used)) == rows
-    if not in_order:
+    gates = _Gates(graph, _first_equal(rows))
+    circuits = [graph.circuit]
+    for module in reversed(graph.modules):
+        circuits += [module.gradient, module.circuit]
+    used = dict.fromkeys(row for each in reversed(circuits) for row in each.node_gates)
+    if list(dict.fromkeys(rows[row] for row in used)) != rows:
         yield ""
-        yield from (_gate_line(gate) for gate in graph.gates)
+        yield from map(gates.line, graph.gates)
+    for module in graph.modules:
+        yield ""
+        yield from _module_lines(module, gates)
+        gates.declared.add(module.name)
     yield ""
+    yield from _circuit_lines(graph.circuit, gates)
+
+
+def _module_lines(module: graph_pb2.Module, gates: _Gates) -> Iterator[str]:
+    yield f"module {_name(module.name)}({_given(module.circuit)}) {{"
+    yield from _indented(_circuit_lines(module.circuit, gates))
+    if module.HasField("gradient"):
+        yield ""
+        yield f"  gradient({_given(module.gradient)}) {{"
+        yield from _indented(_indented(_circuit_lines(module.gradient, gates)))
+        yield "  }"
+    yield "}"
+
+
+def _given(circuit: graph_pb2.Circuit) -> str:
+    return ", ".join(_name(leaf.name) for leaf in circuit.inputs)
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    """Lines without empty ones around them, one step to the right."""
+    last = ""
+    for line in lines:
+        if line or last:
+            last = line
+            yield "  " + line.replace("\n", "\n  ") if line else line
+
+
+def _circuit_lines(circuit: graph_pb2.Circuit, gates: _Gates) -> Iterator[str]:
+    """Leaves, nodes, outputs; a module's inputs, which have no type, are in its head."""
+    names = dict(zip(circuit.named_ids, circuit.names, strict=True))
     firsts: list[int] = []
     leaves: list[graph_pb2.Leaf] = []
     next_id = 1
@@ -74,7 +108,8 @@ def _body(graph: graph_pb2.Graph) -> Iterator[str]:
             leaves.append(leaf)
             count = prod(axis.size for axis in leaf.type.axes) if leaf.layout else 1
             own = f"%{next_id}" if count else f"%empty{len(leaves)}"  # which takes no id
-            yield _leaf_line(kind, leaf, own)
+            if leaf.HasField("type"):
+                yield _leaf_line(kind, leaf, own)
             next_id += count
     constants = len(leaves) - len(circuit.constants)
     slots = np.array(firsts, np.int64)
@@ -90,10 +125,37 @@ def _body(graph: graph_pb2.Graph) -> Iterator[str]:
         return f"{named}[{value_id - firsts[position]}]" if leaf.layout else named
 
     yield ""
-    yield from _node_lines(graph, next_id, label, same)
+    yield from _node_lines(circuit, gates, next_id, label)
     yield ""
     for output in circuit.outputs:
-        yield f"output {_name(output.name)} = {', '.join(map(label, output.value_ids))}"
+        values = f" = {', '.join(map(label, output.value_ids))}" if output.value_ids else ""
+        yield f"output {_name(output.name)}{values}"
+
+
+class _Gates:
+    """The gates table in words."""
+
+    def __init__(self, graph: graph_pb2.Graph, same: list[int]) -> None:
+        """`same` has the first row that equals each row."""
+        self.same = same
+        self.rows = graph.gates
+        self.modules = graph.modules
+        self.declared: set[str] = set()  # names of modules above
+        self.attributes = [[_attribute(each) for each in gate.attributes] for gate in graph.gates]
+
+    def line(self, gate: graph_pb2.Gate) -> str:
+        counts = f"{gate.input_count} -> {gate.output_count}"
+        attributes = [_attribute(each) for each in gate.attributes]
+        if gate.WhichOneof("target") == "module":
+            return f"gate module {_name(self.modules[gate.module].name)}({counts})"
+        return f"gate {_name(gate.operator)}({', '.join([counts, *attributes])})"
+
+    def called(self, gate: graph_pb2.Gate) -> str:
+        """What a node applies: an operator says so where a module has its name."""
+        if gate.WhichOneof("target") == "module":
+            return _name(self.modules[gate.module].name)
+        name = _name(gate.operator)
+        return f"operator {name}" if gate.operator in self.declared else name
 
 
 def _first_equal(rows: Sequence[bytes]) -> list[int]:
@@ -103,27 +165,18 @@ def _first_equal(rows: Sequence[bytes]) -> list[int]:
 
 
 def _node_lines(
-    graph: graph_pb2.Graph, first: int, label: Callable[[int], str], same: list[int]
+    circuit: graph_pb2.Circuit, gates: _Gates, first: int, label: Callable[[int], str]
 ) -> Iterator[str]:
-    """Nodes; `same` has the first row that equals each row."""
-    circuit = graph.circuit
-    attributes = [[_attribute(each) for each in gate.attributes] for gate in graph.gates]
     inputs = circuit.node_inputs
     start = 0
     for row in circuit.node_gates:
-        gate = graph.gates[row]
+        gate = gates.rows[row]
         given = [label(each) for each in inputs[start : start + gate.input_count]]
         start += gate.input_count
         made = ", ".join(map(label, range(first, first + gate.output_count))) or "()"
         first += gate.output_count
-        which = "" if same[row] == row else f" @{row}"
-        yield f"{made} = {_name(gate.operator)}({', '.join(given + attributes[row])}){which}"
-
-
-def _gate_line(gate: graph_pb2.Gate) -> str:
-    counts = f"{gate.input_count} -> {gate.output_count}"
-    attributes = [_attribute(each) for each in gate.attributes]
-    return f"gate {_name(gate.operator)}({', '.join([counts, *attributes])})"
+        which = "" if gates.same[row] == row else f" @{row}"
+        yield f"{made} = {gates.called(gate)}({', '.join(given + gates.attributes[row])}){which}"
 
 
 def _leaf_line(kind: str, leaf: graph_pb2.Leaf, label: str) -> str:
@@ -224,6 +277,49 @@ class _Token(NamedTuple):
     at: int
 
 
+class _Scope:
+    """One circuit, and what is known in it."""
+
+    def __init__(self, circuit: graph_pb2.Circuit) -> None:
+        self.circuit = circuit
+        self.leaves: list[tuple[str, graph_pb2.Leaf]] = []
+        self.firsts: list[int] = []  # first slot of each leaf, from 1
+        self.next_slot = 1
+        self.values = 0  # of nodes
+        self.known: dict[str, int] = {}  # a value's key: from 1 on, or a leaf's slot below 0
+        self.elements: dict[str, int] = {}
+        self.node_inputs: list[int] = []
+        self.outputs: list[list[int]] = []
+        self.names: list[tuple[int, str]] = []
+
+    def add_leaf(self, kind: str, leaf: graph_pb2.Leaf, count: int) -> None:
+        """A leaf that is so many values."""
+        self.leaves.append((kind, leaf))
+        self.firsts.append(self.next_slot)
+        self.next_slot += count
+
+    def resolve(self) -> None:
+        """Keys become ids: inputs, parameters and constants first, in this order."""
+        circuit = self.circuit
+        columns_of = (circuit.inputs, circuit.parameters, circuit.constants)
+        firsts = np.zeros(len(self.leaves), np.int64)
+        slots = np.array(self.firsts, np.int64)
+        ends = np.append(slots[1:], self.next_slot)
+        next_id = 1
+        for kind, column in zip(_KINDS, columns_of, strict=True):
+            for position, (each, leaf) in enumerate(self.leaves):
+                if each == kind:
+                    column.append(leaf)
+                    firsts[position] = next_id
+                    next_id += int(ends[position] - slots[position])
+        places = columns.Places(slots, firsts, next_id - 1)
+        circuit.node_inputs.extend(places.ids(self.node_inputs).tolist())
+        for output, keys in zip(circuit.outputs, self.outputs, strict=True):
+            output.value_ids.extend(places.ids(keys).tolist())
+        circuit.named_ids.extend(key + places.shift for key, _ in self.names)
+        circuit.names.extend(name for _, name in self.names)
+
+
 class _Parser:
     """One pass over a text, one token ahead."""
 
@@ -233,15 +329,10 @@ class _Parser:
         self._message = graph_pb2.Graph()
         self._rows: dict[bytes, int] = {}
         self._given_rows = 0
-        self._leaves: list[tuple[str, graph_pb2.Leaf]] = []
-        self._firsts: list[int] = []  # first slot of each leaf, from 1
-        self._next_slot = 1
-        self._values = 0  # of nodes
-        self._known: dict[str, int] = {}  # a value's key: from 1 on, or a leaf's slot below 0
-        self._elements: dict[str, int] = {}
-        self._node_inputs: list[int] = []
-        self._outputs: list[list[int]] = []
-        self._names: list[tuple[int, str]] = []
+        self._given_uses: dict[str, list[tuple[int, int]]] = {}  # of modules, by gate lines
+        self._nodes = 0
+        self._modules: dict[str, int] = {}
+        self._in = _Scope(self._message.circuit)
         self._next = _Token("end", "", 0)
 
     def graph(self) -> graph_pb2.Graph:
@@ -257,11 +348,18 @@ class _Parser:
                 continue
             self._line()
             self._end_line()
-        self._resolve()
+        self._in.resolve()
+        for name, given in self._given_uses.items():
+            self._fail(given[0][1], f"there is no module {name!r}")
+        if message.modules and "modules" not in message.required_features:
+            message.required_features.append("modules")
         return message
 
     def _line(self) -> None:
         word = self._next
+        if word.text == "module" and self._behind(word).kind in ("word", "string"):
+            self._module()
+            return
         if word.kind != "word" or word.text not in _RESERVED:
             self._node()
             return
@@ -284,6 +382,81 @@ class _Parser:
                 self._message.format_version = self._size(32)
             case _:
                 self._message.operator_set_version = self._size(32)
+
+    def _module(self) -> None:
+        """A module with its gradient; names in it are its own."""
+        self._advance()
+        token = self._next
+        name = self._name()
+        if name in self._modules:
+            self._fail(token.at, f"the module {name!r} is declared twice")
+        module = self._message.modules.add(name=name)
+        outside = self._in
+        self._in = _Scope(module.circuit)
+        self._given()
+        while not self._is("}"):
+            word = self._next
+            if word.text == "gradient" and self._behind(word).text == "(":
+                if module.HasField("gradient"):
+                    self._fail(word.at, f"module {name!r} has a gradient already")
+                self._gradient(module)
+            elif word.kind != "end":
+                self._inner_line(False)
+            self._require_line_end()
+        self._in.resolve()
+        self._in = outside
+        self._mark("}")
+        number = self._modules[name] = len(self._modules)
+        for row, _ in self._given_uses.pop(name, []):
+            gate = self._message.gates[row]
+            gate.module = number
+            self._rows.setdefault(gate.SerializeToString(deterministic=True), row)
+
+    def _gradient(self, module: graph_pb2.Module) -> None:
+        circuit = self._in
+        self._advance()
+        module.gradient.SetInParent()
+        self._in = _Scope(module.gradient)
+        self._given()
+        while not self._is("}"):
+            if self._next.kind != "end":
+                self._inner_line(True)
+            self._require_line_end()
+        self._in.resolve()
+        self._in = circuit
+        self._mark("}")
+
+    def _given(self) -> None:
+        """The inputs of a module, and the brace behind them."""
+        self._in.circuit.SetInParent()
+        self._mark("(")
+        for _ in self._items(")"):
+            token = self._next
+            leaf = graph_pb2.Leaf(name=self._name())
+            self._define(self._key(token), -self._in.next_slot, token.at)
+            self._in.add_leaf("input", leaf, 1)
+        self._mark("{")
+
+    def _inner_line(self, in_gradient: bool) -> None:
+        """A line of a module; an output of a gradient may have no value."""
+        word = self._next
+        if word.kind != "word" or word.text not in _RESERVED:
+            self._node()
+        elif word.text == "constant":
+            self._advance()
+            self._leaf("constant")
+        elif word.text == "output":
+            self._advance()
+            self._output(in_gradient)
+        else:
+            self._expected("a constant, a node, an output, a gradient or '}'")
+
+    def _require_line_end(self) -> None:
+        """Lines of a module end before its brace; what is not closed is told."""
+        if self._next.kind == "end":
+            self._advance()
+        elif not self._is("}"):
+            self._expected("the end of the line")
 
     def _leaf(self, kind: str) -> None:
         leaf = graph_pb2.Leaf()
@@ -310,14 +483,12 @@ class _Parser:
         if self._is("="):
             self._advance()
             self._value(leaf)
-        self._define(label, -self._next_slot, at)
+        self._define(label, -self._in.next_slot, at)
         count = prod(axis.size for axis in leaf.type.axes) if leaf.layout else 1
         if leaf.layout:
-            self._elements[label] = count
-        self._leaves.append((kind, leaf))
-        self._firsts.append(self._next_slot)
-        self._next_slot += count
-        if self._next_slot >= 1 << 32:
+            self._in.elements[label] = count
+        self._in.add_leaf(kind, leaf, count)
+        if self._in.next_slot >= 1 << 32:
             self._fail(at, "the leaves take more value ids than 32 bits can number")
 
     def _value(self, leaf: graph_pb2.Leaf) -> None:
@@ -442,9 +613,15 @@ class _Parser:
 
     def _gate(self) -> None:
         at = self._next.at
-        if self._message.circuit.node_gates:
+        if self._nodes:
             self._fail(at, "gates come before the nodes")
-        gate = self._message.gates.add(operator=self._name())
+        gate = self._message.gates.add()
+        word = self._next
+        if word.text == "module" and self._behind(word).text != "(":
+            self._advance()
+            self._given_uses.setdefault(self._name(), []).append((self._given_rows, at))
+        else:
+            gate.operator = self._name()
         self._mark("(")
         gate.input_count = self._size(32)
         self._mark("->")
@@ -453,23 +630,35 @@ class _Parser:
             self._advance()
             self._attribute(gate, self._name())
         self._mark(")")
-        self._rows.setdefault(gate.SerializeToString(deterministic=True), self._given_rows)
+        if gate.WhichOneof("target"):
+            self._rows.setdefault(gate.SerializeToString(deterministic=True), self._given_rows)
         self._given_rows += 1
 
     def _node(self) -> None:
         made = self._made()
         self._mark("=")
-        gate = graph_pb2.Gate(operator=self._name("an operator"), output_count=len(made))
+        gate = graph_pb2.Gate(output_count=len(made))
+        word = self._next
+        if word.text == "operator" and self._behind(word).text != "(":
+            self._advance()
+            gate.operator = self._name("an operator")
+        else:
+            name = self._name("an operator or a module")
+            if name in self._modules:
+                gate.module = self._modules[name]
+            else:
+                gate.operator = name
         self._mark("(")
         for _ in self._items(")"):
             self._argument(gate)
         row = self._row(gate)
-        self._message.circuit.node_gates.append(row)
+        self._nodes += 1
+        self._in.circuit.node_gates.append(row)
         for token in made:
-            self._values += 1
-            self._define(self._key(token), self._values, token.at)
+            self._in.values += 1
+            self._define(self._key(token), self._in.values, token.at)
             if token.kind != "label":
-                self._names.append((self._values, self._text_of(token)))
+                self._in.names.append((self._in.values, self._text_of(token)))
 
     def _made(self) -> list[_Token]:
         """What a node yields, before it is known."""
@@ -515,7 +704,7 @@ class _Parser:
             key = self._reference(self._take("label", "an input or an attribute"))
         if gate.attributes:
             self._fail(token.at, "inputs come before attributes")
-        self._node_inputs.append(key)
+        self._in.node_inputs.append(key)
         gate.input_count += 1
 
     def _attribute(self, gate: graph_pb2.Gate, name: str) -> None:
@@ -566,10 +755,13 @@ class _Parser:
         found: float = struct.unpack("<d", bits.to_bytes(8, "little"))[0]
         return found
 
-    def _output(self) -> None:
-        self._message.circuit.outputs.add(name=self._name())
+    def _output(self, may_be_empty: bool = False) -> None:
+        self._in.circuit.outputs.add(name=self._name())
+        keys: list[int] = []
+        self._in.outputs.append(keys)
+        if may_be_empty and not self._is("="):
+            return
         self._mark("=")
-        keys = []
         while True:
             if self._next.kind not in ("word", "string", "label"):
                 self._expected("a value's name or %label")
@@ -577,51 +769,29 @@ class _Parser:
             if not self._is(","):
                 break
             self._advance()
-        self._outputs.append(keys)
 
     def _reference(self, token: _Token) -> int:
         """The key of a value, or of one element of a leaf."""
         name = self._key(token)
-        if name not in self._known:
-            known = [each.lstrip('"') for each in self._known] if len(self._known) < 1000 else []
-            near = nearest(name.lstrip('"'), known)
+        if name not in self._in.known:
+            known = self._in.known if len(self._in.known) < 1000 else ()
+            near = nearest(name.lstrip('"'), [each.lstrip('"') for each in known])
             self._fail(token.at, f"there is no value {token.text[:60]} before this line{near}")
-        key = self._known[name]
-        if name not in self._elements:
+        key = self._in.known[name]
+        if name not in self._in.elements:
             return key
         self._mark("[", f"'[' and the element of {token.text}")
         at = self._next.at
         element = self._size(32)
         self._mark("]")
-        if element >= self._elements[name]:
-            self._fail(at, f"{token.text} has {self._elements[name]} elements, from 0 on")
+        if element >= self._in.elements[name]:
+            self._fail(at, f"{token.text} has {self._in.elements[name]} elements, from 0 on")
         return key - element
 
     def _define(self, name: str, key: int, at: int) -> None:
-        if name in self._known:
+        if name in self._in.known:
             self._fail(at, f"the name {name.lstrip(chr(34))!r} is used twice")
-        self._known[name] = key
-
-    def _resolve(self) -> None:
-        """Keys become ids: inputs, parameters and constants first, in this order."""
-        circuit = self._message.circuit
-        columns_of = (circuit.inputs, circuit.parameters, circuit.constants)
-        firsts = np.zeros(len(self._leaves), np.int64)
-        slots = np.array(self._firsts, np.int64)
-        ends = np.append(slots[1:], self._next_slot)
-        next_id = 1
-        for kind, column in zip(_KINDS, columns_of, strict=True):
-            for position, (each, leaf) in enumerate(self._leaves):
-                if each == kind:
-                    column.append(leaf)
-                    firsts[position] = next_id
-                    next_id += int(ends[position] - slots[position])
-        places = columns.Places(slots, firsts, next_id - 1)
-        circuit.node_inputs.extend(places.ids(self._node_inputs).tolist())
-        for output, keys in zip(circuit.outputs, self._outputs, strict=True):
-            output.value_ids.extend(places.ids(keys).tolist())
-        circuit.named_ids.extend(key + places.shift for key, _ in self._names)
-        circuit.names.extend(name for _, name in self._names)
+        self._in.known[name] = key
 
     def _items(self, closing: str) -> Iterator[None]:
         """As many items, with commas between them, as come before a closing mark."""
@@ -671,6 +841,10 @@ class _Parser:
             put()
         except (ValueError, OverflowError):
             self._fail(token.at, "a whole number does not fit 64 bits")
+
+    def _behind(self, token: _Token) -> _Token:
+        """The token that follows one."""
+        return self._scan(token.at + len(token.text))
 
     def _is(self, mark: str) -> bool:
         return self._next.kind == "mark" and self._next.text == mark

@@ -8,7 +8,7 @@ know.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from gradwire_server.errors import Invalid, OverLimit, Unsupported, nearest
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import AttributeValue, Input
 from gradwire_server.limits import Limits
-from gradwire_server.specs import EVERY, Shape, Tensor, TensorSpec
+from gradwire_server.specs import EVERY, FLOATS, Shape, Tensor, TensorSpec
 
 _MOST_STEPS = 1000  # of a path, so that a name made of slashes alone takes no time
 _LONGEST_PATH = 256  # that is written as a name
@@ -348,6 +348,14 @@ class Graph:
             return repr(self.names[flat_id])
         return str(flat_id) if self.inside is None else self.inside.place_of(flat_id)
 
+    def facts_of(self, node: int) -> dict[str, int]:
+        """Where a node is, for programs: an id that callers know, in modules as far in as it is."""
+        first = int(self.first_ids[node])
+        if self.inside is None:
+            return {"node_index": node, "value_id": first}
+        value_id = int(self.inside.ids[first])
+        return {"value_id": value_id} if value_id else {}
+
     def place_of_value(self, value_id: int) -> str:
         """How messages name a value, by flat id."""
         for leaf, first in zip(self.leaves, self.leaf_first_ids, strict=False):
@@ -514,3 +522,32 @@ def check_output(graph: Graph, output: Output) -> None:
             f"{output.place}: value {output.value_ids[wrong][0]} does not exist; ids are from 1 "
             f"to {graph.value_count}",
         )
+
+
+def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ...]:
+    """Positions of the named leaves, in the graph's order; all floating ones if none is named."""
+    wanted = set(names)
+    require_leaves(graph, wanted)
+    found = []
+    for position, leaf in enumerate(graph.leaves):
+        if leaf.kind == "constant" or (wanted and leaf.name not in wanted):
+            continue
+        if leaf.dtype in FLOATS:
+            found.append(position)
+        elif wanted:
+            raise Invalid(
+                "NOT_DIFFERENTIABLE", f"{leaf.place}: is {leaf.dtype} and has no gradient"
+            )
+    return tuple(found)
+
+
+def require_leaves(graph: Graph, names: Iterable[str]) -> None:
+    """Names of leaves that are not constants (LEAF_UNKNOWN)."""
+    known = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
+    for name in names:
+        if name not in known:
+            raise Invalid(
+                "LEAF_UNKNOWN",
+                f"there is no input or parameter {name!r}{nearest(name, known)}",
+                leaf=name,
+            )

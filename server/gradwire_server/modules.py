@@ -317,8 +317,8 @@ class _Flattening:
     def _flat(self, circuit: Graph) -> Graph:
         """A circuit written out as a graph; stored values of modules become its last leaves."""
         body = self._written(circuit, np.arange(circuit.leaf_first_ids[-1]))
-        refs = np.unique(np.concatenate([body.inputs, body.refs, *body.outputs]))
-        stored = refs[refs < 0]
+        columns = body.inputs, body.refs, *body.outputs
+        stored = np.unique(np.concatenate([refs[refs < 0] for refs in columns]))
         places = np.zeros(len(self._constants) + 1, np.int64)
         places[-stored] = body.first + np.arange(len(stored))
 
@@ -327,13 +327,15 @@ class _Flattening:
             found: Ids = np.where(refs < 0, places[np.maximum(0, -refs)], inner)
             return found
 
-        present, rows = np.unique(body.rows, return_inverse=True)
+        present = np.flatnonzero(np.bincount(body.rows, minlength=len(self.rows)))
+        rows = np.zeros(len(self.rows), np.int64)
+        rows[present] = np.arange(len(present))
         flat_ids = np.concatenate([np.arange(body.first), flat(body.refs)])
         named = {int(flat_ids[i]): name for i, name in reversed([*circuit.names.items()])}
         return Graph(
             rows=Rows(self.rows[each] for each in present.tolist()),
             leaves=(*circuit.leaves, *(self._constants[-1 - each] for each in stored.tolist())),
-            node_rows=rows,
+            node_rows=rows[body.rows],
             node_inputs=flat(body.inputs),
             outputs=tuple(
                 Output(output.name, flat(refs))

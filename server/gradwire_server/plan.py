@@ -197,8 +197,9 @@ def _plan_gradients(plan: Plan) -> Iterator[tuple[tuple[int, ...], GradientPlan]
         kinds = plan.spec_ids[inputs]
         if plan.batch_size:
             kinds = np.concatenate([kinds, plan.batched[inputs]], axis=1)
-        distinct, firsts = np.unique(kinds, axis=0, return_index=True)
-        for kind, first in zip(distinct.tolist(), firsts.tolist(), strict=True):
+        distinct, which = distinct_rows(list(kinds.T), len(kinds))
+        for nth, kind in enumerate(distinct):
+            first = int(np.argmax(which == nth))
             try:
                 found = _plan_gradient(plan, row.own, inputs[first].tolist())
             except Refusal as refusal:
@@ -411,10 +412,7 @@ def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:
         refusal = signatures.refusal(row, inputs)
         assert refusal is not None, "the first failed node has only good inputs"
         operator = graph.rows[row].operator
-        value_id = int(graph.first_ids[node])
-        raise refusal.at(
-            graph.place_of(node), node_index=node, value_id=value_id, operator=operator
-        )
+        raise refusal.at(graph.place_of(node), operator=operator, **graph.facts_of(node))
 
 
 class _Group(NamedTuple):
@@ -451,7 +449,7 @@ def _correct(graph: Graph, signatures: _Signatures, groups: list[_Group], spec_i
     """Puts the outputs of every node where its inputs' specs lead; whether any changed."""
     changed = False
     for row, inputs, first_ids in groups:
-        distinct, which = _distinct([spec_ids[column] for column in inputs], len(first_ids))
+        distinct, which = distinct_rows([spec_ids[column] for column in inputs], len(first_ids))
         outputs = np.array([signatures.outputs(row, each) for each in distinct], np.int64)
         for slot in range(graph.rows[row].output_count):
             places = first_ids + slot
@@ -461,7 +459,7 @@ def _correct(graph: Graph, signatures: _Signatures, groups: list[_Group], spec_i
     return changed
 
 
-def _distinct(columns: list[Ids], count: int) -> tuple[list[tuple[int, ...]], Ids]:
+def distinct_rows(columns: list[Ids], count: int) -> tuple[list[tuple[int, ...]], Ids]:
     """The distinct rows of `count` rows given by columns, and for each row which of them it is."""
     if all((column == column[0]).all() for column in columns):
         return [tuple(int(column[0]) for column in columns)], np.zeros(1, np.int64)

@@ -17,6 +17,7 @@ import onnx
 from gradwire import files, tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Graph, Leaf, Node
 from gradwire.errors import InvalidRequestError, UnsupportedError
+from gradwire.inlining import inlined
 from gradwire.onnx.messages import PACKED, require_inferable
 from gradwire.version import __version__
 
@@ -49,13 +50,14 @@ def to_onnx(
     Names survive; a value without one is called `v` and its id. Inputs become inputs, parameters
     initializers, and floating constants Constant nodes, which nobody takes for parameters. Where
     ONNX's operator does not take a data type that the gate takes, it computes between two Casts.
-    ONNX's attributes are float32. Tensors beyond 1.5 GB, or with `external_data`, are written
-    into a file beside the model, `{path}.data`.
+    ONNX's attributes are float32. Modules are written out, with their paths as names; gradients of
+    their own are lost, as ONNX has no word for them. Tensors beyond 1.5 GB, or with
+    `external_data`, are written into a file beside the model, `{path}.data`.
 
     Raises UnsupportedError where ONNX lacks an operator, InvalidRequestError where one name is that
     of a leaf and of another output, FileError.
     """
-    writer = _Writer(graph)
+    writer = _Writer(inlined(graph))
     model = writer.model
     if path is not None:
         if external_data is None:

@@ -65,7 +65,8 @@ def forward(
             try:
                 out = _run(xp, plan, use, ids, _given(xp, plan, use, ids, values))
             except Invalid as refusal:
-                raise refusal.at(plan.graph.place_of(node), node_index=node) from None
+                graph = plan.graph
+                raise refusal.at(graph.place_of(node), **graph.facts_of(node)) from None
             if plan.has_halves:
                 out = _rounded_outputs(xp, plan, first, out)
             if use.several:

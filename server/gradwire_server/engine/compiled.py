@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gradwire_server.engine.joined import Joined, make_joined
 from gradwire_server.engine.regions import Region, find_regions
 from gradwire_server.engine.tape import Program, make_program
 from gradwire_server.plan import Plan
@@ -15,6 +16,7 @@ class Compiled:
     """The choice of an engine for a plan."""
 
     program: Program | None = None  # the whole plan as a tape
+    joined: Joined | None = None  # or as two, where modules have gradients of their own
     regions: Mapping[int, Region] = field(default_factory=dict)  # by first node
     settled: bool = True  # False: asked again, there may be more, since kernels are still to come
 
@@ -32,6 +34,9 @@ def compile_plan(plan: Plan, max_bytes: int) -> Compiled:
     settled, program = make_program(plan, max_bytes)
     if program is not None or not settled:
         return Compiled(program, settled=settled)
+    settled, joined = make_joined(plan, max_bytes)
+    if joined is not None or not settled:
+        return Compiled(joined=joined, settled=settled)
     if plan.nbytes(gradients=True) > max_bytes:
         return NOTHING
     settled, regions = find_regions(plan)

@@ -23,7 +23,16 @@ from gradwire_server.engine.compiled import NOTHING, Compiled, compile_plan
 from gradwire_server.engine.small import Recipe, find_recipe
 from gradwire_server.errors import Invalid, nearest
 from gradwire_server.gates.base import Array
-from gradwire_server.graph import Graph, Ids, Leaf, Output, axes_text, fits
+from gradwire_server.graph import (
+    Graph,
+    Ids,
+    Leaf,
+    Output,
+    axes_text,
+    fits,
+    leaves_to_differentiate,
+    require_leaves,
+)
 from gradwire_server.limits import Limits
 from gradwire_server.memory import Kept, Lifetimes, require_peak
 from gradwire_server.plan import (
@@ -34,7 +43,7 @@ from gradwire_server.plan import (
     reached,
     static_leaves,
 )
-from gradwire_server.specs import FLOATS, HALVES, Shape, TensorSpec
+from gradwire_server.specs import HALVES, Shape, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
 
     LEAF_UNKNOWN, BINDING_INVALID, INPUT_MISSING, DATA_TYPE_MISMATCH, SHAPE_MISMATCH.
     """
-    _require_leaves(graph, bindings)
+    require_leaves(graph, bindings)
     static = static_leaves(graph)
     symbols: dict[str, tuple[int, str]] = {}
     found = []
@@ -297,7 +306,7 @@ class Job:
 
 def require_known(graph: Graph, evaluation: Evaluation) -> None:
     """Refuses names that the graph lacks, long before a point is complete."""
-    _require_leaves(graph, evaluation.bindings)
+    require_leaves(graph, evaluation.bindings)
     leaves_to_differentiate(graph, evaluation.with_respect_to)
     _require_outputs(graph, evaluation.seeds)
     for selection in (evaluation.values, evaluation.gradients):
@@ -327,34 +336,6 @@ def everything(evaluation: Evaluation) -> Evaluation:
     """The same, with all values and all gradients chosen."""
     gradients = NO_SELECTION if evaluation.forward_only else ALL
     return replace(evaluation, values=ALL, gradients=gradients)
-
-
-def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ...]:
-    """Positions of the named leaves, in the graph's order; all floating ones if none is named."""
-    wanted = set(names)
-    _require_leaves(graph, wanted)
-    found = []
-    for position, leaf in enumerate(graph.leaves):
-        if leaf.kind == "constant" or (wanted and leaf.name not in wanted):
-            continue
-        if leaf.dtype in FLOATS:
-            found.append(position)
-        elif wanted:
-            raise Invalid(
-                "NOT_DIFFERENTIABLE", f"{leaf.place}: is {leaf.dtype} and has no gradient"
-            )
-    return tuple(found)
-
-
-def _require_leaves(graph: Graph, names: Iterable[str]) -> None:
-    known = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
-    for name in names:
-        if name not in known:
-            raise Invalid(
-                "LEAF_UNKNOWN",
-                f"there is no input or parameter {name!r}{nearest(name, known)}",
-                leaf=name,
-            )
 
 
 def _require_outputs(graph: Graph, names: Iterable[str]) -> None:
@@ -480,7 +461,8 @@ def _differentiable(plan: Plan, selection: Selection) -> Chosen:
 
 
 def _in_order(graph: Graph, ids: Ids) -> Chosen:
-    ids = np.unique(ids)
+    if (np.diff(ids) <= 0).any():
+        ids = np.unique(ids)
     if graph.inside is None:
         return Chosen(ids, ids)
     flat_ids = graph.flat_ids(ids)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradwire_server.engine import array, windows
 from gradwire_server.engine.evaluation import Choice, Job, Part
+from gradwire_server.engine.joined import JoinedPasses
 from gradwire_server.engine.small import Recipe
 from gradwire_server.engine.tape import TapePasses
 from gradwire_server.errors import Stopped
@@ -79,10 +80,12 @@ class Run:
 
     @cached_property
     def _passes(self) -> Passes:
-        program = self.job.compiled.program
-        if program is None:
-            return ArrayPasses(self.job)
-        return TapePasses(program, self.job.point.arrays)
+        compiled, leaves = self.job.compiled, self.job.point.arrays
+        if compiled.program is not None:
+            return TapePasses(compiled.program, leaves)
+        if compiled.joined is not None:
+            return JoinedPasses(compiled.joined, leaves)
+        return ArrayPasses(self.job)
 
     def forward(self) -> Iterator[list[Slab]]:
         """Computes all values; after each block yields those chosen, ids ascending."""

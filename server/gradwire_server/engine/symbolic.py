@@ -17,10 +17,18 @@ import numpy as np
 
 from gradwire_server import arrays
 from gradwire_server.engine.array import sum_to_shape
-from gradwire_server.engine.evaluation import leaves_to_differentiate
 from gradwire_server.errors import Invalid, OverLimit, Stopped
 from gradwire_server.gates.windows import Windows
-from gradwire_server.graph import Graph, Leaf, Output, OwnGradient, Row, Rows, check_structure
+from gradwire_server.graph import (
+    Graph,
+    Leaf,
+    Output,
+    OwnGradient,
+    Row,
+    Rows,
+    check_structure,
+    leaves_to_differentiate,
+)
 from gradwire_server.limits import Limits
 from gradwire_server.plan import Plan, bind_symbols, known_value, make_plan, reached, static_leaves
 from gradwire_server.specs import HALVES, ONNX_NUMBERS, Shape, Tensor, TensorSpec
@@ -550,7 +558,7 @@ def _record_forward(
         try:
             values.extend(recorder.apply_row(row, given))
         except Invalid as refusal:
-            raise refusal.at(graph.place_of(node), node_index=node) from None
+            raise refusal.at(graph.place_of(node), **graph.facts_of(node)) from None
 
 
 def _record_backward(
@@ -576,7 +584,14 @@ def _record_backward(
             continue
         halves.round(grads, outs)
         if row.own is not None:
-            made = _record_own(recorder, row.own, ids, outs, values, grads, stopped)
+            made = _record_own(
+                recorder,
+                row.own,
+                [values[i] for i in ids],
+                [values[i] for i in outs],
+                grads[own],
+                stopped,
+            )
             for i, to_input in zip(ids, made, strict=False):
                 if needed[i] and to_input is not None:
                     wide, before = halves.widened(to_input), halves.widened(grads[i])
@@ -604,10 +619,9 @@ def _record_backward(
 def _record_own(
     recorder: Recorder,
     own: OwnGradient,
-    ids: Sequence[int],
-    outs: range,
-    values: list[Any],
-    grads: list[Any],
+    inputs: Sequence[Any],
+    outs: Sequence[Any],
+    grads: Sequence[Any],
     stopped: Callable[[], bool],
 ) -> list[Handle | None]:
     """The gradients of a module's inputs, as its own gradient makes them."""
@@ -615,13 +629,30 @@ def _record_own(
     constants = [leaf.value for leaf in gradient.leaves if leaf.kind == "constant"]
     found: list[Any] = [
         None,
-        *(values[i] for i in (*ids[: len(gradient.outputs)], *outs)),
-        *(_or_zeros(recorder, grads[i], values[i]) for i in outs),
+        *inputs[: len(gradient.outputs)],
+        *outs,
+        *(_or_zeros(recorder, grad, out) for grad, out in zip(grads, outs, strict=True)),
         *(recorder.constant(value) for value in constants if value is not None),
     ]
     _record_forward(recorder, gradient, found, stopped)
     ends = [output.value_ids.tolist() for output in gradient.outputs]
     return [found[end[0]] if end else None for end in ends]
+
+
+def pull_row(
+    recorder: Recorder,
+    row: Row,
+    inputs: Sequence[Any],
+    outs: Sequence[Any],
+    grads: Sequence[Any],
+) -> list[Handle | None]:
+    """The local gradient of a node of scalars, on its own: None for what has no gradient."""
+    if row.own is not None:
+        found = _record_own(recorder, row.own, inputs, outs, grads, never)
+        return [*found, *[None] * len(outs)]
+    out, grad = (outs, grads) if row.gate.outputs != (1, 1) else (outs[0], grads[0])
+    entries = row.gate.vjp(recorder, grad, out, *inputs, **row.gate.complete(row.attributes))
+    return [each() if callable(each) else each for each in entries]
 
 
 class _Halves:

@@ -109,7 +109,7 @@ def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
 
     False before it means: asked again, there may be one, because kernels are still to come.
     """
-    dtype = _scalar_dtype(plan)
+    dtype = scalar_dtype(plan)
     if dtype is None or 2 * prod(_buffer_shape(plan, dtype)) * ITEM_SIZES[dtype] > max_bytes:
         return True, None
     compiled, scheduling = kernels.loaded(dtype), kernels.loaded("scheduling")
@@ -235,6 +235,7 @@ class Slots:
     def __init__(self, passes: TapePasses, buffer: Array, *, summed: bool) -> None:
         self._passes = passes  # which lives as long as its buffers are read
         self._program = passes.program
+        self.plan = passes.program.plan
         self._buffer = buffer
         self._summed = summed  # over the rows, where a value is one for all of them
 
@@ -272,7 +273,7 @@ class Slots:
             return found.sum(axis=1)
 
 
-def _scalar_dtype(plan: Plan) -> str | None:
+def scalar_dtype(plan: Plan) -> str | None:
     """The one floating data type of a circuit of scalars and truths, or None.
 
     Tapes do not round after every node, so half precision is left to the array engine.
