@@ -171,6 +171,17 @@ def test_numbers_that_cannot_be_found_leave_others_to_try() -> None:
     service.close()
 
 
+def test_request_that_asks_at_length_makes_no_mould() -> None:
+    """What a mould holds is counted, whatever a caller asks for."""
+    asked = request(x0=0.5)
+    asked.evaluation.values.value_ids.extend([14] * 10_000)
+    service = GradientService(LIMITS)
+    for _ in range(3):
+        service.evaluate(asked.SerializeToString(), never)
+    assert service._cache.pour(asked.SerializeToString()) is None
+    service.close()
+
+
 def test_mould_goes_with_its_graph() -> None:
     service = GradientService(LIMITS)
     data = request(x0=0.5, x1=0.25).SerializeToString()

@@ -24,6 +24,8 @@ _END_BYTES = 128
 
 #: Messages of one length that are compared with a new one, at about 0.1 us each.
 _MOULDS = 8
+#: What a message that is known by its bytes may hold beside its graph.
+_ASKED_BYTES = 8 * 1024
 
 
 class _Last(NamedTuple):
@@ -51,7 +53,7 @@ class Entry:
         size = self.graph.value_count + len(self.graph.node_inputs)
         if self.graph.inside is not None:
             size += self.graph.id_count + len(self.graph.inside.use_modules)
-        return 3 * len(self.data) + _BYTES_OF_ONE * size
+        return 3 * len(self.data) + _ASKED_BYTES + _BYTES_OF_ONE * size
 
     def again(self, asked: Evaluation) -> Job | None:
         """The last job for these numbers, where only they differ from what was asked then."""
@@ -61,6 +63,10 @@ class Entry:
         if not asked.wants_as(last.asked):
             return None
         return moved(last.job, self.movable, asked.bindings)
+
+    def wants_mould(self, job: Job, data: bytes) -> bool:
+        """Whether a request for this job should be known by its bytes from now on."""
+        return self.casting.is_due(job) and len(data) <= len(self.data) + _ASKED_BYTES
 
     def keep(self, job: Job, asked: Evaluation) -> None:
         """Keeps a job, but nothing that its caller sent."""

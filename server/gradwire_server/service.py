@@ -186,7 +186,7 @@ class GradientService(grpc.GenericRpcHandler):
             job = entry.again(wanted)
             if job is None:
                 job = self._prepared(entry, wanted)
-            elif entry.casting.is_due(job) and sink is None and request.graph.HasField("graph"):
+            elif sink is None and request.graph.HasField("graph") and entry.wants_mould(job, data):
                 self._cast(entry, job, data, wanted)
             return codec.encode_response(Run(job).complete(stopped), sink)
 
