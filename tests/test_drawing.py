@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 import gradwire as gw
-from gradwire.drawing import circuit, formulas, numbers, png, svg
+from gradwire.drawing import circuit, formulas, numbers, opened, png, svg
 from gradwire.drawing.layout import lay_out
 from gradwire.figures import Figure, figure, number_text
+from gradwire.inlining import inlined
 from gradwire.results import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def test_inputs_change_the_numbers(server: gw.Connection) -> None:
 def test_local_gradients_make_the_gradients(server: gw.Connection) -> None:
     graph = random_graph(0, 60)
     result = server.evaluate(graph, values=True, gradients=True)
-    local = numbers.local_gradients(graph, circuit.circuit_of(graph), result, server)
+    local = numbers.local_gradients(circuit.circuit_of(graph), result, server)
     nodes = list(graph.nodes())
     shares = dict.fromkeys(range(1, graph.value_count + 1), 0.0)
     shares[nodes[-1].outputs[0]] = 1.0
@@ -227,7 +228,7 @@ def test_a_module_that_wires_leave_and_enter_again_is_drawn() -> None:
     outside = gw.tanh(first).named("outside")
     graph.output("f", (first + outside).named("m/last"))
     found = circuit.circuit_of(graph, ["m"])
-    lay_out(found, numbers.Numbers(graph, None))
+    lay_out(found, numbers.Numbers(found, None))
     assert [box.title for box in found.boxes] == ["x", "m", "tanh", "f"]
     assert {(wire.source, wire.target) for wire in found.wires} == {(0, 1), (1, 2), (2, 1), (1, 3)}
 
@@ -242,7 +243,7 @@ def test_nodes_without_name_are_in_the_module_that_uses_them() -> None:
 
 @pytest.mark.parametrize("name", ["1/(1 + exp(x))", "a b/c", "/", "a//b", "plain"])
 def test_names_that_are_no_paths_make_no_modules(name: str) -> None:
-    assert circuit.path_of(name) == ()
+    assert opened.path_of(name) == ()
 
 
 def test_an_unknown_module_is_refused_with_the_nearest() -> None:
@@ -256,9 +257,158 @@ def test_more_gates_than_can_be_read_are_refused_with_what_to_do() -> None:
     for step in range(circuit.MOST_GATES + 1):
         x = (-x).named(f"deep/n{step}")
     graph.output("f", x)
+    assert len(circuit.circuit_of(graph).boxes) == 3  # collapsed, since nothing else is asked for
     with pytest.raises(gw.LimitError, match=r"2001 gates, over 2000; collapse modules.*deep"):
-        gw.draw(graph)
-    assert len(circuit.circuit_of(graph, ["deep"]).boxes) == 3
+        gw.draw(graph, keep_open=["deep"])
+
+
+@gw.module
+def ratio(x: gw.Handle) -> Any:
+    up, down = gw.exp(x).named("up"), gw.exp(-x).named("down")
+    return ((up - down) / (up + down)).named("out")
+
+
+@gw.module
+def neuron(x: gw.Handle, w: gw.Handle, b: gw.Handle) -> Any:
+    return ratio((x * w + b).named("sum")).named("ratio")
+
+
+def network() -> gw.Graph:
+    """Two layers, of a module that uses another."""
+    graph = gw.Graph()
+    x = graph.input("x", value=0.5)
+    for layer in ("one", "two"):
+        w, b = graph.parameter(f"{layer}/w", 1.5), graph.parameter(f"{layer}/b", -0.5)
+        x = neuron(x, w, b).named(layer)
+    graph.output("f", x)
+    return graph
+
+
+def paths(found: circuit.Circuit) -> list[str]:
+    return ["/".join(path) for path in found.modules]
+
+
+def test_uses_of_modules_are_drawn_as_if_they_were_written_out(server: gw.Connection) -> None:
+    whole = gw.draw(network(), server=server, local=True)
+    flat = gw.draw(inlined(network()), server=server, local=True)
+    for role in ("name", "value", "gradient", "local"):
+        assert texts(whole, role) == texts(flat, role)
+    assert texts(whole, "muted") == [
+        "one · neuron", "ratio", "two · neuron", "ratio"
+    ]  # fmt: skip
+
+
+def test_modules_in_modules_are_boxes_in_boxes() -> None:
+    assert paths(circuit.circuit_of(network())) == ["one", "one/ratio", "two", "two/ratio"]
+
+
+def test_uses_of_modules_are_collapsed_and_opened_by_path(server: gw.Connection) -> None:
+    found = circuit.circuit_of(network(), ["one", "two/ratio"])
+    assert [box.title for box in found.boxes if box.kind in ("gate", "module")] == [
+        "one", "×", "+", "ratio"
+    ]  # fmt: skip
+    assert paths(found) == ["two"]
+    assert paths(circuit.circuit_of(network(), ["/"], ["one/ratio"])) == ["one", "one/ratio"]
+    drawing = gw.draw(network(), server=server, collapse=["/"], local=True)
+    assert texts(drawing, "name") == ["x", "one", "two", "f"]
+    assert texts(drawing, "value") == ["0.5", "0.245", "−0.132"]
+    assert texts(drawing, "muted") == ["neuron", "neuron"]
+    assert texts(drawing, "local") == ["×1.41", "×1.47"]
+    with pytest.raises(gw.InvalidRequestError, match=r"no module 'one/rato'.*mean 'one/ratio'"):
+        circuit.circuit_of(network(), ["one/rato"])
+
+
+def test_what_is_near_a_value_inside_of_a_module_is_drawn() -> None:
+    by_path = circuit.circuit_of(network(), around="two/ratio/up", radius=1)
+    titles = [box.title for box in by_path.boxes if box.kind == "gate"]
+    assert titles == ["+", "exp", "−", "+"]
+    graph = network()
+    up = graph.find("two/ratio/up")
+    assert up is not None
+    assert circuit.circuit_of(graph, around=f"%{up[0]}", radius=1).boxes == by_path.boxes
+    closed = circuit.circuit_of(network(), ["two"], around="two", radius=1)
+    assert [box.title for box in closed.boxes] == ["÷", "two", "f", "…", "…"]
+
+
+def test_uses_without_name_are_called_by_their_module() -> None:
+    graph = gw.Graph()
+    graph.output("f", ratio(ratio(graph.input("x"))))
+    found = circuit.circuit_of(graph)
+    assert [*found.modules.values()] == [("ratio",), ("ratio",)]
+    assert paths(found) == ["%2", "%3"]
+    assert paths(circuit.circuit_of(graph, ["%2"])) == ["%3"]
+
+
+def test_own_gradients_are_at_the_edges_of_their_module_and_none_inside(
+    server: gw.Connection,
+) -> None:
+    graph = gw.load(ROOT / "examples" / "sigmoid_neuron_module.gate")
+    drawing = gw.draw(graph, server=server, local=True)
+    assert texts(drawing, "value")[-6:] == ["1", "−1", "0.368", "1.37", "0.731", "0.731"]
+    assert texts(drawing, "gradient")[-2:] == ["∂ 0.197", "∂ 1"]
+    assert texts(drawing, "muted") == ["f · sigmoid · own gradient", *["∂ –"] * 4]
+    assert texts(drawing, "local")[8:] == ["×0.197"]
+    collapsed = gw.draw(graph, server=server, local=True, collapse=["f"])
+    assert texts(collapsed, "local") == texts(drawing, "local")
+    assert texts(collapsed, "muted") == ["sigmoid · own gradient"]
+
+
+def test_modules_that_yield_inputs_constants_and_integers_are_drawn(server: gw.Connection) -> None:
+    @gw.module
+    def several(x: gw.Handle) -> tuple[gw.Handle, gw.Handle, gw.Handle]:
+        three = x.graph.constant(3.0)
+        whole = gw.cast(x, to=7).named("whole")
+        return x, three, gw.cast(whole + 1, to=11)
+
+    graph = gw.Graph()
+    x, three, more = several(graph.input("x", value=2.5))
+    graph.output("f", x * three + more)
+    drawing = gw.draw(graph, server=server)
+    assert texts(drawing, "value") == ["2.5", "2", "3", "3", "7.5", "10.5"]
+    assert texts(drawing, "gradient") == ["∂ 3", "∂ 1", "∂ 1", "∂ 1"]
+    assert "∂ –" not in texts(drawing, "muted")
+
+
+def chain(modules: int) -> gw.Graph:
+    """A graph of 2**modules gates, in modules in modules."""
+    graph = gw.Graph()
+
+    def using(inner: Any) -> Any:
+        def twice(x: gw.Handle) -> Any:
+            return inner(inner(x).named("left")).named("right")
+
+        return gw.module(twice)
+
+    function: Any = gw.tanh
+    for _ in range(modules):
+        function = using(function)
+    graph.output("f", function(graph.input("x", value=1.0)).named("use"))
+    return graph
+
+
+def test_graphs_with_more_than_can_be_read_inside_of_modules_are_drawn_collapsed() -> None:
+    huge = chain(30)
+    assert [box.title for box in circuit.circuit_of(huge).boxes] == ["x", "use", "f"]
+    part = circuit.circuit_of(huge, keep_open=["use/left"])
+    assert [box.title for box in part.boxes] == ["x", "left", "right", "right", "f"]
+    near = circuit.circuit_of(huge, around="use/right/left", radius=1)
+    assert [box.title for box in near.boxes if box.kind == "module"] == ["left", "left", "right"]
+    with pytest.raises(
+        gw.LimitError, match=r"2049 gates, over 2000; collapse modules.*there are use"
+    ):
+        circuit.circuit_of(chain(12), ["use/left"])
+
+
+def test_graphs_and_results_with_modules_display_themselves(server: gw.Connection) -> None:
+    drawn = network()._repr_svg_()
+    assert drawn is not None
+    assert "one · neuron" in drawn
+    collapsed = chain(10)._repr_svg_()
+    assert collapsed is not None
+    assert "twice, 1024 gates, collapsed" in collapsed
+    of_outputs = re.search("<svg.*</svg>", server.evaluate(network())._repr_html_(), re.DOTALL)
+    assert of_outputs is not None
+    assert texts(gw.Drawing(of_outputs[0], "auto", "", (0, 0)), "value")[-1] == "−0.132"
 
 
 def test_what_is_near_a_value_is_drawn_of_any_graph(server: gw.Connection) -> None:
@@ -305,13 +455,14 @@ def test_a_tangle_is_refused_before_it_is_laid_out() -> None:
     graph.output("f", values[-1])
     found = circuit.circuit_of(graph)
     with pytest.raises(gw.LimitError, match="columns of gates, over 20000; collapse modules"):
-        lay_out(found, numbers.Numbers(graph, None))
+        lay_out(found, numbers.Numbers(found, None))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_boxes_with_their_numbers_do_not_overlap(seed: int) -> None:
     graph = random_graph(seed, 60)
-    places = lay_out(circuit.circuit_of(graph), numbers.Numbers(graph, None)).places
+    found = circuit.circuit_of(graph)
+    places = lay_out(found, numbers.Numbers(found, None)).places
     for number, one in enumerate(places):
         for other in places[:number]:
             beside = one.right <= other.left + 0.5 or other.right <= one.left + 0.5
@@ -322,7 +473,7 @@ def test_boxes_with_their_numbers_do_not_overlap(seed: int) -> None:
 def test_wires_go_from_pins_to_slots() -> None:
     graph = random_graph(0, 60)
     found = circuit.circuit_of(graph)
-    layout = lay_out(found, numbers.Numbers(graph, None))
+    layout = lay_out(found, numbers.Numbers(found, None))
     for wire, points in zip(found.wires, layout.wires, strict=True):
         assert points[0] == layout.places[wire.source].pin(wire.pin)
         assert points[-1] == layout.places[wire.target].slot(wire.slot)
@@ -333,7 +484,7 @@ def test_wires_go_from_pins_to_slots() -> None:
 def test_wires_keep_off_boxes_that_they_do_not_end_at(seed: int) -> None:
     graph = random_graph(seed, 60)
     found = circuit.circuit_of(graph)
-    layout = lay_out(found, numbers.Numbers(graph, None))
+    layout = lay_out(found, numbers.Numbers(found, None))
     t = np.linspace(0, 1, 50)[:, None]
     for wire, points in zip(found.wires, layout.wires, strict=True):
         for at in range(0, len(points) - 1, 3):
@@ -438,7 +589,9 @@ def test_all_text_has_contrast(palette: dict[str, str]) -> None:
     pairs = [
         ("background", role) for role in ("ink", "muted", "value", "gradient", "local", "wire")
     ]
-    pairs += [("gate", "ink")] + [("alarm", role) for role in ("value", "gradient", "local")]
+    pairs += [("gate", "ink"), ("gate", "muted")] + [
+        ("alarm", role) for role in ("value", "gradient", "local")
+    ]
     for behind, role in pairs:
         dark, light = sorted(luminance(palette[each]) for each in (behind, role))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (behind, role)

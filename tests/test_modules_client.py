@@ -513,10 +513,23 @@ def test_own_gradient_is_used_and_seen_in_the_stream(server: gw.Connection) -> N
     assert not any(name.startswith("f/") for name in gradients)
 
 
+def test_modules_in_modules_of_one_name_have_names_of_their_own(server: gw.Connection) -> None:
+    def named(inner: Any) -> Any:
+        def same(x: gw.Handle) -> Any:
+            return inner(x) + 1
+
+        return gw.module(same)
+
+    graph = gw.Graph()
+    graph.output("f", named(named(gw.tanh))(graph.input("x", value=0.0)))
+    assert [module.name for module in graph.modules] == ["same_2", "same"]
+    assert server.evaluate(graph)["f"].value == 2.0
+
+
 def test_local_gradients_of_pictures_are_modules_own(server: gw.Connection) -> None:
     graph = gw.load(EXAMPLE)
     result = server.evaluate(graph, values=True)
-    found = local_gradients(graph, circuit_of(graph), result, server)
+    found = local_gradients(circuit_of(graph, ["/"]), result, server)
     s = 1 / (1 + np.exp(-1.0))
     assert found[4, 0] == (1 - s) * s
 

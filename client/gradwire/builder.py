@@ -450,10 +450,23 @@ class Graph:
 
         That of id 0, an omitted input, is empty.
         """
-        leaves = [leaf.dtype for leaf in self.leaves for _ in range(leaf.id_count)]
         self._settle_dtypes()
-        found = ["", *leaves]
-        for row, dtypes in zip(self._node_rows, self._node_dtypes, strict=True):
+        return self._dtypes_by_id(iter(()), self._node_dtypes)
+
+    def dtypes_inside(self, given: Sequence[str]) -> list[str]:
+        """The same of a module's circuit, where data types of its inputs are given."""
+        found: list[tuple[str, ...]] = []
+        inputs = iter(given)
+        leaves = [next(inputs) if leaf.kind == "input" else leaf.dtype for leaf in self._leaves]
+        self._shared.settle(self._typed(leaves, found))
+        return self._dtypes_by_id(iter(given), found)
+
+    def _dtypes_by_id(self, given: Iterator[str], nodes: Sequence[tuple[str, ...]]) -> list[str]:
+        """Data types of the leaves, but those that are given, and of nodes, in order."""
+        found = [""]
+        for leaf in self.leaves:
+            found += [next(given, leaf.dtype)] * leaf.id_count
+        for row, dtypes in zip(self._node_rows, nodes, strict=True):
             found += dtypes
             found += dtypes[-1:] * (self._row_list[row].outputs - len(dtypes))
         return found

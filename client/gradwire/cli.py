@@ -130,11 +130,12 @@ def evaluate(
 @click.option("--local", is_flag=True, help="Each gate's own gradients, on the wires into it.")
 @click.option(
     "--collapse", multiple=True, metavar="MODULE",
-    help="Draw a module as one box; / is all of them. May be repeated.",
+    help="Draw a module as one box; / is all of them, as where a graph has more gates than can be "
+    "read. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--open", "keep_open", multiple=True, metavar="MODULE",
-    help="A module that --collapse leaves open. May be repeated.",
+    help="A module that stays open, where all are collapsed. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--around", metavar="NAME", help="Draw only what is near a value: its name, or % and its id."
@@ -165,10 +166,12 @@ def draw(
 ) -> None:
     """Draw a graph, evaluated: values in green, gradients in red.
 
-    A module is one of the file, or what names before a / have in common: layer1 of layer1/scores.
+    A module is a use of one of the file's, by path, or what names before a / have in common: layer1
+    of layer1/scores.
     """
     from gradwire.drawing import FORMATS
     from gradwire.drawing import draw as drawn
+    from gradwire.drawing.opened import gate_count
 
     if os.path.splitext(output)[1].lower() not in FORMATS:
         raise click.UsageError(f"-o {output}: must end in one of {', '.join(FORMATS)}")
@@ -188,7 +191,7 @@ def draw(
             theme=theme,
         )
     drawing.save(output)
-    click.echo(f"{output}: {graph.node_count} gates")
+    click.echo(f"{output}: {gate_count(graph)} gates")
 
 
 @main.command()

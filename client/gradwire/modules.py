@@ -114,7 +114,7 @@ class ModuleFunction:
         self, graph: Graph, bound: inspect.BoundArguments, inputs: dict[_Slot, Handle]
     ) -> _Made:
         shared = graph._shared
-        taken = {each.name for each in shared.modules}
+        taken = {each.name for each in shared.modules} | {each._module for each in shared.open}
         name = next(each for each in _numbered(self.name) if each not in taken)
         circuit = shared.circuit(name)
         with shared.opened(circuit):

@@ -93,7 +93,7 @@ class Paths:
         for uses, base, at in self._inward(path):
             number = uses.number_at.get(uses.place_of.get(path[at:], -1))
             if number is not None:
-                return Use(path, *self._entered(uses, base, number))
+                return Use(path, *self.entered(uses, base, number))
         return None
 
     def _inward(self, path: str) -> Iterator[tuple[Uses, int, int]]:
@@ -108,7 +108,7 @@ class Paths:
             while 0 <= cut <= at + uses.longest:
                 number = uses.number_at.get(uses.place_of.get(path[at:cut], -1))
                 if number is not None:
-                    module, first = self._entered(uses, base, number)
+                    module, first = self.entered(uses, base, number)
                     if (module, cut) not in seen:  # names may have slashes of their own
                         seen.add((module, cut))
                         found.append((self.modules[module], first, cut + 1))
@@ -124,6 +124,15 @@ class Paths:
         """The module that a value is directly inside of, and its place there."""
         *_, (module, place, _) = self._leading_to(offset)
         return module, place
+
+    def around(self, offset: int) -> Iterator[tuple[int, str]]:
+        """Uses that a value is inside of, outermost first: offset of the first value, and name."""
+        uses, base = self.root, 0
+        *leading, _ = self._leading_to(offset)
+        for _, place, name in leading:
+            yield base + place, name
+            module, base = self.entered(uses, base, uses.number_at[place])
+            uses = self.modules[module]
 
     def _leading_to(self, offset: int) -> Iterator[tuple[int | None, int, str]]:
         """From the outermost in: the module, the place of a use or of the value in it, its name."""
@@ -148,12 +157,12 @@ class Paths:
                 continue
             name = uses.names.get(uses.places[number], "")
             path = name if uses is self.root else f"{prefix}/{name}" if prefix and name else ""
-            module, first = self._entered(uses, base, number)
+            module, first = self.entered(uses, base, number)
             yield Use(path, module, first)
             inside = self.modules[module]
             if inside.places:
                 waiting.append((inside, first, path, iter(range(len(inside.places)))))
 
-    def _entered(self, uses: Uses, base: int, number: int) -> tuple[int, int]:
+    def entered(self, uses: Uses, base: int, number: int) -> tuple[int, int]:
         """The module of a use in a circuit that begins at `base`, and where its values begin."""
         return uses.modules[number], base + uses.values + uses.starts[number]

@@ -1,5 +1,6 @@
 """Circuits as pictures: values above the wires in green, gradients below in red.
 
+opened.py     what modules have inside, where they are open
 circuit.py    what is drawn: boxes, wires, modules
 numbers.py    what is written on them
 layout.py     where everything is
@@ -21,8 +22,9 @@ from gradwire.builder import Graph
 from gradwire.drawing import html, png, svg
 from gradwire.drawing.circuit import Circuit, circuit_of
 from gradwire.drawing.layout import lay_out
-from gradwire.drawing.numbers import Numbers, local_gradients, to_compute
-from gradwire.errors import FileError, GradwireError, InvalidRequestError, LimitError
+from gradwire.drawing.numbers import Numbers, local_gradients, operands, to_compute
+from gradwire.drawing.opened import gate_count
+from gradwire.errors import FileError, GradwireError, InvalidRequestError
 from gradwire.figures import figure
 from gradwire.results import Result
 from gradwire.tensors import FLOATS
@@ -35,7 +37,7 @@ __all__ = ["FORMATS", "THEMES", "Drawing", "draw", "html_of", "svg_of"]
 FORMATS = (".svg", ".png", ".html")
 THEMES = svg.THEMES
 
-_NOTEBOOK_NODES = 300  # more are not read in a notebook, and make it slow
+_NOTEBOOK_GATES = 300  # more are not read in a notebook, and make it slow
 _ROWS_SHOWN = 100
 
 
@@ -98,9 +100,9 @@ def draw(
     """The picture of a graph, evaluated at `inputs` by `server` or by an embedded one.
 
     Or that of a result, with what is in it. With `local`, each gate's own gradients too. `collapse`
-    names modules to draw as one box, "/" all of them, but those in `keep_open`. `around` names a
-    value, and only gates up to `radius` wires from it are drawn. `theme` is "light", "dark", or
-    "auto": the reader's.
+    names modules to draw as one box, "/" all of them, but those in `keep_open`; where it is empty
+    and the graph has more gates than can be read, all are. `around` names a value, and only gates
+    up to `radius` wires from it are drawn. `theme` is "light", "dark", or "auto": the reader's.
     """
     if theme not in THEMES:
         raise InvalidRequestError(
@@ -116,23 +118,26 @@ def draw(
         raise InvalidRequestError("REQUEST_INVALID", "the result has no graph to draw")
     circuit = circuit_of(drawn, collapse, keep_open, around, radius)
     if result is not None and not local:
-        return _drawing(drawn, circuit, Numbers(drawn, result), theme)
+        return _drawing(circuit, Numbers(circuit, result), theme)
     with _connected(server) as connection:
         if result is None:
-            result = _evaluated(drawn, circuit, inputs, seeds, connection)
-        found = local_gradients(drawn, circuit, result, connection) if local else {}
-    return _drawing(drawn, circuit, Numbers(drawn, result, found), theme)
+            more = operands(circuit) if local else []
+            result = _evaluated(circuit, inputs, seeds, more, connection)
+        found = local_gradients(circuit, result, connection) if local else {}
+    return _drawing(circuit, Numbers(circuit, result, found), theme)
 
 
 def _evaluated(
-    graph: Graph,
     circuit: Circuit,
     inputs: Mapping[str, Any] | None,
     seeds: Mapping[str, Any] | None,
+    more: Iterable[int],
     connection: Connection,
 ) -> Result:
-    """What is drawn, and no more; of a graph that yields no floating number, values only."""
-    values, gradients = to_compute(graph, circuit)
+    """What is drawn, and `more` values; of a graph that yields no floating number, values only."""
+    graph = circuit.opened.graph
+    values, gradients = to_compute(circuit)
+    values = sorted({*values, *more})
     if not seeds and not any(graph.output_dtype(name) in FLOATS for name in graph.outputs):
         return connection.evaluate(graph, inputs, values=values, forward_only=True)
     return connection.evaluate(graph, inputs, seeds=seeds, values=values, gradients=gradients)
@@ -163,14 +168,14 @@ def html_of(result: Result) -> str:
 
 
 def _small_drawing(graph: Graph, result: Result | None) -> Drawing:
-    if graph.node_count > _NOTEBOOK_NODES:
-        raise LimitError("LIMIT_EXCEEDED", f"{graph.node_count} nodes are too many for a notebook")
-    return _drawing(graph, circuit_of(graph), Numbers(graph, result), "auto")
+    circuit = circuit_of(graph, most_gates=_NOTEBOOK_GATES)
+    return _drawing(circuit, Numbers(circuit, result), "auto")
 
 
-def _drawing(graph: Graph, circuit: Circuit, numbers: Numbers, theme: str) -> Drawing:
+def _drawing(circuit: Circuit, numbers: Numbers, theme: str) -> Drawing:
+    graph = circuit.opened.graph
     ends = ", ".join(graph.outputs[:4])
-    title = f"Circuit of {graph.node_count} gates that yields {ends}"
+    title = f"Circuit of {gate_count(graph)} gates that yields {ends}"
     layout = lay_out(circuit, numbers)
     size = layout.width, layout.height
     return Drawing(svg.write(layout, numbers, theme, title), theme, title, size)

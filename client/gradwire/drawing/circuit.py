@@ -5,27 +5,31 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
 from gradwire.builder import Graph, Leaf, Node
+from gradwire.drawing.opened import (
+    ALL,
+    SEPARATOR,
+    Choice,
+    Opened,
+    Path,
+    gate_count,
+    opened,
+    path_of,
+)
+from gradwire.drawing.opened import around as uses_around
 from gradwire.errors import InvalidRequestError, LimitError, nearest
 from gradwire.figures import figure
-from gradwire.tensors import Array
 
 #: More than this tells nobody anything, and takes long to lay out.
 MOST_GATES = 2_000
 MOST_WIRES = 8_000
 _MOST_BOXES = 2 * MOST_GATES  # leaves and outputs too
 _MOST_VALUES = 5_000_000  # of which most are not drawn
-_DEEPEST = 16  # segments of a name that is a path
-
-Path = tuple[str, ...]
-
-_SEGMENT = re.compile(r"[A-Za-z_][\w.:-]*")
-_ALL = "/"
 
 #: What is in the gates of well-known operators; others have their names.
 SYMBOLS = {
@@ -82,21 +86,24 @@ class Use(NamedTuple):
     """A wire into a box: which value, and which input of which node it is."""
 
     value_id: int
-    node: int = -1  # none: the name of an output
+    node: int = -1  # none: the name of an output, several nodes in one box
     slot: int = 0
 
 
 @dataclass(frozen=True)
 class Box:
-    """A gate, a leaf, the name of an output, or a collapsed module."""
+    """A gate, a leaf, the name of an output, a collapsed module, or an edge of an open one."""
 
-    kind: str  # gate, input, parameter, constant, output, module; cut: a gate that is not drawn
+    #: gate, input, parameter, constant, output, module; edge: of an open module with its own
+    #: gradient; cut: a gate that is not drawn
+    kind: str
     title: str
     name: str
     operator: str
     path: Path
     uses: tuple[Use, ...]
     value_ids: tuple[int, ...]  # of the wires out
+    subtitle: str = ""
 
 
 class Wire(NamedTuple):
@@ -110,11 +117,12 @@ class Wire(NamedTuple):
 
 @dataclass(frozen=True)
 class Circuit:
-    """Boxes and wires, and the modules that are drawn around boxes."""
+    """Boxes and wires, and the modules that are drawn around boxes, with their labels."""
 
     boxes: tuple[Box, ...]
     wires: tuple[Wire, ...]
-    modules: tuple[Path, ...]
+    modules: Mapping[Path, tuple[str, ...]]  # outermost first
+    opened: Opened
 
 
 def circuit_of(
@@ -123,59 +131,56 @@ def circuit_of(
     keep_open: Iterable[str] = (),
     around: str | None = None,
     radius: int = 3,
+    most_gates: int = MOST_GATES,
 ) -> Circuit:
     """The circuit of a graph, with the modules named in `collapse` as one box each.
 
-    "/" stands for all modules; those in `keep_open` stay open. With `around`, only gates up to
-    `radius` wires from the value of that name, such as "f", or id, such as "%12". LIMIT_EXCEEDED
-    where more would be drawn than anybody can read; NAME_INVALID for a module that is not there,
-    VALUE_UNKNOWN for such a value.
+    "/" stands for all modules; those in `keep_open` stay open. Where nothing is said and a graph
+    has more gates than may be drawn, all are collapsed. With `around`, only gates up to `radius`
+    wires from the value of that name, such as "f" or "layer1/scores", or id, such as "%12".
+    LIMIT_EXCEEDED where more would be drawn than anybody can read; NAME_INVALID for a module that
+    is not there, VALUE_UNKNOWN for such a value.
     """
     collapse, keep_open = tuple(collapse), tuple(keep_open)
-    _require(graph.value_count, "values", _MOST_VALUES, ())
-    if not collapse and around is None:
-        modules = {path_of(name) for name in graph.ids_by_name()}
-        _require(graph.node_count, "gates", MOST_GATES, modules)
-    nodes = list(graph.nodes())
-    drawn: Collection[int] = range(len(nodes))
-    if around is not None:
-        drawn = sorted(_near(nodes, _value_of(graph, around), radius))
-    return _Builder(graph, nodes, drawn, collapse, keep_open).circuit()
-
-
-def path_of(name: str) -> Path:
-    """Modules that a value is in, outermost first, told by its name: those before each "/"."""
-    segments = name.strip("/").split("/")
-    if len(segments) > _DEEPEST or not all(map(_SEGMENT.fullmatch, segments)):
-        return ()
-    return tuple(segments[:-1])
+    _require(graph.value_count - graph.inside_count, "values", _MOST_VALUES, ())
+    gates = gate_count(graph)
+    is_large = gates > most_gates
+    if is_large and not collapse and around is None:
+        if not graph.modules and not any(map(path_of, graph.ids_by_name())):
+            _require(gates, "gates", most_gates, ())
+        collapse = (ALL,)
+    centre = None if around is None else _value_of(graph, around)
+    near = dict(() if centre is None else uses_around(graph, centre))
+    only_uses = near if is_large and centre is not None else None
+    choice = Choice(collapse, [*keep_open, *near.values()], only_uses)
+    nodes = opened(graph, choice)
+    _require_modules(nodes, (*collapse, *keep_open))
+    drawn: Collection[int] = range(len(nodes.nodes))
+    if centre is not None:
+        drawn = _near(nodes, near, centre, radius, most_gates)
+    return _Builder(nodes, drawn, choice, most_gates).circuit()
 
 
 class _Builder:
-    """Finds paths, consumers first; then boxes, leaves first; then wires, once boxes are there."""
+    """Makes boxes, leaves first; then wires, once boxes are there."""
 
     def __init__(
-        self,
-        graph: Graph,
-        nodes: list[Node],
-        drawn: Collection[int],
-        collapse: tuple[str, ...],
-        keep_open: tuple[str, ...],
+        self, found: Opened, drawn: Collection[int], choice: Choice, most_gates: int
     ) -> None:
-        self._nodes = nodes
+        self._opened = found
+        self._nodes = found.nodes
+        self._paths = found.paths
+        self._names = found.names
         self._drawn = drawn
-        self._outputs = graph.output_ids()
-        self._leaves = list(graph.leaves)
+        self._choice = choice
+        self._most_gates = most_gates
+        self._outputs = found.output_ids
+        self._leaves = list(found.graph.leaves)
         self._leaf_count = sum(leaf.id_count for leaf in self._leaves)
-        self._names = {ids[0]: name for name, ids in graph.ids_by_name().items() if len(ids) == 1}
         self._boxes: list[Box] = []
         self._sources: dict[int, tuple[int, int]] = {}  # box and pin of each value
-        self._constants: dict[int, Array] = {}
+        self._constants = dict(found.constants)
         self._absorbed: set[int] = set()  # leaves inside collapsed modules
-        self._paths = self._find_paths()
-        paths = {*self._paths, *(path_of(leaf.name) for leaf in self._leaves)}
-        self._known = {path[:end] for path in paths for end in range(1, len(path) + 1)}
-        self._collapsed = self._find_collapsed(collapse, keep_open)
 
     def circuit(self) -> Circuit:
         self._add_leaves()
@@ -184,56 +189,32 @@ class _Builder:
             known = self._sources.keys() | self._constants.keys()
             if uses := tuple(Use(value_id) for value_id in ids if value_id in known):
                 self._add(Box("output", name, name, "output", (), uses, ()))
-        _require(sum(len(box.uses) for box in self._boxes), "wires", MOST_WIRES, self._known)
+        self._require(sum(len(box.uses) for box in self._boxes), "wires", MOST_WIRES)
         wires = [
             Wire(*self._source(use, box.path), target, slot)
             for target, box in enumerate(tuple(self._boxes))
             for slot, use in enumerate(box.uses)
         ]
+        return Circuit(tuple(self._boxes), tuple(wires), self._frames(), self._opened)
+
+    def _frames(self) -> dict[Path, tuple[str, ...]]:
+        """Labels of the modules around boxes, outermost first."""
         counts: dict[Path, int] = defaultdict(int)
+        uses: set[Path] = set()
         for box in self._boxes:
             for end in range(1, len(box.path) + 1):
-                counts[box.path[:end]] += box.kind in ("gate", "module")
+                path = box.path[:end]
+                counts[path] += box.kind in ("gate", "module")
+                if path in self._opened.modules and box.kind in ("gate", "module", "edge"):
+                    uses.add(path)
         # a box around one gate says no more than the gate's own name
-        modules = sorted(path for path, gates in counts.items() if gates > 1)
-        return Circuit(tuple(self._boxes), tuple(wires), tuple(modules))
+        around = uses | {path for path, gates in counts.items() if gates > 1}
+        return {path: self._opened.label(path) for path in sorted(around)}
 
-    def _find_paths(self) -> list[Path]:
-        """Path of every node: by its name; where it has none, that of all that use it."""
-        used_in: dict[int, Path] = {}
-        found: list[Path] = []
-        for node in reversed(self._nodes):
-            named = [path_of(self._names[each]) for each in node.outputs if each in self._names]
-            users = [used_in[each] for each in node.outputs if each in used_in]
-            path = named[0] if named else _common(users)
-            found.append(path)
-            for each in node.inputs:
-                used_in[each] = _common([used_in.get(each, path), path])
-        return found[::-1]
-
-    def _find_collapsed(
-        self, collapse: tuple[str, ...], keep_open: tuple[str, ...]
-    ) -> Callable[[Path], Path]:
-        """A function: the outermost collapsed module of a path, or ()."""
-        chosen = self._known if _ALL in collapse else set()
-        chosen = chosen | {self._module(each) for each in collapse if each != _ALL}
-        opened = {self._module(each) for each in keep_open}
-        chosen -= {path[:end] for path in opened for end in range(1, len(path) + 1)}
-
-        def collapsed(path: Path) -> Path:
-            ends = range(1, len(path) + 1)
-            return next((path[:end] for end in ends if path[:end] in chosen), ())
-
-        return collapsed
-
-    def _module(self, name: str) -> Path:
-        path = tuple(name.strip("/").split("/"))
-        if path not in self._known:
-            names = ["/".join(each) for each in self._known]
-            raise InvalidRequestError(
-                "NAME_INVALID", f"there is no module {name!r} to draw{nearest(name, names)}"
-            )
-        return path
+    def _collapsed(self, path: Path) -> Path:
+        """The outermost collapsed module of a path, or ()."""
+        closed = path if path in self._opened.closed else ()
+        return self._choice.outermost(path) or closed
 
     def _add_leaves(self) -> None:
         """Boxes of all leaves, or of those that what is drawn uses."""
@@ -277,11 +258,14 @@ class _Builder:
         members: dict[int | Path, list[int]] = defaultdict(list)
         for number in self._drawn:
             members[self._collapsed(self._paths[number]) or number].append(number)
-        _require(len(members), "gates", MOST_GATES, self._known)
+        gates = [key for key in members if isinstance(key, tuple) or self._opened.is_gate(key)]
+        self._require(len(gates), "gates", self._most_gates)
         used_outside = self._values_used_outside()
         for key, numbers in members.items():
             if isinstance(key, int):
-                box = self._gate(key)
+                box = self._gate(key) if self._opened.is_gate(key) else self._edge(key)
+            elif self._is_use(key, numbers):
+                box = self._closed_use(key, numbers[0])
             else:
                 box = self._collapsed_module(key, numbers, used_outside[key])
             for pin, value_id in enumerate(box.value_ids):
@@ -313,6 +297,41 @@ class _Builder:
             return write(text), slot
         return SYMBOLS.get(node.operator, node.operator), None
 
+    def _edge(self, number: int) -> Box:
+        """Where gradients enter a module with its own, or leave it."""
+        node, path = self._nodes[number], self._paths[number]
+        uses = tuple(Use(each, number, slot) for slot, each in enumerate(node.inputs))
+        about = f"{node.operator} of {SEPARATOR.join(self._opened.label(path))}"
+        return Box("edge", "", "/".join(path), about, path, uses, tuple(node.outputs))
+
+    def _is_use(self, path: Path, numbers: list[int]) -> bool:
+        """Whether a collapsed module is one use of one of the contract's."""
+        first = numbers[0]
+        return (
+            len(numbers) == 1
+            and self._nodes[first].module is not None
+            and self._paths[first] == path
+        )
+
+    def _closed_use(self, path: Path, number: int) -> Box:
+        """A use of a module, which like a gate has a slot for each input."""
+        node = self._nodes[number]
+        uses = tuple(
+            Use(each, number, slot)
+            for slot, each in enumerate(node.inputs)
+            if each not in self._absorbed
+        )
+        return self._module(path, [number], uses, tuple(node.outputs))
+
+    def _module(
+        self, path: Path, numbers: list[int], uses: tuple[Use, ...], value_ids: tuple[int, ...]
+    ) -> Box:
+        title, *rest = self._opened.label(path)
+        gates = sum(map(self._opened.gates_of, numbers))
+        about = ", ".join([*rest, f"{gates} gates, collapsed"])
+        name, subtitle = "/".join(path), SEPARATOR.join(rest)
+        return Box("module", title, name, about, path[:-1], uses, value_ids, subtitle)
+
     def _values_used_outside(self) -> dict[Path, set[int]]:
         """Values that are made in each collapsed module, and used outside of it."""
         modules = [self._collapsed(path) for path in self._paths]
@@ -335,12 +354,10 @@ class _Builder:
         inside |= self._absorbed | self._constants.keys()
         uses: dict[int, Use] = {}
         for number in numbers:
-            for slot, value_id in enumerate(self._nodes[number].inputs):
+            for value_id in self._nodes[number].inputs:
                 if value_id and value_id not in inside:
-                    uses.setdefault(value_id, Use(value_id, number, slot))
-        name = "/".join(path)
-        about = f"{len(numbers)} gates, collapsed"
-        return Box("module", path[-1], name, about, path[:-1], (*uses.values(),), (*sorted(pins),))
+                    uses.setdefault(value_id, Use(value_id))
+        return self._module(path, numbers, (*uses.values(),), (*sorted(pins),))
 
     def _source(self, use: Use, path: Path) -> tuple[int, int]:
         """Box and pin of a value; a constant has a box at every use, since its wires cross all."""
@@ -357,16 +374,41 @@ class _Builder:
         return pin
 
     def _add(self, box: Box) -> None:
-        _require(len(self._boxes) + 1, "boxes", _MOST_BOXES, self._known)
+        self._require(len(self._boxes) + 1, "boxes", _MOST_BOXES)
         self._boxes.append(box)
+
+    def _require(self, count: int, what: str, limit: int) -> None:
+        if count > limit:
+            known = _modules(self._opened)
+            _require(count, what, limit, [path for path in known if not self._collapsed(path)])
+
+
+def _modules(found: Opened) -> set[Path]:
+    """Paths of all modules, by name or of the contract."""
+    paths = {*found.paths, *found.modules, *(path_of(leaf.name) for leaf in found.graph.leaves)}
+    return {path[:end] for path in paths for end in range(1, len(path) + 1)}
+
+
+def _require_modules(found: Opened, names: Iterable[str]) -> None:
+    """NAME_INVALID for one that is not there."""
+    given = [name for name in names if name != ALL]
+    known = {"/".join(path) for path in _modules(found)} if given else set()
+    for name in given:
+        path = name.strip("/")
+        if path not in known and found.graph.find_module(path) is None:
+            raise InvalidRequestError(
+                "NAME_INVALID", f"there is no module {name!r} to draw{nearest(name, known)}"
+            )
 
 
 def _value_of(graph: Graph, name: str) -> int:
-    """The id of a value by its name, the name of an output, or "%" and the id (VALUE_UNKNOWN)."""
+    """The id of a value by its name, path, that of an output, or "%" and the id (VALUE_UNKNOWN)."""
     ids = {key: each[0] for key, each in graph.output_ids().items()}
     ids |= {key: each[0] for key, each in graph.ids_by_name().items() if len(each)}
     if name in ids:
         return ids[name]
+    if (inside := graph.find(name)) is not None:
+        return inside[0]
     if re.fullmatch("%[0-9]{1,10}", name) and 1 <= int(name[1:]) <= graph.value_count:
         return int(name[1:])
     raise InvalidRequestError(
@@ -374,25 +416,34 @@ def _value_of(graph: Graph, name: str) -> int:
     )
 
 
-def _near(nodes: list[Node], value_id: int, radius: int) -> set[int]:
-    """Nodes that are at most `radius` wires from a value, in both directions."""
+def _near(
+    found: Opened, uses: Iterable[int], value_id: int, radius: int, most_gates: int
+) -> list[int]:
+    """Nodes that are at most `radius` wires from a value, in both directions.
+
+    `uses`: what the uses of modules that it is inside of yield; a closed one stands for it.
+    """
+    nodes = found.nodes
     makers = {each: number for number, node in enumerate(nodes) for each in node.outputs}
     users: dict[int, list[int]] = defaultdict(list)
     for number, node in enumerate(nodes):
         for each in node.inputs:
             users[each].append(number)
-    edge = {makers[value_id]} if value_id in makers else set(users[value_id])
-    found = set(edge)
-    for _ in range(radius if value_id in makers else radius - 1):
+    centre = found.aliases.get(value_id, value_id)
+    if centre not in makers:
+        centre = next((each for each in uses if each in makers), centre)
+    edge = {makers[centre]} if centre in makers else set(users[centre])
+    reached = set(edge)
+    for _ in range(radius if centre in makers else radius - 1):
         before = {
             makers[each] for number in edge for each in nodes[number].inputs if each in makers
         }
         behind = {user for number in edge for each in nodes[number].outputs for user in users[each]}
-        edge = (before | behind) - found
-        found |= edge
-        if len(found) > MOST_GATES:
+        edge = (before | behind) - reached
+        reached |= edge
+        if len(reached) > most_gates:
             break  # which is refused by its number
-    return found
+    return sorted(reached)
 
 
 def _require(count: int, what: str, limit: int, modules: Iterable[Path]) -> None:
@@ -408,12 +459,3 @@ def _require(count: int, what: str, limit: int, modules: Iterable[Path]) -> None
     raise LimitError(
         "LIMIT_EXCEEDED", f"the picture would have {count} {what}, over {limit}; {advice}"
     )
-
-
-def _common(paths: Iterable[Path]) -> Path:
-    """The longest path that all begin with."""
-    first, *others = [*paths] or [()]
-    for other in others:
-        same = [one == two for one, two in zip(first, other, strict=False)]
-        first = first[: same.index(False) if False in same else len(same)]
-    return first

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.drawing.circuit import Box, Circuit, Path
+from gradwire.drawing.circuit import Box, Circuit
 from gradwire.drawing.numbers import Numbers
+from gradwire.drawing.opened import SEPARATOR, Path
 from gradwire.errors import LimitError, UnsupportedError
 
 Point = tuple[float, float]
@@ -29,6 +30,8 @@ TEXT_SIZE = 14.0
 NUMBER_SIZE = 13.0
 
 _LINE_HEIGHT = 17.0  # of numbers
+_TWO_LINES = 48.0  # a box with a title and a subtitle
+_EDGE_WIDTH = 8.0
 _LEAST_WIRE = 30.0  # that leaves a gate
 _BETWEEN_SLOTS = 14.0
 _MOST_LETTERS = 28
@@ -80,7 +83,7 @@ class Place:
 class Frame:
     """The box around a module."""
 
-    path: Path
+    label: tuple[str, ...]
     left: float
     top: float
     right: float
@@ -150,9 +153,9 @@ def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
         free = (curve for curve in curves if _is_free(curve, obstacles))
         wires.append(next(free, _joined(start, points, end)))
     frames = []
-    for number, path in enumerate(circuit.modules):
+    for number, label in enumerate(circuit.modules.values()):
         low_x, low_y, high_x, high_y = map(float, objects[f"cluster{number}"]["bb"].split(","))
-        frames.append(Frame(path, *flipped(low_x, high_y), *flipped(high_x, low_y)))
+        frames.append(Frame(label, *flipped(low_x, high_y), *flipped(high_x, low_y)))
     return Layout(
         width + 2 * _MARGIN, height + 2 * _MARGIN, tuple(places), tuple(wires), tuple(frames)
     )
@@ -260,8 +263,13 @@ def _size(box: Box, numbers: Numbers) -> _Size:
     pin_height = max(GATE_HEIGHT, 2 * _LINE_HEIGHT)
     height = max(GATE_HEIGHT, between * len(box.uses), pin_height * len(box.value_ids))
     body = text_width(shortened(box.title), TEXT_SIZE)
+    if box.subtitle:
+        height = max(height, _TWO_LINES)
+        body = max(body, text_width(shortened(box.subtitle), NUMBER_SIZE))
     if box.kind in ("gate", "module"):
         body = max(GATE_HEIGHT, body + 18)
+    elif box.kind == "edge":
+        body = _EDGE_WIDTH
     elif box.kind == "output":
         body += 6
     else:
@@ -320,7 +328,7 @@ def _clusters(circuit: Circuit) -> Iterator[str]:
     for path, number in numbers.items():
         outer = [path[:end] for end in range(1, len(path)) if path[:end] in numbers]
         yield from (f"subgraph cluster{numbers[each]}{{" for each in outer)
-        letters = "x" * len(shortened(path[-1]))
+        letters = "x" * len(SEPARATOR.join(map(shortened, circuit.modules[path])))
         yield f'subgraph cluster{number}{{label="{letters}";fontsize=14;margin=10;'
         for place, box in enumerate(circuit.boxes):
             if box.path[: len(path)] == path and box.kind != "output":

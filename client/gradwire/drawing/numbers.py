@@ -9,6 +9,7 @@ import numpy as np
 
 from gradwire.builder import Graph, Handle, Node
 from gradwire.drawing.circuit import Circuit
+from gradwire.drawing.opened import Opened
 from gradwire.figures import Figure, figure, number_text
 from gradwire.results import Result, Summary
 from gradwire.tensors import FLOATS, Array
@@ -26,29 +27,35 @@ Local = Mapping[tuple[int, int], Array]
 class Numbers:
     """Figures by value id; None where nothing is written."""
 
-    def __init__(self, graph: Graph, result: Result | None, local: Local | None = None) -> None:
+    def __init__(self, circuit: Circuit, result: Result | None, local: Local | None = None) -> None:
         self.evaluated = result is not None
         self.has_local = bool(local)
-        self._values: dict[int, Any] = dict(_stored(graph, constants_only=self.evaluated))
+        self._opened = circuit.opened
+        graph, inside = circuit.opened.graph, circuit.opened.constants
+        self._values: dict[int, Any] = {}
+        self._values |= _stored(graph, constants_only=self.evaluated) | inside
         self._gradients: dict[int, Any] = {}
         self._local = local or {}
-        self._dtypes = graph.dtypes()
-        self._constants = frozenset(_stored(graph, constants_only=True))
+        self._constants = _stored(graph, constants_only=True).keys() | inside.keys()
         if result is not None:
-            values, gradients = _named(graph, result)
+            values, gradients = _named(circuit.opened, result)
             self._values |= {**values, **result.node_values}
             self._gradients |= {**gradients, **result.node_gradients}
 
     def value(self, value_id: int) -> Figure | None:
         """That of a value."""
         found = self._values.get(value_id)
+        if found is None and value_id < 0:  # inside of a module, the same as outside
+            return None
         if found is None:
             return MISSING if self.evaluated else None
         return _figure(found)
 
     def gradient(self, value_id: int) -> Figure | None:
         """That of its gradient; integers, truths and constants have none."""
-        if value_id in self._constants or self._dtypes[value_id] not in FLOATS:
+        if value_id < 0 or value_id in self._constants:
+            return None
+        if self._opened.dtype(value_id) not in FLOATS:
             return None
         found = self._gradients.get(value_id)
         if found is None:
@@ -61,34 +68,43 @@ class Numbers:
         return None if found is None else _figure(found)
 
 
-def to_compute(graph: Graph, circuit: Circuit) -> tuple[list[int], list[int]]:
+def to_compute(circuit: Circuit) -> tuple[list[int], list[int]]:
     """Ids of the values that are drawn, and of those among them that have gradients."""
-    constants, dtypes = _stored(graph, constants_only=True), graph.dtypes()
-    drawn = {value_id for box in circuit.boxes for value_id in box.value_ids} - constants.keys()
-    return sorted(drawn), sorted(each for each in drawn if dtypes[each] in FLOATS)
+    found = circuit.opened
+    constants = _stored(found.graph, constants_only=True)
+    drawn = {each for box in circuit.boxes for each in box.value_ids if each > 0} - constants.keys()
+    floating = {each for each in drawn if found.dtype(each) in FLOATS}
+    return sorted(drawn), sorted(floating - found.shut_ids)
 
 
-def local_gradients(
-    graph: Graph, circuit: Circuit, result: Result, connection: Connection
-) -> Local:
+def operands(circuit: Circuit) -> list[int]:
+    """Ids of the values that local gradients are made from, those that are not drawn too."""
+    found = circuit.opened
+    nodes = {use.node for box in circuit.boxes for use in box.uses if use.node >= 0}
+    return sorted({each for node in nodes for each in found.nodes[node].inputs if each > 0})
+
+
+def local_gradients(circuit: Circuit, result: Result, connection: Connection) -> Local:
     """d(output)/d(input) of every gate drawn that yields one floating number.
 
     One request: a graph in which each of them stands alone, with the values of its inputs as leaves
-    and 1 as seed. That of an output of several elements is a matrix, and left out.
+    and 1 as seed. That of an output of several elements is a matrix, and left out, as are gates
+    inside of modules with their own gradients, which have that in their stead.
     """
-    drawn = {use.node for box in circuit.boxes if box.kind == "gate" for use in box.uses}
-    constants = _stored(graph, constants_only=True)
+    graph = circuit.opened.graph
+    drawn = {use.node for box in circuit.boxes for use in box.uses}
+    constants = _stored(graph, constants_only=True) | circuit.opened.constants
     values = constants | {
         key: np.asarray(value)
         for key, value in result.node_values.items()
         if not isinstance(value, Summary)
     }
     alone = graph.with_modules()
-    numbers = {module.name: number for number, module in enumerate(graph.modules)}
+    numbers = {id(module): number for number, module in enumerate(graph.modules)}
     inputs: dict[str, Array] = {}
     seeds: dict[str, Array] = {}
     places: dict[str, tuple[int, int]] = {}
-    for number, node in enumerate(graph.nodes()):
+    for number, node in circuit.opened.differentiated():
         slots = _computed_slots(node, values, constants)
         if number not in drawn or not slots:
             continue
@@ -105,7 +121,7 @@ def local_gradients(
             made = alone.apply(node.operator, handles, node.attributes)
         else:  # which omits no input
             given = [each for each in handles if each is not None]
-            made = alone.apply_module(numbers[node.module.name], given, [str(out.dtype)])
+            made = alone.apply_module(numbers[id(node.module)], given, [str(out.dtype)])
         alone.output(str(number), *made)
         seeds[str(number)] = np.ones_like(out)
     if not inputs:
@@ -142,14 +158,14 @@ def _stored(graph: Graph, *, constants_only: bool) -> dict[int, Array]:
     return found
 
 
-def _named(graph: Graph, result: Result) -> tuple[dict[int, Array], dict[int, Array]]:
+def _named(found: Opened, result: Result) -> tuple[dict[int, Array], dict[int, Array]]:
     """Values and gradients that a result has by the names of outputs and leaves."""
     values: dict[int, Array] = {}
     gradients: dict[int, Array] = {}
-    for name, ids in graph.output_ids().items():
+    for name, ids in found.output_ids.items():
         if name in result.outputs:
             values.update(zip(ids, _apart(result.outputs[name], len(ids)), strict=True))
-    for name, places in graph.ids_by_name().items():
+    for name, places in found.graph.ids_by_name().items():
         if name in result.gradients:
             gradients.update(zip(places, _apart(result.gradients[name], len(places)), strict=True))
     return values, gradients

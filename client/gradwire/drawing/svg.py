@@ -20,6 +20,7 @@ from gradwire.drawing.layout import (
     text_width,
 )
 from gradwire.drawing.numbers import MISSING, Numbers
+from gradwire.drawing.opened import SEPARATOR
 from gradwire.figures import Figure
 
 LIGHT = {
@@ -121,8 +122,7 @@ def _lines(layout: Layout, numbers: Numbers, theme: str, described: str) -> Iter
     for points in layout.wires:
         yield f'<path class="line" d="{_curve(points)}"/>'
     for frame in layout.frames:
-        name = shortened(frame.path[-1])
-        yield _text(frame.left + 9, frame.top + 17, name, "muted label")
+        yield _frame_label(frame)
     for place in layout.places:
         yield f"<g><title>{_told(place, numbers)}</title>{_area(place)}"
         yield from _DRAWN[place.box.kind](place)
@@ -168,6 +168,13 @@ def _frame(frame: Frame) -> str:
     )
 
 
+def _frame_label(frame: Frame) -> str:
+    text = visible(SEPARATOR.join(map(shortened, frame.label)))
+    return (
+        f'<text class="muted label" x="{frame.left + 9:.1f}" y="{frame.top + 17:.1f}">{text}</text>'
+    )
+
+
 def _gate(place: Place) -> Iterator[str]:
     yield from _stubs(place)
     width = place.body_right - place.body_left
@@ -181,9 +188,17 @@ def _module(place: Place) -> Iterator[str]:
     yield from _stubs(place)
     yield _rectangle(place, 0, 3)
     yield _rectangle(place, 3, 1)
-    yield _text(
-        (place.body_left + place.body_right) / 2, place.middle + 5, place.box.title, "name", 1
-    )
+    x, y = (place.body_left + place.body_right) / 2, place.middle + 5
+    if not place.box.subtitle:
+        yield _text(x, y, place.box.title, "name", 1)
+        return
+    yield _text(x, y - 8, place.box.title, "name", 1)
+    yield _text(x, y + 9, place.box.subtitle, "muted", 1)
+
+
+def _edge(place: Place) -> Iterator[str]:
+    yield from _stubs(place)
+    yield _rectangle(place, 0, 1)
 
 
 def _rectangle(place: Place, inset: float, radius: float) -> str:
@@ -229,7 +244,7 @@ def _stubs(place: Place) -> Iterator[str]:
 
 def _numbers(place: Place, numbers: Numbers) -> Iterator[str]:
     for slot, use in enumerate(place.box.uses):
-        if place.box.kind == "gate" and (local := numbers.local(use.node, use.slot)):
+        if local := numbers.local(use.node, use.slot):
             width = text_width(f"×{local.text}", NUMBER_SIZE)
             x, y = place.body_left - width - 3, place.slot(slot)[1]
             yield from _number(x, y + _BELOW - 1, "×", local, "local")
@@ -285,6 +300,7 @@ def _text(x: float, y: float, text: str, role: str, width: float = 0, anchor: st
 _DRAWN = {
     "gate": _gate,
     "module": _module,
+    "edge": _edge,
     "input": _leaf,
     "parameter": _leaf,
     "constant": _leaf,
