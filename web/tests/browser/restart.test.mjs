@@ -1,0 +1,22 @@
+// A server that goes away and comes back.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { close, labels, open, screenshot, site, startServer, stopServer } from "./setup.mjs";
+
+const gradwire = site();
+
+test("the page connects again after a restart, and goes on from the same point", async () => {
+  const page = await open(gradwire);
+  await page.getByLabel("w2", { exact: true }).fill("-1");
+  await page.locator("#stage .label", { hasText: "0.953" }).waitFor();
+  const port = new URL(gradwire.url).port;
+  await stopServer(gradwire);
+  await page.getByText("the server is away").waitFor();
+  assert.deepEqual(await labels(page, "σ"), ["0.953", "∂ 1"], "the last numbers stay");
+  await screenshot(page, "server-away");
+  await page.getByLabel("w0", { exact: true }).fill("1");
+  gradwire.server = (await startServer(port)).server;
+  await page.getByText("connected, live").waitFor();
+  await page.locator("#stage .label", { hasText: "0.982" }).waitFor();
+  await close(page);
+});

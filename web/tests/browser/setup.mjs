@@ -1,0 +1,137 @@
+// A server and a browser for each file of tests. Environment: GRADWIRE is the command, CHROMIUM the
+// browser, SCREENSHOTS a folder; tests/test_page.py sets them.
+import assert from "node:assert/strict";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { after, before } from "node:test";
+import { chromium } from "playwright-core";
+
+const gradwire = process.env.GRADWIRE ?? "gradwire";
+const screenshots =
+  process.env.SCREENSHOTS ?? fileURLToPath(new URL("../../screenshots", import.meta.url));
+const FLAGS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+export const repository = (path) => fileURLToPath(new URL(`../../../${path}`, import.meta.url));
+
+export const SETTINGS = { w0: 2, x0: -1, w1: -3, x1: -2, w2: -3 };
+export const NEURON = "sigmoid(w0*x0 + w1*x1 + w2)";
+export const GATE_BY_GATE = "1/(1+exp(-(w0*x0+w1*x1+w2)))";
+
+export function addressOf(expression, settings = SETTINGS) {
+  const fields = new URLSearchParams({ expression });
+  for (const [name, number] of Object.entries(settings)) fields.append("set", `${name}=${number}`);
+  return `#${fields}`;
+}
+
+/** The gradwire command's standard output. */
+export async function command(...words) {
+  const environment = { ...process.env, COLUMNS: "300", NO_COLOR: "1" };
+  const found = await promisify(execFile)(gradwire, words, { env: environment, maxBuffer: 1e8 });
+  return found.stdout;
+}
+
+export async function startServer(port = 0, ...flags) {
+  const words = ["serve", "--listen", "127.0.0.1:0", "--web-port", String(port), ...flags];
+  const server = spawn(gradwire, words, { stdio: ["ignore", "pipe", "inherit"] });
+  server.stdout.setEncoding("utf8");
+  return new Promise((resolve, reject) => {
+    let said = "";
+    server.stdout.on("data", (text) => {
+      said += text;
+      const page = /(http:\/\/\S+)\n/.exec(said);
+      const grpc = /listens on (\S+)\n/.exec(said);
+      if (page && grpc) resolve({ server, url: page[1], grpc: grpc[1] });
+    });
+    server.on("error", reject);
+    server.on("exit", () => reject(new Error(`the server ended: ${said}`)));
+  });
+}
+
+export async function stopServer({ server }) {
+  server.kill("SIGKILL");
+  await once(server, "exit");
+}
+
+/** Starts them before the tests of a file; what it returns is filled in then. */
+export function site(...flags) {
+  const found = {};
+  before(async () => {
+    Object.assign(found, await startServer(0, ...flags));
+    found.browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
+  });
+  after(async () => {
+    await found.browser?.close();
+    if (found.server) await stopServer(found);
+  });
+  return found;
+}
+
+/** A page that shows a circuit; an error in its scripts, or what its policy forbids, fails the test. */
+export async function open(found, fragment = "", options = {}) {
+  const context = await found.browser.newContext({
+    viewport: { width: 1280, height: 800 },
+    colorScheme: "light",
+    reducedMotion: "reduce",
+    ...options,
+  });
+  const page = await context.newPage();
+  page.mistakes = [];
+  page.elsewhere = [];
+  page.on("pageerror", (error) => page.mistakes.push(error.message));
+  page.on("console", (message) => {
+    if (/Content Security Policy|Refused to/.test(message.text()))
+      page.mistakes.push(message.text());
+  });
+  page.on("request", (request) => {
+    if (!request.url().startsWith(found.url) && !request.url().startsWith("blob:")) {
+      page.elsewhere.push(request.url());
+    }
+  });
+  await page.goto(found.url + fragment);
+  await ready(page);
+  return page;
+}
+
+/** Everything is computed, and the session is there. */
+export async function ready(page) {
+  await page.getByText("connected, live").waitFor();
+  await page.locator("#stage .circuit").waitFor();
+}
+
+export async function close(page) {
+  assert.deepEqual(page.mistakes, []);
+  assert.deepEqual(page.elsewhere, []);
+  await page.context().close();
+}
+
+export async function screenshot(page, name, options = {}) {
+  mkdirSync(screenshots, { recursive: true });
+  await page.screenshot({ path: `${screenshots}/${name}.png`, ...options });
+}
+
+/** Labels on the wire behind an item, found by what is written in it. */
+export async function labels(page, text) {
+  return page.locator("#stage .item").evaluateAll((items, wanted) => {
+    const item = items.find((each) => each.querySelector(".symbol, .name")?.textContent === wanted);
+    return [...item.querySelectorAll(".label")].map((label) => label.textContent);
+  }, text);
+}
+
+export const number = (page, kind) => page.locator(`#details [data-number="${kind}"]`).first();
+
+export async function find(page, text) {
+  await page.fill("#search", text);
+  await page.press("#search", "Enter");
+}
