@@ -1,7 +1,7 @@
 """The NumPy namespace that gates compute with: the Array API's names, and a few more.
 
 What an array library must offer to run gates is `__all__` of this module; the recorder of
-gradient graphs (engine/symbolic.py) offers the part that gradients need.
+gradient graphs (engine/recorder.py) offers the part that gradients need.
 """
 
 from __future__ import annotations

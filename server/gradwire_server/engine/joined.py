@@ -17,7 +17,8 @@ import numpy as np
 from gradwire_server import arrays
 from gradwire_server.engine import kernels
 from gradwire_server.engine.opcodes import instruction_set
-from gradwire_server.engine.symbolic import Handle, Recorder, pull_row
+from gradwire_server.engine.recorder import Handle, Recorder
+from gradwire_server.engine.symbolic import pull_row
 from gradwire_server.engine.tape import Program, Slots, TapePasses, make_program, scalar_dtype
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Flags, Graph, Ids, Leaf, Output, Row, Rows, starts
