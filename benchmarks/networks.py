@@ -20,7 +20,7 @@ import gradwire as gw
 from benchmarks.harness import OURS, Case, Goal, Report, race, versions
 from benchmarks.libraries import THREADS
 from benchmarks.ours import warm_up
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import evaluation, kernels, runs
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
 from gradwire_server.engine.runs import Found, Slab

@@ -17,7 +17,7 @@ import google.protobuf
 import numpy as np
 
 from gradwire.v1 import graph_pb2, tensor_pb2
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
 from gradwire_server.memory import Kept, Lifetimes, require_peak

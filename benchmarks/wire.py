@@ -36,8 +36,9 @@ import numpy as np
 import gradwire as gw
 from gradwire import requests
 from gradwire.v1 import service_pb2 as pb
-from gradwire_server import codec
 from gradwire_server.allocator import keep_freed_memory
+from gradwire_server.codec.graphs import decode_graph
+from gradwire_server.codec.requests import decode_bindings, decode_evaluation
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine import kernels, runs
 from gradwire_server.limits import Limits
@@ -233,8 +234,8 @@ def evaluation_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Si
     )
     data = request.SerializeToString()
     limits = Limits()
-    decoded = codec.decode_graph(graph.to_bytes(), limits)
-    wanted = codec.decode_evaluation(request.evaluation)
+    decoded = decode_graph(graph.to_bytes(), limits)
+    wanted = decode_evaluation(request.evaluation)
     compute = partial(runs.run, engine.prepare(decoded, wanted, limits), lambda: False)
     with ExitStack() as stack:
         asks, size = unary_asks(stack, sides, data)
@@ -248,10 +249,8 @@ def session_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides
     bindings = requests.bindings(graph, inputs)
     data = pb.SessionRequest(request_id=1, step=pb.Step(bindings=bindings)).SerializeToString()
     limits = Limits()
-    session = Session(
-        codec.decode_graph(graph.to_bytes(), limits), codec.decode_evaluation(evaluation), limits
-    )
-    given = codec.decode_bindings(bindings)
+    session = Session(decode_graph(graph.to_bytes(), limits), decode_evaluation(evaluation), limits)
+    given = decode_bindings(bindings)
     with ExitStack() as stack:
         asks, size = stream_asks(stack, sides, opening.SerializeToString(), data)
         compute = partial(session.step, given, False, lambda: False)
@@ -395,9 +394,9 @@ def shared_memory(sides: Sides) -> Case:
     graph, small, point = squares(1_000_000), neuron(), {"x0": -1.0, "x1": -2.0}
     x = np.random.default_rng(2).random(1_000_000)
     copies = np.empty((2, x.size))
-    wanted = codec.decode_evaluation(requests.evaluation(graph, {"x": x}))
+    wanted = decode_evaluation(requests.evaluation(graph, {"x": x}))
     limits = Limits()
-    job = engine.prepare(codec.decode_graph(graph.to_bytes(), limits), wanted, limits)
+    job = engine.prepare(decode_graph(graph.to_bytes(), limits), wanted, limits)
     calls = sides.plan.calls_for(16_000_000)
     case = Case(f"{MILLION}, shared memory", "shared", x.size, unit="ms")
     for side in (OURS, COPY, MESSAGE):

@@ -12,8 +12,8 @@ from wire import F64, chain, leaf, neuron, scalar
 import gradwire as gw
 from gradwire import requests
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
-from gradwire_server import codec
 from gradwire_server.cache import GraphCache
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
 from gradwire_server.errors import Refusal
@@ -32,7 +32,7 @@ class Counting:
 
     def __call__(self, data: bytes) -> Graph:
         self.count += 1
-        return codec.decode_graph(data, LIMITS)
+        return decode_graph(data, LIMITS)
 
 
 def serialized(graph: graph_pb2.Graph) -> bytes:
@@ -201,4 +201,4 @@ def test_refused_point_leaves_the_plan_of_the_last_good_one() -> None:
 
 
 def codec_of(limits: Limits) -> Callable[[bytes], Graph]:
-    return lambda data: codec.decode_graph(data, limits)
+    return lambda data: decode_graph(data, limits)

@@ -9,7 +9,7 @@ import pytest
 from gate_cases import Case, all_cases, is_floating, spread
 from gradient_checks import LIMITS, moving, one_node, run
 
-from gradwire_server import codec
+from gradwire_server.codec.graphs import decode_graph, encode_graph
 from gradwire_server.engine.symbolic import gradient_graph
 
 STEP = 1e-5
@@ -44,7 +44,7 @@ def test_backward_pass_as_a_graph_has_the_same_numbers(case: Case) -> None:
         np.testing.assert_allclose(
             found[f"grad/{name}"], gradient, rtol=1e-10, atol=1e-12, err_msg=str(case)
         )
-    reread = codec.decode_graph(codec.encode_graph(backward, "test"), LIMITS)
+    reread = decode_graph(encode_graph(backward, "test"), LIMITS)
     again, _ = run(reread, {f"grad/{name}": seed for name, seed in seeds.items()})
     for name, out in found.items():
         np.testing.assert_array_equal(again[name], out)

@@ -21,7 +21,7 @@ import gradwire as gw
 from gradwire import tensors
 from gradwire.cli import main
 from gradwire_server import arrays
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
 from gradwire_server.engine.compiled import NOTHING

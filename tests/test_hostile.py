@@ -17,7 +17,9 @@ from wire import chain, module_neuron, neuron, scalar, source
 
 import gradwire as gw
 from gradwire.v1 import service_pb2, service_pb2_grpc, tensor_pb2
-from gradwire_server import codec
+from gradwire_server.codec.answers import encode_response
+from gradwire_server.codec.graphs import decode_graph, encode_graph
+from gradwire_server.codec.requests import decode_evaluation, source_bytes
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
 from gradwire_server.engine.symbolic import gradient_graph
@@ -98,11 +100,11 @@ def answer(data: bytes) -> str:
     except DecodeError:
         return "DECODE"
     try:
-        graph = codec.decode_graph(codec.source_bytes(request.graph), LIMITS)
-        asked = codec.decode_evaluation(request.evaluation)
+        graph = decode_graph(source_bytes(request.graph), LIMITS)
+        asked = decode_evaluation(request.evaluation)
         job = evaluate.prepare(graph, asked, LIMITS)
-        codec.encode_response(runs.run(job, lambda: False))
-        codec.encode_graph(gradient_graph(graph, (), {}, LIMITS), "test")
+        encode_response(runs.run(job, lambda: False))
+        encode_graph(gradient_graph(graph, (), {}, LIMITS), "test")
     except Refusal as refusal:
         return refusal.reason
     return "OK"
@@ -199,7 +201,7 @@ def test_a_long_axis_is_refused_although_the_tensor_is_empty() -> None:
     graph = gw.Graph()
     x = graph.input("x", (0, 10**12))
     graph.output("part", gw.slice(x, [1], [10**12], [1]))
-    decoded = codec.decode_graph(graph.to_bytes(), LIMITS)
+    decoded = decode_graph(graph.to_bytes(), LIMITS)
     binding = evaluate.Binding(np.zeros((0, 10**12)))
     asked = evaluate.Evaluation({"x": binding}, seeds={"part": np.zeros((0, 10**12 - 1))})
     with pytest.raises(Refusal, match="max-memory-bytes"):

@@ -13,7 +13,7 @@ import scipy.special  # noqa: F401 -- imported here, so that its memory is not a
 
 import gradwire as gw
 from gradwire_server import arrays
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import array, runs
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine.compiled import NOTHING

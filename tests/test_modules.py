@@ -11,7 +11,8 @@ import pytest
 from wire import gate, leaf
 
 from gradwire.v1 import graph_pb2, tensor_pb2
-from gradwire_server.codec import decode_graph, encode_graph, encode_started
+from gradwire_server.codec.answers import encode_started
+from gradwire_server.codec.graphs import decode_graph, encode_graph
 from gradwire_server.engine import evaluation
 from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Selection

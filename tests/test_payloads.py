@@ -13,7 +13,8 @@ from wire import F64, chain, leaf, scalar
 
 from gradwire.payloads import LIFTED_BYTES, PATHS, Paths, field, lifted, varint
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
-from gradwire_server import codec
+from gradwire_server.codec.answers import COLUMN_BYTES
+from gradwire_server.codec.requests import decode_request, source_bytes
 from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limits
 from gradwire_server.service import GradientService
@@ -38,10 +39,10 @@ def large_request(shape: tuple[int, ...] = (LARGE,)) -> service_pb2.EvaluateRequ
 
 def test_large_payloads_are_lifted_and_found_again() -> None:
     request = large_request()
-    found, payloads = codec.decode_request(service_pb2.EvaluateRequest, request.SerializeToString())
+    found, payloads = decode_request(service_pb2.EvaluateRequest, request.SerializeToString())
     assert len(payloads.lifted.payloads) == 3
     assert found.ByteSize() < 1000
-    assert codec.source_bytes(found.graph, payloads) == request.graph.graph
+    assert source_bytes(found.graph, payloads) == request.graph.graph
     for mine, whole in zip(
         (*found.evaluation.bindings, *found.evaluation.seeds),
         (*request.evaluation.bindings, *request.evaluation.seeds),
@@ -62,8 +63,8 @@ def test_repeated_field_means_what_protobuf_says() -> None:
     parts[1].graph.graph = bytes([1]) * (2 * LIFTED_BYTES)
     joined = b"".join(part.SerializeToString() for part in parts)
     whole = service_pb2.EvaluateRequest.FromString(joined)
-    found, payloads = codec.decode_request(service_pb2.EvaluateRequest, joined)
-    assert codec.source_bytes(found.graph, payloads) == whole.graph.graph
+    found, payloads = decode_request(service_pb2.EvaluateRequest, joined)
+    assert source_bytes(found.graph, payloads) == whole.graph.graph
     assert [each.leaf for each in found.evaluation.bindings] == [
         each.leaf for each in whole.evaluation.bindings
     ]
@@ -72,7 +73,7 @@ def test_repeated_field_means_what_protobuf_says() -> None:
 def test_no_payload_is_found_by_guessing() -> None:
     request = large_request()
     request.evaluation.bindings[0].tensor.data = bytes(18)
-    found, payloads = codec.decode_request(service_pb2.EvaluateRequest, request.SerializeToString())
+    found, payloads = decode_request(service_pb2.EvaluateRequest, request.SerializeToString())
     assert payloads.found(found.evaluation.bindings[0].tensor.data) == bytes(18)
 
 
@@ -87,9 +88,9 @@ def test_cut_and_mutated_messages_are_read_as_protobuf_reads_them() -> None:
             whole = service_pb2.EvaluateRequest.FromString(bytes(mutated))
         except DecodeError:
             with pytest.raises(Refusal):
-                codec.decode_request(service_pb2.EvaluateRequest, bytes(mutated))
+                decode_request(service_pb2.EvaluateRequest, bytes(mutated))
             continue
-        found, payloads = codec.decode_request(service_pb2.EvaluateRequest, bytes(mutated))
+        found, payloads = decode_request(service_pb2.EvaluateRequest, bytes(mutated))
         for mine, theirs in zip(found.evaluation.bindings, whole.evaluation.bindings, strict=True):
             assert payloads.found(mine.tensor.data) == theirs.tensor.data
         assert payloads.found(found.graph.graph) == whole.graph.graph
@@ -151,6 +152,4 @@ def test_answer_is_what_protobuf_would_have_written(size: int, name: str) -> Non
     assert gradient.tensor.data == bytes(8 * size)
     columns = [each for each in answer.result.node_values if list(each.shape) == [size]]
     assert b"".join(each.data for each in columns) == x.tobytes()
-    assert [each.first_element for each in columns] == [
-        *range(0, max(1, size), codec.COLUMN_BYTES // 8)
-    ]
+    assert [each.first_element for each in columns] == [*range(0, max(1, size), COLUMN_BYTES // 8)]

@@ -23,7 +23,7 @@ from gradwire.cli import main
 from gradwire.v1 import service_pb2 as pb
 from gradwire.v1 import service_pb2_grpc
 from gradwire_server.cache import GraphCache
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.entry import EmbeddedServer, Server
 from gradwire_server.limits import Limits
 from gradwire_server.store import MemoryStore

@@ -22,7 +22,7 @@ from gradwire import tensors
 from gradwire.cli import main
 from gradwire.v1 import tensor_pb2
 from gradwire_server import arrays
-from gradwire_server.codec import decode_tensor
+from gradwire_server.codec.tensors import decode_tensor
 from gradwire_server.errors import Invalid
 from gradwire_server.gates import GATES
 from gradwire_server.specs import (

@@ -15,7 +15,7 @@ from gradwire.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from gradwire_server.codec import decode_graph
+from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import kernels
 from gradwire_server.engine.symbolic import leaf_specs
 from gradwire_server.entry import EmbeddedServer

@@ -9,8 +9,9 @@ from io import BytesIO
 
 from gradwire.payloads import field
 from gradwire.v1 import service_pb2 as pb
-from gradwire_server import codec
 from gradwire_server.cache import Entry, GraphCache
+from gradwire_server.codec.requests import decode_request, source_bytes
+from gradwire_server.codec.tensors import Payloads
 from gradwire_server.errors import Invalid, NotFound, Refusal, Stopped, Unsupported
 from gradwire_server.limits import Limits
 from gradwire_server.store import ABSENT, Place, Saved, Store
@@ -48,7 +49,7 @@ class SavedGraphs:
         """Where graphs are saved; empty where they are not."""
         return "" if self._store is None else self._store.kind
 
-    def entry(self, source: pb.GraphSource, payloads: codec.Payloads, stopped: IsStopped) -> Entry:
+    def entry(self, source: pb.GraphSource, payloads: Payloads, stopped: IsStopped) -> Entry:
         """The graph of a request, decoded now or before."""
         match source.WhichOneof("source"):
             case "digest":
@@ -56,12 +57,12 @@ class SavedGraphs:
             case "name":
                 digest = self._required().resolve(require_name(source.name))
             case _:
-                return self._cache.find(codec.source_bytes(source, payloads))
+                return self._cache.find(source_bytes(source, payloads))
         return self._cache.find_saved(digest, lambda: self._loaded(digest, stopped))
 
     def save(self, data: bytes, stopped: IsStopped) -> bytes:
         """One SaveGraphRequest, serialized, to one SaveGraphResponse."""
-        request, payloads = codec.decode_request(pb.SaveGraphRequest, data)
+        request, payloads = decode_request(pb.SaveGraphRequest, data)
         store = self._required()
         change = _change(request.name) if request.HasField("name") else None
         created = False
@@ -69,7 +70,7 @@ class SavedGraphs:
             digest = self._digest(request.graph)
             size = store.find(digest).size
         else:
-            graph = codec.source_bytes(request.graph, payloads)
+            graph = source_bytes(request.graph, payloads)
             require_size(len(graph), self._limits)
             with self._turns:
                 if stopped():
@@ -90,7 +91,7 @@ class SavedGraphs:
         begun: pb.UploadBegin | None = None
         received = 0
         for data in requests:
-            request, payloads = codec.decode_request(pb.UploadGraphRequest, data)
+            request, payloads = decode_request(pb.UploadGraphRequest, data)
             part = request.WhichOneof("part")
             if part != ("begin" if begun is None else "chunk"):
                 raise Invalid("REQUEST_INVALID", "an upload is one begin, then chunks")
@@ -113,7 +114,7 @@ class SavedGraphs:
 
     def get(self, data: bytes, stopped: IsStopped) -> Iterator[bytes]:
         """One GetGraphRequest, serialized, to GetGraphResponses."""
-        request, _ = codec.decode_request(pb.GetGraphRequest, data)
+        request, _ = decode_request(pb.GetGraphRequest, data)
         if request.WhichOneof("graph") is None:
             raise Invalid("REQUEST_INVALID", "the request has neither a digest nor a name")
         digest, store = self._digest(request), self._required()
@@ -130,7 +131,7 @@ class SavedGraphs:
 
     def page(self, data: bytes, stopped: IsStopped) -> bytes:
         """One ListGraphsRequest, serialized, to one ListGraphsResponse."""
-        request, _ = codec.decode_request(pb.ListGraphsRequest, data)
+        request, _ = decode_request(pb.ListGraphsRequest, data)
         prefix, most = request.name_prefix, request.page_size or _PAGE
         if most > _MAX_PAGE:
             raise Invalid("REQUEST_INVALID", f"page_size: is {most} but may be {_MAX_PAGE} at most")
@@ -146,7 +147,7 @@ class SavedGraphs:
 
     def delete(self, data: bytes, stopped: IsStopped) -> bytes:
         """One DeleteGraphRequest, serialized, to one DeleteGraphResponse."""
-        request, _ = codec.decode_request(pb.DeleteGraphRequest, data)
+        request, _ = decode_request(pb.DeleteGraphRequest, data)
         store = self._required()
         match request.WhichOneof("target"):
             case "digest":

@@ -23,9 +23,31 @@ from grpc_status import rpc_status
 
 from gradwire.v1 import service_pb2 as pb
 from gradwire.version import __version__
-from gradwire_server import codec
 from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
+from gradwire_server.codec.answers import (
+    encode_answer,
+    encode_description,
+    encode_error,
+    encode_events,
+    encode_finished,
+    encode_outcome,
+    encode_outcomes,
+    encode_response,
+    encode_started,
+)
+from gradwire_server.codec.graphs import decode_graph, encode_graph
+from gradwire_server.codec.requests import (
+    M,
+    decode_bindings,
+    decode_evaluation,
+    decode_request,
+    decode_seeds,
+    find_holes,
+    results_sink,
+    without_request_id,
+)
+from gradwire_server.codec.tensors import Payloads
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
@@ -73,9 +95,7 @@ class GradientService(grpc.GenericRpcHandler):
         self._limits = limits
         self._segments = segments
         self._turns = Turns(limits.max_evaluations, limits.max_waiting)
-        self._cache = GraphCache(
-            limits.max_cache_bytes, lambda data: codec.decode_graph(data, limits)
-        )
+        self._cache = GraphCache(limits.max_cache_bytes, lambda data: decode_graph(data, limits))
         self._saved = SavedGraphs(store, self._cache, self._turns, limits)
         self._silence = SilenceWatch(limits.session_idle_seconds)
         self._run = os.urandom(8).hex()
@@ -173,32 +193,32 @@ class GradientService(grpc.GenericRpcHandler):
         if job is None:
             return self._evaluate(data, stopped)
         with self._turns:
-            return codec.encode_response(Run(job).complete(stopped))
+            return encode_response(Run(job).complete(stopped))
 
     def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.EvaluateRequest, data)
-        sink = codec.results_sink(request, self._segments)
+        sink = results_sink(request, self._segments)
         with self._turns:
             if stopped():
                 raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
-            wanted = codec.decode_evaluation(request.evaluation, payloads)
+            wanted = decode_evaluation(request.evaluation, payloads)
             job = entry.again(wanted)
             if job is None:
                 job = self._prepared(entry, wanted)
             elif sink is None and request.graph.HasField("graph") and entry.wants_mould(job, data):
                 self._cast(entry, job, data, wanted)
-            return codec.encode_response(Run(job).complete(stopped), sink)
+            return encode_response(Run(job).complete(stopped), sink)
 
     def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
         """The next request like this one need not be parsed."""
-        holes = codec.find_holes(
+        holes = find_holes(
             data, pb.EvaluateRequest, lambda each: each.evaluation.bindings, wanted.bindings
         )
         self._cache.cast(entry, job, data, holes)
 
-    def _decoded(self, kind: type[codec.M], data: bytes) -> tuple[codec.M, codec.Payloads]:
-        return codec.decode_request(kind, data, self._segments, self._limits.max_message_bytes)
+    def _decoded(self, kind: type[M], data: bytes) -> tuple[M, Payloads]:
+        return decode_request(kind, data, self._segments, self._limits.max_message_bytes)
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
@@ -228,26 +248,26 @@ class GradientService(grpc.GenericRpcHandler):
     def _events(self, data: bytes, stopped: Callable[[], bool]) -> Iterator[list[bytes]]:
         """The events of a streamed evaluation, in batches, each after one block of computing."""
         request, payloads = self._decoded(pb.EvaluateStreamRequest, data)
-        sink = codec.results_sink(request, self._segments)
+        sink = results_sink(request, self._segments)
         entry = self._saved.entry(request.graph, payloads, stopped)
-        wanted = codec.decode_evaluation(request.evaluation, payloads)
+        wanted = decode_evaluation(request.evaluation, payloads)
         if not request.evaluation.HasField("values") and not request.evaluation.HasField(
             "gradients"
         ):
             wanted = engine.everything(wanted)
         job = entry.again(wanted) or self._prepared(entry, wanted)
-        started = codec.encode_started(entry.graph)
+        started = encode_started(entry.graph)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
         sent = [0, 0]
         run = Run(job)
         for slabs in run.forward():
-            yield [*codec.encode_events("node_values", _counted(slabs, sent, 0))]
+            yield [*encode_events("node_values", _counted(slabs, sent, 0))]
         gradients: list[tuple[str, Any]] = []
         if not wanted.forward_only:
             for slabs in run.backward(job.seeds):
-                yield [*codec.encode_events("node_gradients", _counted(slabs, sent, 1))]
+                yield [*encode_events("node_gradients", _counted(slabs, sent, 1))]
             gradients = list(run.leaf_gradients())
-        yield [codec.encode_finished(run.outputs(), gradients, sent, sink)]
+        yield [encode_finished(run.outputs(), gradients, sent, sink)]
 
     def _session(
         self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
@@ -277,7 +297,7 @@ class GradientService(grpc.GenericRpcHandler):
                     answer = self._answer(session, request, payloads, stopped, data)
                 elif request.WhichOneof("action") == "open":
                     session = self._open(request.open, payloads, stopped)
-                    started = codec.encode_started(session.graph)
+                    started = encode_started(session.graph)
                     answer = pb.SessionResponse(
                         request_id=request.request_id, started=started
                     ).SerializeToString()
@@ -289,39 +309,39 @@ class GradientService(grpc.GenericRpcHandler):
         self, session: OpenSession, data: bytes, stopped: Callable[[], bool]
     ) -> bytes | None:
         """The answer to a step like those before."""
-        request_id, rest = codec.without_request_id(data)
+        request_id, rest = without_request_id(data)
         job = session.pour(rest)
         if job is None:
             return None
         with self._turns:
             try:
-                return codec.encode_answer(request_id, session.advance(job, stopped))
+                return encode_answer(request_id, session.advance(job, stopped))
             except Refusal as refusal:
                 return _refused(request_id, refusal)
 
     def _open(
-        self, request: pb.Open, payloads: codec.Payloads, stopped: Callable[[], bool]
+        self, request: pb.Open, payloads: Payloads, stopped: Callable[[], bool]
     ) -> OpenSession:
         entry = self._saved.entry(request.graph, payloads, stopped)
-        wanted = codec.decode_evaluation(request.evaluation, payloads)
+        wanted = decode_evaluation(request.evaluation, payloads)
         return OpenSession(entry.graph, wanted, self._limits, entry.job)
 
     def _answer(
         self,
         session: OpenSession,
         request: pb.SessionRequest,
-        payloads: codec.Payloads,
+        payloads: Payloads,
         stopped: Callable[[], bool],
         data: bytes,
     ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
 
         def step(message: pb.Step) -> Found:
-            bindings = codec.decode_bindings(message.bindings, payloads)
+            bindings = decode_bindings(message.bindings, payloads)
             return session.step(bindings, message.forward_only, stopped)
 
         try:
-            sink = codec.results_sink(request, self._segments)
+            sink = results_sink(request, self._segments)
             match request.WhichOneof("action"):
                 case "step":
                     found = step(request.step)
@@ -329,15 +349,15 @@ class GradientService(grpc.GenericRpcHandler):
                         _cast_step(session, data, request.step, payloads)
                 case "steps":
                     outcomes = self._outcomes(request.steps.steps, step, sink)
-                    return codec.encode_outcomes(request.request_id, outcomes)
+                    return encode_outcomes(request.request_id, outcomes)
                 case "backward":
-                    seeds = codec.decode_seeds(request.backward.seeds, payloads)
+                    seeds = decode_seeds(request.backward.seeds, payloads)
                     found = session.backward(seeds, stopped)
                 case "open":
                     raise Invalid("REQUEST_INVALID", "the session is open already")
                 case _:
                     raise Invalid("REQUEST_INVALID", "the request has no action")
-            return codec.encode_answer(request.request_id, found, sink)
+            return encode_answer(request.request_id, found, sink)
         except Refusal as refusal:
             return _refused(request.request_id, refusal)
 
@@ -357,7 +377,7 @@ class GradientService(grpc.GenericRpcHandler):
                 found = run(message)
             except Refusal as refusal:
                 found = refusal
-            outcomes.append(codec.encode_outcome(found, sink))
+            outcomes.append(encode_outcome(found, sink))
             held += len(outcomes[-1])
         return outcomes
 
@@ -371,12 +391,12 @@ class GradientService(grpc.GenericRpcHandler):
             found = gradient_graph(
                 graph, tuple(request.with_respect_to), sizes, self._limits, stopped
             )
-            made = codec.encode_graph(found, f"gradwire {__version__}")
+            made = encode_graph(found, f"gradwire {__version__}")
         return pb.DifferentiateGraphResponse(graph=made).SerializeToString()
 
     def _describe(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         gates = [describe(GATES[operator]) for operator in sorted(GATES)]
-        found = codec.encode_description(
+        found = encode_description(
             __version__, self._limits.describe(), gates, self._segments, self._saved.kind
         )
         return found.SerializeToString()
@@ -481,19 +501,19 @@ def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
     send(None)
 
 
-def _cast_step(session: OpenSession, data: bytes, step: pb.Step, payloads: codec.Payloads) -> None:
+def _cast_step(session: OpenSession, data: bytes, step: pb.Step, payloads: Payloads) -> None:
     """The next step like this one need not be parsed."""
-    _, rest = codec.without_request_id(data)
+    _, rest = without_request_id(data)
 
     def bindings_in(message: pb.SessionRequest) -> Sequence[pb.Binding]:
         return () if message.request_id else message.step.bindings  # an id that comes later
 
-    bound = codec.decode_bindings(step.bindings, payloads)
-    session.cast(rest, codec.find_holes(rest, pb.SessionRequest, bindings_in, bound))
+    bound = decode_bindings(step.bindings, payloads)
+    session.cast(rest, find_holes(rest, pb.SessionRequest, bindings_in, bound))
 
 
 def _refused(request_id: int, refusal: Refusal) -> bytes:
-    error = codec.encode_error(refusal)
+    error = encode_error(refusal)
     return pb.SessionResponse(request_id=request_id, error=error).SerializeToString()
 
 

@@ -1,0 +1,214 @@
+"""Requests: what they ask for, what they bind, and where their bytes have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from gradwire.payloads import LIFTED_BYTES, PATHS, Buffer, lifted
+from gradwire.v1 import service_pb2, tensor_pb2
+from gradwire_server.arrays import constant
+from gradwire_server.codec.tensors import (
+    NOTHING_BESIDE,
+    NUMBERS,
+    Payloads,
+    decode_tensor,
+    region_of,
+    require_segments,
+)
+from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Selection
+from gradwire_server.errors import Invalid
+from gradwire_server.mould import Hole
+from gradwire_server.segments import Segments, Sink
+from gradwire_server.specs import USED_BITS
+
+M = TypeVar("M", bound=Message)
+
+_SCALARS = {
+    number: np.dtype(name).newbyteorder("<")
+    for name, number in NUMBERS.items()
+    if name not in USED_BITS
+}
+_PLAIN = {np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)} | {
+    np.dtype(name) for name in ("float16", "float32", "float64")
+}
+_REQUEST_ID = b"\x08"  # the head of the field
+_INVERTED = bytes(range(255, -1, -1))
+_MOST_HOLES, _SPARE_TRIES = 64, 16
+
+
+def decode_request(
+    kind: type[M], data: bytes, segments: Segments | None = None, limit: int = 0
+) -> tuple[M, Payloads]:
+    """A request, and the large payloads that were kept out of it (REQUEST_INVALID)."""
+    beside = lifted(data, PATHS[kind.DESCRIPTOR.name])
+    try:
+        message = kind.FromString(beside.message)
+        return message, Payloads(beside, segments, limit, len(data))
+    except DecodeError:
+        raise Invalid(
+            "REQUEST_INVALID",
+            f"the {len(data)} bytes are not a serialized {kind.DESCRIPTOR.full_name}",
+        ) from None
+
+
+def source_bytes(source: service_pb2.GraphSource, payloads: Payloads = NOTHING_BESIDE) -> Buffer:
+    """The serialized graph of a request (GRAPH_INVALID where there is none)."""
+    if source.WhichOneof("source") != "graph":
+        raise Invalid("GRAPH_INVALID", "the request has no graph")
+    return payloads.found(source.graph)
+
+
+def decode_evaluation(
+    message: service_pb2.Evaluation, payloads: Payloads = NOTHING_BESIDE
+) -> Evaluation:
+    """What a request asks for. Names and ids are compared with the graph later."""
+    return Evaluation(
+        bindings=decode_bindings(message.bindings, payloads),
+        batch_size=message.batch_size,
+        seeds=decode_seeds(message.seeds, payloads),
+        forward_only=message.forward_only,
+        with_respect_to=tuple(message.with_respect_to),
+        values=_decode_selection("values", message.values),
+        gradients=_decode_selection("gradients", message.gradients),
+    )
+
+
+def decode_bindings(
+    messages: Iterable[service_pb2.Binding], payloads: Payloads = NOTHING_BESIDE
+) -> dict[str, Binding]:
+    """Bindings by the leaf's name (BINDING_INVALID where one repeats)."""
+    bindings: dict[str, Binding] = {}
+    for message in messages:
+        leaf = message.leaf
+        if leaf in bindings:
+            raise Invalid("BINDING_INVALID", f"leaf {leaf!r} is bound twice")
+        array = _decode_array("binding of leaf", leaf, message, payloads)
+        bindings[leaf] = Binding(array, message.batched)
+    return bindings
+
+
+def decode_seeds(
+    messages: Iterable[tensor_pb2.NamedTensor], payloads: Payloads = NOTHING_BESIDE
+) -> dict[str, Any]:
+    """Seeds by the output's name (SEED_INVALID where one repeats)."""
+    seeds: dict[str, Any] = {}
+    for message in messages:
+        if message.name in seeds:
+            raise Invalid("SEED_INVALID", f"output {message.name!r} has two seeds")
+        seeds[message.name] = _decode_array("seed of output", message.name, message, payloads)
+    return seeds
+
+
+def _decode_array(what: str, name: str, message: Any, payloads: Payloads) -> Any:
+    if not message.HasField("tensor"):
+        raise Invalid("TENSOR_INVALID", f"{what} {name!r}: has no tensor")
+    tensor = message.tensor
+    if not tensor.shape:  # most messages hold little else
+        data, dtype = tensor.data, _SCALARS.get(tensor.data_type)
+        if dtype is not None and len(data) == dtype.itemsize:
+            return np.ndarray((), dtype, data)
+    return constant(decode_tensor(f"{what} {name!r}", tensor, payloads))
+
+
+def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
+    if not message.ByteSize():
+        return NO_SELECTION
+    if message.all and (message.names or message.value_ids or message.modules):
+        raise Invalid(
+            "SELECTION_INVALID",
+            f"{place}: `all` is set, so names, ids and modules must be empty",
+        )
+    if message.detail not in (service_pb2.DETAIL_UNSPECIFIED, service_pb2.DETAIL_SUMMARY):
+        raise Invalid("SELECTION_INVALID", f"{place}: detail {message.detail} is not known")
+    return Selection(
+        all=message.all,
+        names=tuple(message.names),
+        value_ids=tuple(message.value_ids),
+        modules=tuple(message.modules),
+        summary=message.detail == service_pb2.DETAIL_SUMMARY,
+    )
+
+
+def results_sink(
+    request: service_pb2.EvaluateRequest
+    | service_pb2.EvaluateStreamRequest
+    | service_pb2.SessionRequest,
+    segments: Segments | None,
+) -> Sink | None:
+    """Where a request wants its large results; None: in the answer.
+
+    SHARED_MEMORY_INVALID, SHARED_MEMORY_UNSUPPORTED.
+    """
+    if not request.HasField("results_in"):
+        return None
+    try:
+        return require_segments("results_in", segments).sink(region_of(request.results_in))
+    except Invalid as refusal:
+        raise refusal.at("results_in") from None
+
+
+def without_request_id(data: bytes) -> tuple[int, bytes]:
+    """The id that a SessionRequest begins with, and the rest; 0 and all of it where none does."""
+    if data[:1] == _REQUEST_ID:
+        value = 0
+        for at, digit in enumerate(data[1:10]):  # of ten digits the last is cut off
+            value |= (digit & 0x7F) << 7 * at
+            if digit < 0x80:
+                return value, data[at + 2 :]
+    return 0, data
+
+
+def find_holes(
+    data: bytes,
+    kind: type[M],
+    bindings_in: Callable[[M], Sequence[service_pb2.Binding]],
+    bound: Mapping[str, Binding],
+) -> list[Hole] | None:
+    """Where a message has the elements that it binds; None where that cannot be told.
+
+    Bytes that occur in a message are an array's if, once they are inverted, the message is parsed
+    to the same one with that array inverted: however it was written, with fields in any order.
+    """
+    if len(data) >= LIFTED_BYTES:
+        return None
+    message = kind.FromString(data)
+    bindings = bindings_in(message)
+    if not 0 < len(bindings) <= _MOST_HOLES:
+        return None
+    found = []
+    tries = iter(range(len(bindings) + _SPARE_TRIES))  # of all together
+    for binding in bindings:
+        held, array = binding.tensor.data, bound[binding.leaf].array
+        # of other types not every element is allowed, or the array holds them otherwise
+        if not held or array.dtype not in _PLAIN or array.tobytes() != held:
+            return None
+        inverted = held.translate(_INVERTED)
+        binding.tensor.data = inverted
+        start = _start_of(data, held, inverted, message, tries)
+        if start is None:
+            return None
+        found.append(Hole(slice(start, start + len(held)), binding.leaf))
+        binding.tensor.data = held
+    return found
+
+
+def _start_of(
+    data: bytes, held: bytes, inverted: bytes, expected: Message, tries: Iterator[int]
+) -> int | None:
+    """Where these bytes stand, whose inversion makes the expected message."""
+    start = -1
+    for _ in tries:
+        start = data.find(held, start + 1)
+        if start < 0:
+            return None
+        other = data[:start] + inverted + data[start + len(held) :]
+        try:
+            if type(expected).FromString(other) == expected:
+                return start
+        except DecodeError:
+            pass
+    return None
