@@ -67,6 +67,7 @@ def test_set_takes_numbers_lists_and_files(tmp_path: Path) -> None:
     assert json.loads(found.stdout)["outputs"]["f"] == pytest.approx(f, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal_where_it_is_long(tmp_path: Path) -> None:
     graph = gw.Graph()
     x = graph.input("x", value=0.5)
@@ -187,6 +188,7 @@ def test_error_is_one_sentence(arguments: list[object], code: int, words: str) -
         assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_graph_is_converted_to_onnx_and_back(tmp_path: Path) -> None:
     model, back = tmp_path / "neuron.onnx", tmp_path / "neuron.gate"
     made = gradwire("convert", NEURON, model)
