@@ -1,6 +1,6 @@
 """Scalar functions for compiled kernels, one set for each floating data type.
 
-Exponentials and logarithms are plain arithmetic, so that a loop over them runs on vector registers;
+Exponentials, logarithms and erf are plain arithmetic, so that a loop over them runs on vector registers;
 their error is a few units in the last place. The others are the C library's. Names and meaning are
 those of `engine/opcodes.py`: NumPy's.
 """
@@ -8,6 +8,7 @@ those of `engine/opcodes.py`: NumPy's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,35 @@ _LN2 = {
     "float64": (0.693147180369123816490, 1.90821492927058770002e-10),
     "float32": (0.693359375, -2.12194440e-4),
 }
+
+#: erf(x) is x times the first polynomial, in x * x, up to 1, and from there to the number (where it
+#: rounds to 1) 1 less the exponential of the second, in x. Highest power first; through the
+#: Chebyshev nodes of erf(sqrt(s)) / sqrt(s) on [0, 1] and of log(1 - erf(x)).
+_ERF = {
+    "float64": (
+        (-7.795898827002142e-10, 1.3720064546777686e-08, -1.6208483801871705e-07,
+         1.6447424703317362e-06, -1.492473690741966e-05, 0.00012055294904839707,
+         -0.0008548325975389692, 0.0052239776071164225, -0.02686617064323777, 0.11283791670945006,
+         -0.37612638903183543, 1.1283791670955126),
+        (-5.038175090820216e-18, 4.372730657464627e-16, -1.803681420277295e-14,
+         4.704754571528763e-13, -8.710329646313464e-12, 1.2176913893331286e-10,
+         -1.3348440700984947e-09, 1.1757498115750717e-08, -8.454071020048298e-08,
+         5.008717897920234e-07, -2.452846118538208e-06, 9.88504231580783e-06,
+         -3.223400632863468e-05, 8.134663117117e-05, -0.00013878978515156762,
+         5.9988163202506775e-05, 0.0005115746202377613, -0.0016410725055028398,
+         0.00018134612945957767, 0.019136993126873038, -0.10277298786463396, -0.6366206965657829,
+         -1.1283787825197156, -5.442051963983573e-08),
+        6.0,
+    ),
+    "float32": (
+        (-0.0005648059865503044, 0.004921762027877231, -0.02671505423226643, 0.11280316652505075,
+         -0.37612343775327806, 1.1283791261787373),
+        (1.6371514145936436e-06, -4.605804268918978e-05, 0.0005968056256607798,
+         -0.004759596293266265, 0.026421136005663898, -0.11008008294882024, -0.631826051559163,
+         -1.130233434841994, 0.00032013804967769883),
+        4.0,
+    ),
+}  # fmt: skip
 
 
 @intrinsic
@@ -81,7 +111,7 @@ def elementary(dtype: str) -> SimpleNamespace:
 
         return float_type(integer_type), build
 
-    def polynomial(coefficients: list[float]) -> Any:
+    def polynomial(coefficients: Sequence[float]) -> Any:
         """Horner's scheme, unrolled, highest power first."""
         lines = ["def horner(x):", f"    y = F({coefficients[0]!r})"]
         lines += [f"    y = y * x + F({each!r})" for each in coefficients[1:]]
@@ -93,6 +123,9 @@ def elementary(dtype: str) -> SimpleNamespace:
     exp_series = polynomial([1 / math.factorial(n) for n in range(exp_terms, 1, -1)])
     #: (atanh(s) / s - 1) / s ** 2, in s ** 2
     log_series = polynomial([1 / n for n in range(log_terms, 1, -2)])
+    *erf_series, erf_end = _ERF[dtype]
+    erf_near, erf_far = map(polynomial, erf_series)
+    saturated_erf = f(erf_end)
 
     @njit(**INLINED)
     def power_of_two(rounded: Any) -> Any:
@@ -165,6 +198,15 @@ def elementary(dtype: str) -> SimpleNamespace:
         return log(y) + (lost if (y > zero) & (y < infinity) else zero)
 
     @njit(**INLINED)
+    def erf(x: Any) -> Any:
+        size = -x if x < zero else x
+        size = saturated_erf if size > saturated_erf else size
+        less_one, rounded = reduced(erf_far(size))
+        far = one - (less_one + one) * power_of_two(rounded)
+        far = -far if x < zero else far
+        return far if size > one else x * erf_near(x * x)
+
+    @njit(**INLINED)
     def where(condition: Any, x: Any, y: Any) -> Any:
         return x if condition else y
 
@@ -223,6 +265,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         tanh,
         log,
         log1p,
+        erf,
         where,
         maximum,
         minimum,
@@ -241,7 +284,7 @@ def elementary(dtype: str) -> SimpleNamespace:
 
 
 _LIBRARY = (
-    "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "sin", "sinh", "tan",
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "sin", "sinh", "tan",
 )  # fmt: skip
 _UFUNCS = (np.floor, np.ceil, np.rint, np.trunc, np.sqrt, np.isinf, np.isnan)
 
