@@ -112,3 +112,91 @@ def test_repeated_runs_give_the_same_bits() -> None:
 def test_small_tensors_are_left_to_the_array_engine() -> None:
     job = prepared(elementwise_graph(0, "float64", 8), "float64", side=8)
     assert job.compiled == NOTHING
+
+
+BROADCAST = [
+    Row("Mul", {}, 2, 1), Row("Sub", {}, 2, 1), Row("Tanh", {}, 1, 1), Row("Div", {}, 2, 1),
+    Row("ReduceSum", {"keepdims": 0}, 1, 1),
+]  # fmt: skip
+
+
+def broadcast_graph(dtype: str, shape: Any, own: Any, count: int) -> Graph:
+    """(tanh(x * y) - y) / y: nodes with an input of another shape at either place."""
+    leaves = [Leaf("input", "x", dtype, shape), Leaf("input", "y", dtype, own)]
+    nodes = [(0, (1, 2)), (2, (3,)), (1, (4, 2)), (1, (2, 5)), (3, (6, 2))][:count]
+    return circuit(BROADCAST, [*nodes, (4, (2 + count,))], leaves, [3 + count])
+
+
+def bound(graph: Graph, given: dict[str, Any], batch: int = 0) -> Job:
+    """A job with everything chosen; arrays of `batch` rows are batched."""
+    bindings = {
+        name: Binding(array, bool(batch) and array.shape[:1] == (batch,))
+        for name, array in given.items()
+    }
+    ones = np.ones((batch,) if batch else (), given["x"].dtype)
+    seeds = {output.name: ones for output in graph.outputs}
+    return prepare(graph, everything(Evaluation(bindings, batch, seeds)), Limits())
+
+
+def drawn(dtype: str, *shapes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(5)
+    return {
+        name: rng.uniform(0.5, 1.5, shape).astype(dtype)
+        for name, shape in zip("xy", shapes, strict=True)
+    }
+
+
+OPERANDS = [
+    (64,), (1, 50, 64), (40, 50, 1), (40, 1, 1), (1, 50, 1), (50, 1), (1, 1, 1), (40, 50, 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", OPERANDS, ids=str)
+def test_numbers_for_rows_and_columns_are_fused(own: Any) -> None:
+    shape = (40, 50, 64)
+    job = bound(broadcast_graph("float64", shape, own, 5), drawn("float64", shape, own))
+    (region,) = job.compiled.regions.values()
+    assert region.nodes == range(5)
+    assert_engines_agree(job, "float64")
+
+
+@pytest.mark.parametrize("own", OPERANDS, ids=str)
+def test_float32_gradients_of_what_is_spread_are_summed_well(own: Any) -> None:
+    """To within rounding of their largest terms, which NumPy's sums over columns are not."""
+    shape = (40, 50, 64)
+    given = drawn("float32", shape, own)
+    job = bound(broadcast_graph("float32", shape, own, 5), given)
+    assert job.compiled.regions
+    wide = {name: each.astype("float64") for name, each in given.items()}
+    exact = found(bound(broadcast_graph("float64", shape, own, 5), wide))
+    for key, array in found(job).items():
+        np.testing.assert_allclose(array, exact[key], rtol=0, atol=5e-6 * np.abs(exact[key]).max())
+
+
+@pytest.mark.parametrize("own", [(9, 1, 128), (9, 80, 1), (9, 1, 1)], ids=str)
+def test_rows_longer_than_a_block_are_right(own: Any) -> None:
+    """Numbers of rows that no block holds all of are written out block by block."""
+    shape = (9, 80, 128) if own[1:] != (1, 1) else (9, 20_000, 2)
+    job = bound(broadcast_graph("float64", shape, own, 3), drawn("float64", shape, own))
+    assert_engines_agree(job, "float64")
+
+
+@pytest.mark.parametrize(
+    ("own", "batched"), [((600,), False), ((30, 1), True), ((), True), ((600,), True)], ids=str
+)
+def test_rows_of_a_batch_are_aligned_from_their_ends(own: Any, batched: bool) -> None:
+    given = drawn("float64", (7, 30, 600), (7, *own) if batched else own)
+    job = bound(broadcast_graph("float64", (30, 600), own, 5), given, 7)
+    assert job.compiled.regions
+    assert_engines_agree(job, "float64")
+
+
+def test_gradients_that_are_there_are_added_to() -> None:
+    """The products' gradients of x * x come first, and the region adds its own to their sum."""
+    rows = [*BROADCAST, Row("Transpose", {"perm": (1, 0)}, 1, 1), Row("MatMul", {}, 2, 1)]
+    nodes = [(0, (1, 1)), (5, (1,)), (2, (2,)), (6, (2, 2)), (4, (4,)), (4, (5,))]
+    graph = circuit(rows, nodes, [Leaf("input", "x", "float64", (260, 260))], [6, 7])
+    given = {"x": np.random.default_rng(1).uniform(-1, 1, (260, 260))}
+    job = bound(graph, given)
+    assert len(job.compiled.regions) == 2
+    assert_engines_agree(job, "float64")

@@ -1,8 +1,8 @@
 """Scalar functions for compiled kernels, one set for each floating data type.
 
-Exponentials, logarithms and erf are plain arithmetic, so that a loop over them runs on vector registers;
-their error is a few units in the last place. The others are the C library's. Names and meaning are
-those of `engine/opcodes.py`: NumPy's.
+Exponentials, logarithms and erf are plain arithmetic, so that a loop over them runs on vector
+registers; their error is a few units in the last place. The others are the C library's. Names and
+meaning are those of `engine/opcodes.py`: NumPy's.
 """
 
 from __future__ import annotations
