@@ -481,10 +481,21 @@ def _pull_rows(
 
 def _is_new(to_input: Array, pulled: Sequence[Array], shown: Sequence[Any]) -> bool:
     """Whether the array is the engine's to write to: nothing else shows its memory."""
-    if not to_input.shape or getattr(to_input, "base", to_input) is not None:
+    memory = _memory(to_input)
+    if not to_input.shape or getattr(memory, "base", memory) is not None:
         return False
-    others = sum(each is to_input or getattr(each, "base", None) is to_input for each in pulled)
-    return others == 1 and not any(each is to_input for each in shown)
+    others = sum(_memory(each) is memory for each in pulled)
+    return (
+        others == 1
+        and to_input.flags.writeable
+        and not any(_memory(each) is memory for each in shown)
+    )
+
+
+def _memory(x: Any) -> Any:
+    """The array that has the memory that an array shows, itself if it has its own."""
+    base = getattr(x, "base", None)
+    return x if base is None else base
 
 
 def _add(grads: list[Array | None], own: set[int], i: int, to_input: Array, is_new: bool) -> None:
