@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gradwire_server.engine.array import Stretch
 from gradwire_server.engine.joined import Joined, make_joined
-from gradwire_server.engine.regions import Region, find_regions
+from gradwire_server.engine.regions import find_regions
+from gradwire_server.engine.rows import find_rows
 from gradwire_server.engine.tape import Program, make_program
 from gradwire_server.plan import Plan
 
@@ -17,7 +19,7 @@ class Compiled:
 
     program: Program | None = None  # the whole plan as a tape
     joined: Joined | None = None  # or as two, where modules have gradients of their own
-    regions: Mapping[int, Region] = field(default_factory=dict)  # by first node
+    regions: Mapping[int, Stretch] = field(default_factory=dict)  # by first node
     settled: bool = True  # False: asked again, there may be more, since kernels are still to come
 
 
@@ -40,4 +42,5 @@ def compile_plan(plan: Plan, max_bytes: int) -> Compiled:
     if plan.nbytes(gradients=True) > max_bytes:
         return NOTHING
     settled, regions = find_regions(plan)
-    return Compiled(regions=regions, settled=settled)
+    all_settled, rows = find_rows(plan)
+    return Compiled(regions={**regions, **rows}, settled=settled and all_settled)

@@ -7,6 +7,8 @@ switch  node after node, for deep circuits; also for what is left of a tape when
 runs    a run of nodes of one opcode at a time, for wide circuits
 block   each node over many elements: rows of a batch, or elements of tensors
 
+`softmax` and `softmax_backward` run over rows of a tensor, one pass over memory each.
+
 `whole` is a forward and a backward pass of the first or the second kind in one call: a small
 circuit takes less time than Python takes for handing over the columns.
 
@@ -26,11 +28,14 @@ from gradwire_server.engine.opcodes import (
     Opcode,
     instruction_set,
 )
+from gradwire_server.specs import ITEM_SIZES
 
 #: Nodes of a run that are computed together on vector registers.
 STAGE = 256
 #: Most elements of a block: a few rows of them stay in the first cache.
 BLOCK = 512
+#: Numbers that are compared at once, on vector registers.
+_LANES = 32
 
 _HEADER = '''\
 """Kernels for {dtype}, written by gradwire_server.engine.kernel_source."""
@@ -70,6 +75,7 @@ def kernel_source(dtype: str) -> str:
         _block_forward(opcodes, tape),
         _block_backward(opcodes, tape),
         _whole(float_type),
+        _SOFTMAX.format(item=ITEM_SIZES[dtype], lanes=_LANES),
     ]
     return "\n\n".join(parts)
 
@@ -380,3 +386,56 @@ def whole(told, values, grads):
         runs_backward(ops, {tape}, grads, slot, starts, cursors, runs, 0)
     else:
         switch_backward(live_ops, {tape}, grads, slot, nodes, 0, input_count)'''
+
+
+# A sum may be taken in any order here, so that it runs on vector registers; for the largest of
+# numbers the compiler has to be shown how.
+_SOFTMAX = '''\
+ROWS = {{"cache": True, "nogil": True, **OPTIONS, "fastmath": {{"contract", "reassoc"}}}}
+LANES = U({lanes})
+
+
+@njit(**INLINED)
+def largest_of(x, lanes):
+    count = U(len(x))
+    whole = count - count % LANES
+    for lane in range(LANES):
+        lanes[lane] = F(-np.inf)
+    for first in range(U0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] = x[first + lane] if x[first + lane] > lanes[lane] else lanes[lane]
+    found = F(-np.inf)
+    for lane in range(LANES):
+        found = lanes[lane] if lanes[lane] > found else found
+    for t in range(whole, count):
+        found = x[t] if x[t] > found else found
+    return found
+
+
+@njit("void(i8, i8, i8, i8, i8)", **ROWS)
+def softmax(x, out, count, start, stop):
+    """Of each row of `count` elements from `start` to `stop`, at these addresses."""
+    lanes = np.empty(LANES, F)
+    for row in range(start, stop):
+        shift, total = row * count * {item}, F(0)
+        given, found = view(x + shift, count), view(out + shift, count)
+        largest = largest_of(given, lanes)
+        for t in range(U(count)):
+            found[t] = exp(given[t] - largest)
+        for t in range(U(count)):
+            total += found[t]
+        for t in range(U(count)):
+            found[t] /= total
+
+
+@njit("void(i8, i8, i8, i8, i8, i8)", **ROWS)
+def softmax_backward(grad, out, to_x, count, start, stop):
+    """out * (grad - sum(grad * out)), of each row."""
+    for row in range(start, stop):
+        shift, total = row * count * {item}, F(0)
+        given, values = view(grad + shift, count), view(out + shift, count)
+        found = view(to_x + shift, count)
+        for t in range(U(count)):
+            total += given[t] * values[t]
+        for t in range(U(count)):
+            found[t] = values[t] * (given[t] - total)'''
