@@ -98,29 +98,6 @@ def spread(patches, place, out, start, stop):
                 first += counts[0] * counts[1]
 
 
-@_kernel(*"xwo")
-def take_largest(x, place, largest, start, stop):
-    """The largest element of each window, as `find_largest` has it, without its place."""
-    kernel, strides, dilations, before, counts, sizes = place
-    step, windows, low = U(strides[1]), counts[0] * counts[1], x.dtype.type(-np.inf)
-    for each in range(U(start * windows), U(stop * windows)):
-        largest[each] = low
-    for row in range(start, stop):
-        for a in range(kernel[0]):
-            down = a * dilations[0] - before[0]
-            top, bottom = _inside(down, strides[0], sizes[0], counts[0])
-            for b in range(kernel[1]):
-                along = b * dilations[1] - before[1]
-                left, right = _inside(along, strides[1], sizes[1], counts[1])
-                for i in range(top, bottom):
-                    line = (row * sizes[0] + i * strides[0] + down) * sizes[1]
-                    at = U(line + left * strides[1] + along)
-                    to = U(row * windows + i * counts[1] + left)
-                    for j in range(U(right - left)):
-                        each, best = x[at + j * step], largest[to + j]
-                        largest[to + j] = each if (each > best) | (each != each) else best
-
-
 @_kernel(*"xwop")
 def find_largest(x, place, largest, places, start, stop):
     """The largest element of each window, and where in its row it is: the first of equal ones.
@@ -179,4 +156,4 @@ def spread_largest(grad, largest, x, place, out, start, stop):
                         rest[own + j] = zero if found else given
 
 
-__all__ = ["find_largest", "gather", "spread", "spread_largest", "take_largest"]
+__all__ = ["find_largest", "gather", "spread", "spread_largest"]

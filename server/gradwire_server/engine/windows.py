@@ -36,8 +36,7 @@ def namespace() -> Namespace:
 def _compiled(loops: ModuleType) -> SimpleNamespace:
     own = _Windowed(loops)
     names = (
-        "argmax_windows", "convolve", "convolve_transposed", "convolve_weights", "max_windows",
-        "spread_largest",
+        "argmax_windows", "convolve", "convolve_transposed", "convolve_weights", "spread_largest",
     )  # fmt: skip
     found = {name: getattr(arrays, name) for name in arrays.__all__}
     return SimpleNamespace(**found | {name: getattr(own, name) for name in names})
@@ -87,15 +86,6 @@ class _Windowed:
             patches = self._gathered(x[part], windows, group)
             total += (rows[part] @ patches.swapaxes(-1, -2)).sum(axis=0)
         return out
-
-    def max_windows(self, x: Array, windows: Windows) -> Array:
-        if not _searches(x, windows):
-            return arrays.max_windows(x, windows)
-        lead, sizes = _axes(x, windows)
-        largest: Array = np.empty((*lead, *windows.counts), x.dtype)
-        columns = (np.ravel(x), _place(windows, sizes), np.ravel(largest))
-        _over_rows(self._loops.take_largest, columns, prod(lead), x.size)
-        return largest
 
     def argmax_windows(self, x: Array, windows: Windows) -> Array:
         if not _searches(x, windows):
