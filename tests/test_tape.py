@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from gradwire_server.engine import kernels, runs
+from gradwire_server.engine.buffers import Buffers
 from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.elementary import elementary
 from gradwire_server.engine.evaluation import Binding, Evaluation, Job, everything, prepare
 from gradwire_server.engine.opcodes import instruction_set
-from gradwire_server.engine.tape import Buffers
 from gradwire_server.errors import Stopped
 from gradwire_server.gates import GATES
 from gradwire_server.gates.base import ElementwiseGate, Input
@@ -308,6 +308,14 @@ def test_buffers_are_held_up_to_a_limit() -> None:
     held.give(np.empty(5))  # no room for the oldest
     assert held.take((5,), "float64") is not first
     assert held.take((5,), "float64") is second
+
+
+def test_buffers_begin_where_vectors_and_huge_pages_do() -> None:
+    held = Buffers(most_bytes=0)
+    for elements, unit in ((3, 64), (1001, 64), (1 << 19, 1 << 21)):
+        buffer = held.take((elements, 1), "float64")
+        assert (buffer.shape, str(buffer.dtype)) == ((elements, 1), "float64")
+        assert buffer.ctypes.data % unit == 0
 
 
 def test_buffers_that_were_all_taken_leave_nothing_behind() -> None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server.engine import kernels
+from gradwire_server.engine.buffers import Buffers
 from gradwire_server.engine.kernel_source import BLOCK
 from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instruction_set
 from gradwire_server.gates.base import Array
@@ -122,46 +122,6 @@ def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
     if not plan.batch_size:
         tape, slots = _in_runs(plan.graph, tape, scheduling)
     return True, Program(plan, dtype, tape, slots, compiled, scheduling)
-
-
-class Buffers:
-    """Buffers between evaluations: a page of fresh memory costs more than computing over it.
-
-    Those that are too small for pages to count are left to malloc.
-    """
-
-    def __init__(self, most_bytes: int, least_bytes: int = 0) -> None:
-        self._most = most_bytes
-        self._least = least_bytes
-        self._bytes = 0
-        self._held: dict[tuple[Shape, Any], list[Array]] = {}  # the kind that came last is last
-        self._lock = Lock()
-
-    def take(self, shape: Shape, dtype: str) -> Array:
-        """One of the shape and type, with whatever is in it."""
-        with self._lock:
-            kind = shape, np.dtype(dtype)
-            if kind in self._held:
-                return self._removed(kind, -1)
-        return np.empty(shape, dtype)
-
-    def give(self, buffer: Array) -> None:
-        """Takes back one that nobody reads any more."""
-        if buffer.nbytes < self._least:
-            return
-        kind = buffer.shape, buffer.dtype
-        with self._lock:
-            self._held[kind] = [*self._held.pop(kind, []), buffer]
-            self._bytes += buffer.nbytes
-            while self._bytes > self._most:
-                self._removed(next(iter(self._held)), 0)
-
-    def _removed(self, kind: tuple[Shape, Any], place: int) -> Array:
-        buffer: Array = self._held[kind].pop(place)
-        self._bytes -= buffer.nbytes
-        if not self._held[kind]:
-            del self._held[kind]
-        return buffer
 
 
 _HELD = Buffers(most_bytes=256 << 20, least_bytes=1 << 16)
