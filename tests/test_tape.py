@@ -239,8 +239,6 @@ def test_small_points_have_a_recipe() -> None:
     given = point(np.random.default_rng(0), "float64")
     assert prepared(graph, given, 0, {"o0": np.ones(())}).recipe is not None
     assert prepared(graph, given).recipe is None, "no backward pass"
-    rows = point(np.random.default_rng(0), "float64", 5)
-    assert prepared(graph, rows, 5, {"o0": np.ones(5)}).recipe is None
 
 
 def test_a_recipe_is_not_followed_for_nobody() -> None:
