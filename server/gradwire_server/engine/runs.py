@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gradwire_server.engine import array, windows
+from gradwire_server.engine import array, blas, windows
 from gradwire_server.engine.batches import BatchRecipe
 from gradwire_server.engine.evaluation import Choice, Job, Part
 from gradwire_server.engine.joined import JoinedPasses
@@ -209,9 +209,9 @@ class ArrayPasses:
     def forward(self) -> Iterator[int]:
         lifetimes = self._job.choice.lifetimes
         releases = None if lifetimes.is_small else lifetimes.releases
-        return array.forward(
-            windows.namespace(), self._job.plan, self._values, releases, self._job.compiled.regions
-        )
+        plan, regions = self._job.plan, self._job.compiled.regions
+        with blas.threads_for(plan.most_bytes):
+            yield from array.forward(windows.namespace(), plan, self._values, releases, regions)
 
     def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
         assert lifetimes.kept.needed is not None, "a choice that is not forward_only"
@@ -220,16 +220,12 @@ class ArrayPasses:
         grads: list[Array | None] = [None] * len(self._values)
         for value_id, given in seeds.items():
             grads[value_id] = given
-        self.gradients = _Listed(self._job.plan, grads)
-        return array.backward(
-            windows.namespace(),
-            self._job.plan,
-            self._values,
-            grads,
-            needed,
-            kept,
-            self._job.compiled.regions,
-        )
+        plan, regions = self._job.plan, self._job.compiled.regions
+        self.gradients = _Listed(plan, grads)
+        with blas.threads_for(plan.most_bytes):
+            yield from array.backward(
+                windows.namespace(), plan, self._values, grads, needed, kept, regions
+            )
 
 
 class _Listed:
