@@ -215,7 +215,7 @@ def bindings(
                 "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
             )
         leaf = leaves[name]
-        array = _as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
+        array = as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
         row = array.shape[1:] if name in batched else array.shape
         if len(row) != len(leaf.axes) or any(
             isinstance(axis, int) and axis != size
@@ -297,7 +297,7 @@ def seed_messages(
                 "OUTPUT_UNKNOWN",
                 f"there is no output {name!r} to seed{nearest(name, graph.outputs)}",
             )
-        array = _as_dtype(f"seed of output {name!r}", given, graph.output_dtype(name))
+        array = as_dtype(f"seed of output {name!r}", given, graph.output_dtype(name))
         tensor = exchange.put(array)
         if tensor is None:
             tensor = tensors.encode(array)
@@ -366,7 +366,7 @@ def _aio_status(call: grpc.aio.AioRpcError) -> Any:
     return None
 
 
-def _as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
+def as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
     """Numbers and lists take the declared type; an array must have it."""
     given = tensors.recognized(given, dtype)
     if isinstance(given, (np.ndarray, np.generic)) and str(given.dtype) != dtype:

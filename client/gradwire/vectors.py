@@ -29,7 +29,7 @@ class Vector:
         shapes = [tuple(axis for axis in leaf.axes if isinstance(axis, int)) for leaf in leaves]
         edges = [0, *accumulate(map(prod, shapes))]
         self.size = edges[-1]
-        self._names = [leaf.name for leaf in leaves]
+        self.names = [leaf.name for leaf in leaves]
         self._dtypes = {leaf.dtype for leaf in leaves}
         self._parts = [
             (leaf.name, leaf.dtype, slice(*edge) if shape else edge[0], shape)
@@ -52,7 +52,7 @@ class Vector:
 
     def join(self, gradients: Mapping[str, Array], dtype: np.dtype[Any]) -> Array:
         """The leaves' gradients as a vector [size] of a data type."""
-        if not self._names:
+        if not self.names:
             return np.empty(0, dtype)
-        found = [gradients[name] for name in self._names]
+        found = [gradients[name] for name in self.names]
         return np.concatenate(found, axis=None, dtype=dtype, casting="unsafe")
