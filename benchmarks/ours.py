@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import evaluation, kernels, runs
 from gradwire_server.engine.evaluation import ALL, Binding, Evaluation, Job, Selection
+from gradwire_server.engine.repeated import repeat
 from gradwire_server.engine.runs import Found, Slab
 from gradwire_server.limits import Limits
 
@@ -28,7 +29,12 @@ class Ours:
         self.job = prepared(data, bindings, **options)
 
     def run(self) -> Found:
+        """In new arrays, as for a request."""
         return run(self.job)
+
+    def in_place(self) -> Callable[[], None]:
+        """The same in arrays that stay where they are, as `gw.Evaluator` does it."""
+        return repeat(self.job).run
 
     def found(self) -> tuple[Numbers, Numbers]:
         """Values and gradients by id, along the first axis."""

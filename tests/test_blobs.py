@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import gradwire as gw
-from gradwire import blob_files, builder, files
+from gradwire import blob_files, files
+from gradwire.builder import writing
 from gradwire.v1 import graph_pb2
 
 
@@ -90,7 +91,7 @@ def test_saved_again_a_read_graph_keeps_its_form_and_digest(tmp_path: Path) -> N
 
 
 def test_large_graphs_have_blobs_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "INLINE_BYTES", 10_000)
+    monkeypatch.setattr(writing, "INLINE_BYTES", 10_000)
     graph = layers(W, V)
     graph.save(tmp_path / "large.gate")
     assert len([*tmp_path.glob("large.gate.*.blobs")]) == 1
@@ -192,7 +193,7 @@ def test_graph_over_a_message_says_so_before_it_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = saved(tmp_path)
-    monkeypatch.setattr(builder, "_MESSAGE_BYTES", 10_000)
+    monkeypatch.setattr(writing, "_MESSAGE_BYTES", 10_000)
     with pytest.raises(gw.LimitError, match="one message holds at most 10000, and blobs are not"):
         gw.load(path).to_bytes()
 

@@ -189,12 +189,13 @@ def test_output_in_the_docs_is_what_is_printed() -> None:
     assert printed[-len(tail.splitlines()) :] == tail.splitlines()
 
 
-def test_readme_python_example_runs(tmp_path: Path) -> None:
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert example is not None
-    (tmp_path / "example.py").write_text(example[1])
+def test_readme_python_examples_run(tmp_path: Path) -> None:
+    """The one with a server, and the one without, which goes on from there."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "example.py").write_text("".join(examples[:2]))
     printed = run(sys.executable, "example.py", cwd=tmp_path)
     assert "output grad/w = " in printed
+    assert "0.7310585786300049 -0.19661193324148" in printed
 
 
 @pytest.mark.skipif(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from wire import F64, neuron, scalar, source
 
+from gradwire.holes import request_id_of, with_request_id
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.codec.requests import (
     decode_bindings,
     decode_evaluation,
-    find_holes,
-    without_request_id,
+    find_bound,
 )
 from gradwire_server.engine.evaluation import Binding, Evaluation, prepare
 from gradwire_server.entry import EmbeddedServer
@@ -58,7 +58,7 @@ def holes(data: bytes) -> list[bytes] | None:
     """What a request has where its holes are."""
     message = service_pb2.EvaluateRequest.FromString(data)
     bound = decode_bindings(message.evaluation.bindings)
-    found = find_holes(data, service_pb2.EvaluateRequest, bindings_in, bound)
+    found = find_bound(data, service_pb2.EvaluateRequest, bindings_in, bound)
     if found is None:
         return None
     for hole in found:
@@ -70,7 +70,7 @@ def mould() -> tuple[Mould, bytes]:
     data = request(x0=0.5, x1=0.25).SerializeToString()
     wanted = decode_evaluation(request(x0=0.5, x1=0.25).evaluation)
     graph = decode_graph(neuron().SerializeToString(), LIMITS)
-    found = find_holes(data, service_pb2.EvaluateRequest, bindings_in, wanted.bindings)
+    found = find_bound(data, service_pb2.EvaluateRequest, bindings_in, wanted.bindings)
     assert found is not None
     return Mould.of(prepare(graph, wanted, LIMITS), movable(graph), data, found), data
 
@@ -132,7 +132,7 @@ def test_numbers_that_are_in_the_graph_too_are_told_apart() -> None:
     data = request(graph, x0=0.5, x1=0.5).SerializeToString()
     message = service_pb2.EvaluateRequest.FromString(data)
     bound = decode_bindings(message.evaluation.bindings)
-    found = find_holes(data, service_pb2.EvaluateRequest, bindings_in, bound)
+    found = find_bound(data, service_pb2.EvaluateRequest, bindings_in, bound)
     assert found is not None
     after_graph = data.index(graph.SerializeToString()) + graph.ByteSize()
     assert all(hole.place.start > after_graph for hole in found)
@@ -229,9 +229,11 @@ def test_graph_that_is_named_by_its_digest_is_looked_up_each_time() -> None:
 def test_id_that_a_request_begins_with_is_taken_off() -> None:
     for number in (0, 1, 127, 128, 300, 1 << 40, (1 << 63) - 1):
         data = step(number, x0=0.5).SerializeToString()
-        assert without_request_id(data) == (number, step(0, x0=0.5).SerializeToString())
+        found, start = request_id_of(data)
+        assert (found, data[start:]) == (number, step(0, x0=0.5).SerializeToString())
+        assert not number or data[:start] == with_request_id(number)
     for odd in (b"", b"\x08", b"\x08\x80", b"\x08" + b"\xff" * 9 + b"\1"):
-        assert without_request_id(odd) == (0, odd)
+        assert request_id_of(odd) == (0, 0)
 
 
 def test_step_like_the_last_ones_is_known_by_its_bytes() -> None:
@@ -243,7 +245,7 @@ def test_step_like_the_last_ones_is_known_by_its_bytes() -> None:
     assert not session.wants_mould, "there may be no second one"
     session.step(bound, False, never)
     assert session.wants_mould
-    found = find_holes(data, service_pb2.SessionRequest, lambda each: each.step.bindings, bound)
+    found = find_bound(data, service_pb2.SessionRequest, lambda each: each.step.bindings, bound)
     session.cast(data, found)
     session.step({"x1": Binding(np.array(4.0))}, False, never)
     job = session.pour(step(0, x0=-3.0).SerializeToString())

@@ -30,7 +30,7 @@ from grpc_status import rpc_status
 import gradwire as gw
 from gradwire import requests
 from gradwire.results import decode_result
-from gradwire.segments import Exchange, Pool, Segment
+from gradwire.segments import INLINE, Exchange, Pool, Segment
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer, Server
 from gradwire_server.limits import Limits
@@ -422,7 +422,7 @@ def test_refused_step_with_shared_memory_changes_nothing(server: EmbeddedServer)
         bad = service_pb2.SessionRequest(step=service_pb2.Step())
         bad.results_in.segment = "0" * 32
         with pytest.raises(gw.InvalidRequestError) as refused:
-            session._ask(bad)
+            session._result(bad.SerializeToString(), INLINE)
         assert refused.value.reason == "SHARED_MEMORY_INVALID"
         assert_same(session.step({}), first)  # and shares other segments from now on
 

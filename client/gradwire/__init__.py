@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UnsupportedError,
     )
+    from gradwire.in_process import Evaluator
     from gradwire.local import local
     from gradwire.modules import module
     from gradwire.onnx import from_onnx, to_onnx
@@ -70,6 +71,7 @@ _HOMES = {
         "UnavailableError",
         "UnsupportedError",
     ),
+    "in_process": ("Evaluator",),
     "local": ("local",),
     "modules": ("module",),
     "onnx": ("from_onnx", "to_onnx"),
@@ -86,6 +88,7 @@ __all__ = [
     "Connection",
     "DeadlineError",
     "Drawing",
+    "Evaluator",
     "Event",
     "FileError",
     "GradientFinding",

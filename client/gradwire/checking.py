@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradwire import columns, tensors
-from gradwire.builder import Graph, Leaf, Module, Row, Shared
+from gradwire.builder import Graph, Leaf, Module
+from gradwire.builder.circuit import Circuit
+from gradwire.builder.rows import Row
+from gradwire.builder.shared import Shared
 from gradwire.connection import Connection
 from gradwire.errors import GradwireError
 
@@ -120,7 +123,7 @@ class _Use(NamedTuple):
 class _Frame:
     """A circuit that is being walked through, where its values are, and its inputs."""
 
-    circuit: Graph
+    circuit: Circuit
     places: columns.Places | None  # of the outermost
     path: str
     shift: int  # ids of its nodes' values are their keys and this
@@ -131,21 +134,21 @@ class _Frame:
 
 def _use_counts(graph: Graph) -> Counter[int]:
     """How often each module is used, those inside of others too."""
-    counts = Counter(module for module, _, _ in _uses_in(graph))
+    counts = Counter(module for module, _, _ in _uses_in(graph._circuit))
     for number, module in reversed([*enumerate(graph.modules)]):
         if times := counts[number]:
-            for inner, _, _ in _uses_in(module.circuit):
+            for inner, _, _ in _uses_in(module.circuit._circuit):
                 counts[inner] += times
     return counts
 
 
-def _uses_in(circuit: Graph) -> Iterator[tuple[int, int, list[int]]]:
+def _uses_in(circuit: Circuit) -> Iterator[tuple[int, int, list[int]]]:
     """Uses of modules: module, key of the first value, keys of the inputs."""
     start = 0
-    for number, first in zip(circuit._node_rows, circuit._node_firsts, strict=True):
-        row = circuit._row_list[number]
+    for number, first in zip(circuit.node_rows, circuit.node_firsts, strict=True):
+        row = circuit.table.rows[number]
         if row.module is not None:
-            yield row.module, first, circuit._node_inputs[start : start + row.inputs].tolist()
+            yield row.module, first, circuit.node_inputs[start : start + row.inputs].tolist()
         start += row.inputs
 
 
@@ -153,9 +156,9 @@ def _first_uses(graph: Graph, wanted: dict[int, int]) -> list[_Use]:
     """As many uses of each module as are wanted, outer before inner ones."""
     found: list[_Use] = []
     left = Counter(wanted)
-    shift = graph.value_count - graph.inside_count - graph._value_count
-    inside = graph.value_count - graph.inside_count + 1
-    waiting = [_Frame(graph, graph._places(), "", shift, inside, [], _uses_in(graph))]
+    own = graph._circuit
+    places = own.places()
+    waiting = [_Frame(own, places, "", places.shift, own.own_count + 1, [], _uses_in(own))]
     for _ in range(_MOST_VISITED):
         while waiting and (node := next(waiting[-1].nodes, None)) is None:
             waiting.pop()
@@ -163,14 +166,14 @@ def _first_uses(graph: Graph, wanted: dict[int, int]) -> list[_Use]:
             break
         module, first, keys = node
         frame = waiting[-1]
-        name = frame.circuit._names.get(first, "")
+        name = frame.circuit.names.get(first, "")
         if frame.places is None:
             name = f"{frame.path}/{name}" if frame.path and name else ""
         inputs = [_source(frame, key) for key in keys]
         if left[module] > 0:
             left[module] -= 1
             found.append(_Use(name or f"%{first + frame.shift}", module, inputs))
-        circuit, values = graph.modules[module].circuit, graph._shared.uses[module]
+        circuit, values = graph.modules[module].circuit._circuit, graph._shared.uses[module]
         waiting.append(
             _Frame(
                 circuit,
@@ -191,14 +194,14 @@ def _source(frame: _Frame, key: int) -> int | tensors.Array:
     circuit = frame.circuit
     if key > 0:
         return key + frame.shift
-    position = bisect_right(circuit._leaf_slots, -key) - 1
-    leaf = circuit._leaves[position]
+    position = bisect_right(circuit.leaf_slots, -key) - 1
+    leaf = circuit.leaves[position]
     if leaf.kind == "constant" and leaf.value is not None:
-        element = -key - circuit._leaf_slots[position]
+        element = -key - circuit.leaf_slots[position]
         return leaf.value.reshape(-1)[element] if leaf.elements else leaf.value
     if frame.places is not None:
         return int(frame.places.ids([key])[0])
-    number = sum(each.kind == "input" for each in circuit._leaves[:position])
+    number = sum(each.kind == "input" for each in circuit.leaves[:position])
     return frame.inputs[number]
 
 
@@ -240,7 +243,7 @@ def _check_use(
 def _differentiated(module: Module, arrays: _Arrays) -> list[str]:
     """Inputs for which the module's own gradient has a value."""
     assert module.gradient is not None
-    given = zip(module.inputs, module.gradient._outputs.values(), strict=True)
+    given = zip(module.inputs, module.gradient._circuit.outputs.values(), strict=True)
     return [name for name, keys in given if keys and str(arrays[name].dtype) in tensors.FLOATS]
 
 
@@ -398,9 +401,9 @@ def _alone(graph: Graph, number: int, arrays: _Arrays) -> Graph:
     kept = _reachable(graph, number)
     renumbered = {each: place for place, each in enumerate(kept)}
     found = Graph()
-    for row in graph._shared.row_list:
+    for row in graph._shared.table.rows:
         module = None if row.module is None else renumbered.get(row.module, -1)
-        found._shared.add_row(_raised_row(row._replace(module=module)))
+        found._shared.table.add(_raised_row(row._replace(module=module)))
     for each in map(graph.modules.__getitem__, kept):
         circuit = _copied(each.circuit, found._shared)
         gradient = None if each.gradient is None else _copied(each.gradient, found._shared)
@@ -418,7 +421,7 @@ def _reachable(graph: Graph, number: int) -> list[int]:
     found, waiting = {number}, [number]
     while waiting:
         for circuit in graph.modules[waiting.pop()].circuits:
-            inner = {module for module, _, _ in _uses_in(circuit)} - found
+            inner = {module for module, _, _ in _uses_in(circuit._circuit)} - found
             found |= inner
             waiting += inner
     return sorted(found)
@@ -427,13 +430,14 @@ def _reachable(graph: Graph, number: int) -> list[int]:
 def _copied(circuit: Graph, shared: Shared) -> Graph:
     """A circuit of another graph that has the same gates table, in float64."""
     found = shared.circuit(circuit._module)
-    for leaf in circuit._leaves:
-        found._add_leaf(_raised_leaf(leaf), "")
-    found._node_rows = circuit._node_rows
-    found._node_inputs = circuit._node_inputs
-    found._node_firsts = circuit._node_firsts
-    found._value_count = circuit._value_count
-    found._outputs = circuit._outputs
+    into, source = found._circuit, circuit._circuit
+    for leaf in source.leaves:
+        into.add_leaf(_raised_leaf(leaf))
+    into.node_rows = source.node_rows
+    into.node_inputs = source.node_inputs
+    into.node_firsts = source.node_firsts
+    into.value_count = source.value_count
+    into.outputs = source.outputs
     return found
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from asyncio import InvalidStateError
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import count
-from math import prod
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Self
@@ -27,13 +27,18 @@ from gradwire.errors import (
     InvalidRequestError,
     ServerError,
 )
-from gradwire.results import Columns, Event, Result, decode_response, decode_result, scalar
+from gradwire.forms import Forms
+from gradwire.holes import request_id_of, with_request_id
+from gradwire.payloads import LIFTED_BYTES, Buffer
+from gradwire.results import Columns, Event, Result, decode_result, parse, scalar
 from gradwire.saved import Download, KnownGraphs, Progress, SavedGraph
 from gradwire.segments import INLINE, Exchange, Pool
-from gradwire.tensors import FLOATS, Array
+from gradwire.tensors import Array
 from gradwire.v1 import service_pb2, service_pb2_grpc
+from gradwire.vectors import Vector
 
 _EVALUATE = "/gradwire.v1.GradientService/Evaluate"
+_SESSION = "/gradwire.v1.GradientService/Session"
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -56,11 +61,13 @@ class Connection:
         self._timeout = timeout
         self._memory = _SharedMemory(target, shared_memory)
         self._known = KnownGraphs()
+        self._forms = Forms()
         self._lock = Lock()
         self._on_close = on_close
         self._channel = grpc.insecure_channel(target, _OPTIONS)
         calls: Any = service_pb2_grpc.GradientServiceStub(self._channel)
         calls.Evaluate = self._channel.unary_unary(_EVALUATE)  # bytes to bytes
+        calls.Session = self._channel.stream_stream(_SESSION)
         self._calls: service_pb2_grpc.GradientServiceStub = calls
         self._closed = False
 
@@ -98,12 +105,15 @@ class Connection:
         names of inputs with a leading axis of rows; `forward_only`.
         """
         graph, digest = self._found(graph)
+        form = self._forms.evaluate(graph, digest, inputs or {}, options)
         with self._exchange() as exchange:
-            request = requests.evaluate_request(graph, inputs, options, exchange, digest)
-            with self._explained(graph):
-                call: Any = self._stub.Evaluate
+            request = b"".join(form.request(inputs or {}, exchange))
+            call: Any = self._stub.Evaluate
+            try:
                 response = call(request, timeout=timeout or self._timeout)
-            return decode_response(response, graph, exchange)
+            except grpc.RpcError as failure:
+                raise self._error(failure, graph) from None
+            return form.result(response, exchange)
 
     def stream(
         self,
@@ -298,6 +308,8 @@ class Connection:
 
     def _exchange(self) -> Exchange:
         """What a message and its answer have in shared memory (UnsupportedError)."""
+        if not self._memory.wanted:
+            return INLINE
         with self._lock:
             if self._memory.unknown:
                 self._memory.found(self.describe().shared_memory_socket)
@@ -308,7 +320,10 @@ class Connection:
         try:
             yield
         except grpc.RpcError as failure:
-            raise self._memory.seen(requests.error_from(failure, graph, self.target)) from None
+            raise self._error(failure, graph) from None
+
+    def _error(self, failure: grpc.RpcError, graph: Graph | None) -> GradwireError:
+        return self._memory.seen(requests.error_from(failure, graph, self.target))
 
 
 class _SharedMemory:
@@ -316,13 +331,13 @@ class _SharedMemory:
 
     def __init__(self, target: str, wanted: bool) -> None:
         self._target = target
-        self._wanted = wanted
+        self.wanted = wanted
         self._pool: Pool | None = None
 
     @property
     def unknown(self) -> bool:
         """Whether the server must say first where its socket is."""
-        return self._wanted and self._pool is None
+        return self.wanted and self._pool is None
 
     def found(self, socket: str) -> None:
         self._pool = Pool(socket, self._target)
@@ -359,11 +374,15 @@ class Session:
         self._connection = connection
         self.graph = graph
         self._batched = _batched(evaluation)
-        self._requests: SimpleQueue[service_pb2.SessionRequest | None] = SimpleQueue()
-        self._answers = connection._stub.Session(iter(self._requests.get, None))
+        self._requests: SimpleQueue[bytes | None] = SimpleQueue()
+        calls: Any = connection._stub
+        self._answers = calls.Session(iter(self._requests.get, None))
         self._next_id = 0
-        action = service_pb2.Open(graph=requests.source(graph, digest), evaluation=evaluation)
-        self._ask(service_pb2.SessionRequest(open=action))
+        self._forms = Forms()
+        self._refusals = _Refusals(connection._memory)
+        opening = self._receive(self._send(requests.open_request(graph, digest, evaluation)))
+        with self._refusals:
+            requests.session_response(opening, graph)
 
     def __enter__(self) -> Self:
         return self
@@ -380,10 +399,12 @@ class Session:
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """Forward and backward with these leaves changed; they stay changed."""
+        inputs = inputs or {}
+        form = self._forms.step(self.graph, self._batched, inputs, forward_only)
         with self._connection._exchange() as exchange:
-            bindings = requests.bindings(self.graph, inputs or {}, self._batched, exchange)
-            step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
-            return self._result(service_pb2.SessionRequest(step=step), exchange)
+            answer = self._receive(self._send(*form.request(inputs, exchange)))
+            with self._refusals:
+                return form.result(answer, exchange)
 
     def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
         """`step` at each point in turn, many in one message: for populations and line searches.
@@ -394,20 +415,20 @@ class Session:
         with ExitStack() as stack:
             exchanges = (stack.enter_context(self._connection._exchange()) for _ in count())
             asked = [
-                (self._send(request), exchange)
+                (self._send(request.SerializeToString()), exchange)
                 for request, exchange in requests.steps(
                     self.graph, points, self._batched, exchanges
                 )
             ]
             answers = [(self._receive(request_id), exchange) for request_id, exchange in asked]
-            return requests.results(answers, self.graph)
+            with self._refusals:
+                return requests.results(answers, self.graph)
 
     def backward(self, seeds: Mapping[str, Any]) -> Result:
         """Backward again at the last point, with other seeds."""
         with self._connection._exchange() as exchange:
-            found = requests.seed_messages(self.graph, seeds, exchange)
-            backward = service_pb2.Backward(seeds=found)
-            return self._result(service_pb2.SessionRequest(backward=backward), exchange)
+            request = requests.backward_request(self.graph, seeds, exchange)
+            return self._result(request, exchange)
 
     def value_and_gradient(self, x: Any) -> tuple[float, Any]:
         """The only output, and its gradient, at x: as `scipy.optimize.minimize(jac=True)` wants.
@@ -420,8 +441,8 @@ class Session:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
-            result = self.step(_unpacked(self.graph, flat))
-            gradient = _packed(self.graph, result, flat)
+            result = self.step(self._vector.split(flat))
+            gradient = self._vector.join(result.gradients, flat.dtype)
         (name,) = self.graph.outputs
         return scalar(result.outputs[name], f"output {name!r}"), gradient
 
@@ -432,74 +453,39 @@ class Session:
             raise InvalidRequestError(
                 "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
             )
-        results = self.steps([_unpacked(self.graph, row) for row in flat])
+        results = self.steps([self._vector.split(row) for row in flat])
         (name,) = self.graph.outputs
         values = [scalar(result.outputs[name], f"output {name!r}") for result in results]
-        gradients = [_packed(self.graph, result, flat) for result in results]
+        gradients = [self._vector.join(result.gradients, flat.dtype) for result in results]
         return np.array(values), np.array(gradients, flat.dtype).reshape(flat.shape)
 
-    def _result(self, request: service_pb2.SessionRequest, exchange: Exchange) -> Result:
-        exchange.offer(request)
-        return decode_result(self._ask(request).result, self.graph, exchange)
+    @cached_property
+    def _vector(self) -> Vector:
+        return Vector(self.graph)
 
-    def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
-        return self._receive(self._send(request))
+    def _result(self, request: bytes, exchange: Exchange) -> Result:
+        answer = self._receive(self._send(request))
+        with self._refusals:
+            return requests.session_answer(answer, self.graph, exchange).result
 
-    def _send(self, request: service_pb2.SessionRequest) -> int:
+    def _send(self, *pieces: Buffer) -> int:
+        """Sends a request that lacks its id; the id that it was given."""
         self._next_id += 1
-        request.request_id = self._next_id
-        self._requests.put(request)
+        self._requests.put(b"".join((with_request_id(self._next_id), *pieces)))
         return self._next_id
 
-    def _receive(self, request_id: int) -> service_pb2.SessionResponse:
-        with self._connection._explained(self.graph):
-            answer: service_pb2.SessionResponse | None = next(self._answers, None)
-            # an earlier call was interrupted, and its answer left unread
-            while answer is not None and answer.request_id < request_id:
-                answer = next(self._answers, None)
-        if answer is None:
-            raise ServerError("INTERNAL", "the server ended the session")
-        if answer.HasField("error"):
-            raise self._connection._memory.seen(requests.step_error(answer.error, self.graph))
+    def _receive(self, request_id: int) -> bytes:
+        """The answer to a request, without the id where it is small."""
+        answered, answer = 0, b""
+        while answered < request_id:  # an earlier call was interrupted, and its answer left unread
+            try:
+                data: bytes | None = next(self._answers, None)
+            except grpc.RpcError as failure:
+                raise self._connection._error(failure, self.graph) from None
+            if data is None:
+                raise ServerError("INTERNAL", "the server ended the session")
+            answered, answer = _identified(data)
         return answer
-
-
-def _floating(graph: Graph) -> list[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and data type of the leaves that a flat vector is made of."""
-    found = []
-    for leaf in graph.leaves:
-        if leaf.kind != "constant" and leaf.dtype in FLOATS:
-            if any(isinstance(axis, str) for axis in leaf.axes):
-                raise InvalidRequestError(
-                    "SYMBOL_UNBOUND",
-                    f"{leaf.kind} {leaf.name!r} has a symbolic size; give x as {{leaf: array}}",
-                )
-            sizes = tuple(axis for axis in leaf.axes if isinstance(axis, int))
-            found.append((leaf.name, sizes, leaf.dtype))
-    return found
-
-
-def _unpacked(graph: Graph, flat: Array) -> dict[str, Array]:
-    """The leaves' parts of a flat vector (SHAPE_MISMATCH)."""
-    leaves = _floating(graph)
-    total = sum(prod(shape) for _, shape, _ in leaves)
-    if flat.shape != (total,):
-        raise InvalidRequestError(
-            "SHAPE_MISMATCH",
-            f"x has shape {flat.shape} but the floating leaves have {total} elements in all",
-        )
-    found, start = {}, 0
-    for name, shape, dtype in leaves:
-        size = prod(shape)
-        found[name] = flat[start : start + size].reshape(shape).astype(dtype, copy=False)
-        start += size
-    return found
-
-
-def _packed(graph: Graph, result: Result, flat: Array) -> Array:
-    """The leaves' gradients as one vector, of the type of the one that was given."""
-    gradients = (result.gradients[name] for name, _, _ in _floating(graph))
-    return np.concatenate([each.reshape(-1).astype(flat.dtype, copy=False) for each in gradients])
 
 
 class AsyncConnection:
@@ -512,9 +498,11 @@ class AsyncConnection:
         self._timeout = timeout
         self._memory = _SharedMemory(target, shared_memory)
         self._known = KnownGraphs()
+        self._forms = Forms()
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         self._stub: Any = service_pb2_grpc.GradientServiceStub(self._channel)
         self._stub.Evaluate = self._channel.unary_unary(_EVALUATE)
+        self._stub.Session = self._channel.stream_stream(_SESSION)
 
     async def __aenter__(self) -> Self:
         return self
@@ -537,11 +525,12 @@ class AsyncConnection:
     ) -> Result:
         """As Connection.evaluate."""
         graph, digest = await self._found(graph)
+        form = self._forms.evaluate(graph, digest, inputs or {}, options)
         with await self._exchange() as exchange:
-            request = requests.evaluate_request(graph, inputs, options, exchange, digest)
+            request = b"".join(form.request(inputs or {}, exchange))
             with self._explained(graph):
                 response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
-            return decode_response(response, graph, exchange)
+            return form.result(response, exchange)
 
     async def stream(
         self,
@@ -583,8 +572,9 @@ class AsyncConnection:
                 graph, inputs, batched=batched, complete=False, exchange=exchange, **options
             )
             session = AsyncSession(self, graph, opening)
-            action = service_pb2.Open(graph=requests.source(graph, digest), evaluation=opening)
-            await session._ask(service_pb2.SessionRequest(open=action))
+            answer = await session._ask(requests.open_request(graph, digest, opening))
+            with session._refusals:
+                requests.session_response(answer, graph)
             return session
 
     async def gradient_graph(
@@ -738,6 +728,8 @@ class AsyncSession:
         self._connection = connection
         self._call = connection._stub.Session()
         self._next_id = 0
+        self._forms = Forms()
+        self._refusals = _Refusals(connection._memory)
 
     async def __aenter__(self) -> Self:
         return self
@@ -754,10 +746,12 @@ class AsyncSession:
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """As Session.step."""
+        inputs = inputs or {}
+        form = self._forms.step(self.graph, self._batched, inputs, forward_only)
         with await self._connection._exchange() as exchange:
-            bindings = requests.bindings(self.graph, inputs or {}, self._batched, exchange)
-            step = service_pb2.Step(bindings=bindings, forward_only=forward_only)
-            return await self._result(service_pb2.SessionRequest(step=step), exchange)
+            answer = await self._ask(*form.request(inputs, exchange))
+            with self._refusals:
+                return form.result(answer, exchange)
 
     async def steps(self, points: Iterable[Mapping[str, Any]]) -> list[Result]:
         """As Session.steps; a message is answered before the next one is sent."""
@@ -766,19 +760,21 @@ class AsyncSession:
             memory = self._connection._memory
             exchanges = (stack.enter_context(memory.exchange()) for _ in count())
             answers = [
-                (await self._ask(request), exchange)
+                (await self._ask(request.SerializeToString()), exchange)
                 for request, exchange in requests.steps(
                     self.graph, points, self._batched, exchanges
                 )
             ]
-            return requests.results(answers, self.graph)
+            with self._refusals:
+                return requests.results(answers, self.graph)
 
     async def backward(self, seeds: Mapping[str, Any]) -> Result:
         """As Session.backward."""
         with await self._connection._exchange() as exchange:
-            found = requests.seed_messages(self.graph, seeds, exchange)
-            backward = service_pb2.Backward(seeds=found)
-            return await self._result(service_pb2.SessionRequest(backward=backward), exchange)
+            request = requests.backward_request(self.graph, seeds, exchange)
+            answer = await self._ask(request)
+            with self._refusals:
+                return requests.session_answer(answer, self.graph, exchange).result
 
     async def value_and_gradient(self, x: Any) -> tuple[float, Any]:
         """As Session.value_and_gradient."""
@@ -787,32 +783,56 @@ class AsyncSession:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
-            result = await self.step(_unpacked(self.graph, flat))
-            gradient = _packed(self.graph, result, flat)
+            result = await self.step(self._vector.split(flat))
+            gradient = self._vector.join(result.gradients, flat.dtype)
         (name,) = self.graph.outputs
         return scalar(result.outputs[name], f"output {name!r}"), gradient
 
-    async def _result(self, request: service_pb2.SessionRequest, exchange: Exchange) -> Result:
-        exchange.offer(request)
-        return decode_result((await self._ask(request)).result, self.graph, exchange)
+    @cached_property
+    def _vector(self) -> Vector:
+        return Vector(self.graph)
 
-    async def _ask(self, request: service_pb2.SessionRequest) -> service_pb2.SessionResponse:
+    async def _ask(self, *pieces: Buffer) -> bytes:
+        """Sends a request that lacks its id; the answer to it, without the id where it is small."""
         self._next_id += 1
-        request.request_id = self._next_id
+        answered = 0
+        answer: Any = None
         try:
-            await self._call.write(request)
-            answer = await self._call.read()
+            await self._call.write(b"".join((with_request_id(self._next_id), *pieces)))
+            while answered < self._next_id:
+                answer = await self._call.read()
+                if answer is grpc.aio.EOF:
+                    raise ServerError("INTERNAL", "the server ended the session")
+                answered, answer = _identified(answer)
         except InvalidStateError:
             raise CancelledError("CANCELLED", "the session is closed; open another") from None
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failure:
             call = failure if isinstance(failure, grpc.aio.AioRpcError) else self._call
             raise requests.error_from(call, self.graph, self._connection.target) from None
-        if answer is grpc.aio.EOF:
-            raise ServerError("INTERNAL", "the server ended the session")
-        if answer.HasField("error"):
-            raise self._connection._memory.seen(requests.step_error(answer.error, self.graph))
-        found: service_pb2.SessionResponse = answer
-        return found
+        assert isinstance(answer, bytes)
+        return answer
+
+
+class _Refusals:
+    """Where a session's answers are read: the connection learns of memory that is refused."""
+
+    def __init__(self, memory: _SharedMemory) -> None:
+        self._memory = memory
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: object) -> None:
+        if isinstance(error, GradwireError):
+            self._memory.seen(error)
+
+
+def _identified(answer: bytes) -> tuple[int, bytes]:
+    """The id of the request that is answered, and the answer, without it where it is small."""
+    request_id, start = request_id_of(answer)
+    if not start:
+        request_id = parse(service_pb2.SessionResponse, answer).message.request_id
+    return request_id, answer[start:] if len(answer) < LIFTED_BYTES else answer
 
 
 class _StreamReader:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gradwire.builder import Graph, Row
+from gradwire.builder import Graph
+from gradwire.builder.circuit import Circuit
+from gradwire.builder.rows import Row
 from gradwire.errors import LimitError
 
 #: Values of a graph that is written out.
@@ -33,7 +35,8 @@ def inlined(graph: Graph) -> Graph:
 class _Frame:
     """A circuit that is being written out."""
 
-    circuit: Graph
+    circuit: Circuit
+    is_named: bool  # what is in it has a name from outside: it is the outermost, or has a path
     prefix: str
     outputs: list[int]  # keys, in the circuit around it, of what it yields
     keys: dict[int, int]  # in the flat graph, by those in the circuit
@@ -42,17 +45,13 @@ class _Frame:
     def __post_init__(self) -> None:
         self.nodes = self._nodes()
 
-    @property
-    def is_named(self) -> bool:
-        """Whether what is in it has a name from outside: it is the outermost, or has a path."""
-        return bool(self.prefix) or not self.circuit._module
-
     def _nodes(self) -> Iterator[tuple[Row, int, list[int]]]:
         """Nodes: row, first key, keys of inputs."""
+        circuit = self.circuit
         start = 0
-        for number, first in zip(self.circuit._node_rows, self.circuit._node_firsts, strict=True):
-            row = self.circuit._row_list[number]
-            yield row, first, self.circuit._node_inputs[start : start + row.inputs].tolist()
+        for number, first in zip(circuit.node_rows, circuit.node_firsts, strict=True):
+            row = circuit.table.rows[number]
+            yield row, first, circuit.node_inputs[start : start + row.inputs].tolist()
             start += row.inputs
 
 
@@ -65,15 +64,18 @@ class _Inliner:
         self._modules = graph.modules
         self.flat._notes = graph.notes
         self.flat._operator_set_version = graph.operator_set_version
-        for leaf in graph._leaves:
+        self._circuit = self.flat._circuit
+        circuit = graph._circuit
+        for leaf in circuit.leaves:
             if leaf.kind != "constant":
-                self.flat._take(leaf.name)
-            self.flat._add_leaf(leaf, leaf.dtype)
-        self._own_names = set(graph._names.values())
-        outermost = _Frame(graph, "", [], {-slot: -slot for slot in range(1, graph._next_slot)})
+                self._circuit.take(leaf.name)
+            self._circuit.add_leaf(leaf)
+        self._own_names = set(circuit.names.values())
+        keys = {-slot: -slot for slot in range(1, circuit.next_slot)}
+        outermost = _Frame(circuit, not graph._module, "", [], keys)
         self._run(outermost)
-        for name, keys in graph._outputs.items():
-            self.flat._outputs[name] = [outermost.keys[key] for key in keys]
+        for name, found in circuit.outputs.items():
+            self._circuit.outputs[name] = [outermost.keys[key] for key in found]
 
     def _run(self, outermost: _Frame) -> None:
         waiting = [outermost]
@@ -91,35 +93,35 @@ class _Inliner:
             if row.module is not None:
                 waiting.append(self._entered(frame, row.module, given, made))
                 continue
-            found = self.flat._put(row._replace(module=None), given)
+            found = self._circuit.put(row._replace(module=None), given)
             frame.keys.update((key, found + slot) for slot, key in enumerate(made))
             self._name(frame, made)
 
     def _entered(self, frame: _Frame, module: int, given: list[int], made: list[int]) -> _Frame:
-        circuit = self._modules[module].circuit
+        circuit = self._modules[module].circuit._circuit
         inputs = [
             slot
-            for leaf, slot in zip(circuit._leaves, circuit._leaf_slots, strict=True)
+            for leaf, slot in zip(circuit.leaves, circuit.leaf_slots, strict=True)
             if leaf.kind == "input"
         ]
         keys = dict(self._constants_of(circuit))
         keys.update((-slot, key) for slot, key in zip(inputs, given, strict=True))
-        name = frame.circuit._names.get(made[0])
+        name = frame.circuit.names.get(made[0])
         prefix = f"{frame.prefix}{name}/" if name and frame.is_named else ""
-        return _Frame(circuit, prefix, made, keys)
+        return _Frame(circuit, bool(prefix), prefix, made, keys)
 
-    def _constants_of(self, circuit: Graph) -> dict[int, int]:
+    def _constants_of(self, circuit: Circuit) -> dict[int, int]:
         """Keys of a circuit's constants, which are stored once for all of its uses."""
         known = self._constants.get(id(circuit))
         if known is None:
             known = self._constants[id(circuit)] = {}
-            for leaf, slot in zip(circuit._leaves, circuit._leaf_slots, strict=True):
+            for leaf, slot in zip(circuit.leaves, circuit.leaf_slots, strict=True):
                 if leaf.kind == "constant":
-                    known[-slot] = self.flat._add_leaf(leaf, leaf.dtype).key
+                    known[-slot] = self._circuit.add_leaf(leaf)
         return known
 
     def _finish(self, frame: _Frame, around: _Frame) -> None:
-        results = [keys[0] for keys in frame.circuit._outputs.values()]
+        results = [keys[0] for keys in frame.circuit.outputs.values()]
         for key, result in zip(frame.outputs, results, strict=True):
             around.keys[key] = frame.keys[result]
         self._name(around, frame.outputs)
@@ -127,14 +129,14 @@ class _Inliner:
     def _name(self, frame: _Frame, made: list[int]) -> None:
         """Gives what a node yields its names; the name of a use goes before one inside of it."""
         for key in made:
-            name, value = frame.circuit._names.get(key), frame.keys[key]
+            name, value = frame.circuit.names.get(key), frame.keys[key]
             path = f"{frame.prefix}{name}"
-            if not name or value < 0 or not frame.is_named or path in self.flat._taken:
+            if not name or value < 0 or not frame.is_named or path in self._circuit.taken:
                 continue
             if frame.prefix and path in self._own_names:
                 continue
-            before = self.flat._names.get(value)
+            before = self._circuit.names.get(value)
             if before is not None:
-                self.flat._taken.discard(before)
-            self.flat._take(path)
-            self.flat._names[value] = path
+                self._circuit.taken.discard(before)
+            self._circuit.take(path)
+            self._circuit.names[value] = path

@@ -96,7 +96,7 @@ class ModuleFunction:
         key = self, tuple(static), tuple((slot, each.dtype) for slot, each in inputs.items())
         if key not in shared.made:
             shared.made[key] = None  # while it is being made
-            rows, modules = len(shared.row_list), len(shared.modules)
+            rows, modules = len(shared.table.rows), len(shared.modules)
             try:
                 shared.made[key] = self._traced(graph, bound, inputs)
             except BaseException:
@@ -189,7 +189,7 @@ class ModuleFunction:
             result = self._gradient(*arguments.args, **arguments.kwargs)
             returned = self._input_gradients(circuit, result, inputs)
             for slot, handle in zip(inputs, returned, strict=True):
-                circuit._outputs[_name(slot)] = [] if handle is None else [handle.key]
+                circuit._circuit.outputs[_name(slot)] = [] if handle is None else [handle.key]
         return circuit
 
     def _input_gradients(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -13,8 +13,8 @@ from gradwire import tensors
 from gradwire.builder import Graph, Handle
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
 from gradwire.payloads import LIFTED_BYTES, Buffer, field
-from gradwire.results import Result, decode_result
-from gradwire.segments import INLINE, Exchange
+from gradwire.results import Answer, Parsed, Result, decode_result, parse
+from gradwire.segments import INLINE, Exchange, Request
 from gradwire.v1 import service_pb2, tensor_pb2
 
 #: What one message of many steps holds at most, about: enough that the message costs nothing.
@@ -34,14 +34,22 @@ def source(graph: Graph, digest: bytes = b"") -> service_pb2.GraphSource:
     return service_pb2.GraphSource(graph=graph.to_bytes())
 
 
+class Written(NamedTuple):
+    """A request: its message, the bindings in it, and its bytes, the message's first."""
+
+    message: Request
+    bindings: Sequence[service_pb2.Binding]
+    pieces: list[Buffer]
+
+
 def evaluate_request(
     graph: Graph,
     inputs: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     exchange: Exchange = INLINE,
     digest: bytes = b"",
-) -> bytes:
-    """A serialized EvaluateRequest: large arrays, and the graph, are copied once, into it.
+) -> Written:
+    """An EvaluateRequest: large arrays, and the graph, are copied once, into its bytes.
 
     With a digest, the server has the graph already.
     """
@@ -50,21 +58,64 @@ def evaluate_request(
         evaluation=evaluation(graph, inputs, exchange=exchange, apart=large, **options)
     )
     exchange.offer(message)
-    found = message.evaluation.bindings
-    pieces: list[Buffer] = []
+    behind: list[Buffer] = []
     if digest:
         message.graph.digest = digest
     else:
-        pieces += _inside((1, 1), b"", graph.to_bytes())
+        behind += _inside((1, 1), b"", graph.to_bytes())
+    found = message.evaluation.bindings
+    behind += _taken_out(found, large, (2, 1))
+    return Written(message, found, [message.SerializeToString(), *behind])
+
+
+def step_request(
+    graph: Graph,
+    inputs: Mapping[str, Any],
+    batched: Sequence[str],
+    exchange: Exchange = INLINE,
+    *,
+    forward_only: bool = False,
+) -> Written:
+    """A SessionRequest that is a step, without its id: large arrays are copied once."""
+    large: list[tensors.Array] = []
+    step = service_pb2.Step(
+        bindings=bindings(graph, inputs, batched, exchange, large), forward_only=forward_only
+    )
+    message = service_pb2.SessionRequest(step=step)
+    exchange.offer(message)
+    found = message.step.bindings
+    behind = _taken_out(found, large, (3, 1))
+    return Written(message, found, [message.SerializeToString(), *behind])
+
+
+def open_request(graph: Graph, digest: bytes, evaluation: service_pb2.Evaluation) -> bytes:
+    """A SessionRequest that opens the session, without its id."""
+    action = service_pb2.Open(graph=source(graph, digest), evaluation=evaluation)
+    return service_pb2.SessionRequest(open=action).SerializeToString()
+
+
+def backward_request(graph: Graph, seeds: Mapping[str, Any], exchange: Exchange) -> bytes:
+    """A SessionRequest for a backward pass, without its id."""
+    backward = service_pb2.Backward(seeds=seed_messages(graph, seeds, exchange))
+    request = service_pb2.SessionRequest(backward=backward)
+    exchange.offer(request)
+    return request.SerializeToString()
+
+
+def _taken_out(found: Any, large: list[tensors.Array], numbers: tuple[int, int]) -> list[Buffer]:
+    """The bindings that lack data, written with it, to follow the message that they leave.
+
+    Fields that follow are merged into those before: a rule of protobuf's encoding.
+    """
+    pieces: list[Buffer] = []
     for binding in [each for each in found if each.tensor.WhichOneof("content") is None]:
         data = tensors.elements(large.pop(0))
         tensor = binding.tensor.SerializeToString() + field(3, len(data))
         binding.ClearField("tensor")
         head = binding.SerializeToString() + field(2, len(tensor) + len(data)) + tensor
-        pieces += _inside((2, 1), head, data)
+        pieces += _inside(numbers, head, data)
         found.remove(binding)
-    # fields that follow are merged into those before: a rule of protobuf's encoding
-    return b"".join((message.SerializeToString(), *pieces))
+    return pieces
 
 
 def _inside(numbers: tuple[int, int], head: bytes, data: Buffer) -> tuple[Buffer, ...]:
@@ -164,7 +215,7 @@ def bindings(
                 "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
             )
         leaf = leaves[name]
-        array = _as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
+        array = as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
         row = array.shape[1:] if name in batched else array.shape
         if len(row) != len(leaf.axes) or any(
             isinstance(axis, int) and axis != size
@@ -206,17 +257,32 @@ def steps(
         yield request, exchange
 
 
-def results(
-    answers: Iterable[tuple[service_pb2.SessionResponse, Exchange]], graph: Graph
-) -> list[Result]:
+def session_response(data: bytes, graph: Graph) -> Parsed:
+    """A session's answer; its error is raised."""
+    parsed = parse(service_pb2.SessionResponse, data)
+    if parsed.message.HasField("error"):
+        raise step_error(parsed.message.error, graph)
+    return parsed
+
+
+def session_answer(data: bytes, graph: Graph, exchange: Exchange) -> Answer:
+    """The result that a session answers with; its error is raised."""
+    message, payloads = session_response(data, graph)
+    result = decode_result(message.result, graph, exchange, payloads)
+    return Answer(message, message.result, result)
+
+
+def results(answers: Iterable[tuple[bytes, Exchange]], graph: Graph) -> list[Result]:
     """The results of many steps; the first error, where there is one."""
     found = []
-    for number, (outcome, exchange) in enumerate(
-        (outcome, exchange) for answer, exchange in answers for outcome in answer.outcomes.outcomes
+    for number, (outcome, payloads, exchange) in enumerate(
+        (outcome, parsed.payloads, exchange)
+        for parsed, exchange in ((session_response(data, graph), each) for data, each in answers)
+        for outcome in parsed.message.outcomes.outcomes
     ):
         if outcome.HasField("error"):
             raise step_error(outcome.error, graph, f"step {number}: ")
-        found.append(decode_result(outcome.result, graph, exchange))
+        found.append(decode_result(outcome.result, graph, exchange, payloads))
     return found
 
 
@@ -231,7 +297,7 @@ def seed_messages(
                 "OUTPUT_UNKNOWN",
                 f"there is no output {name!r} to seed{nearest(name, graph.outputs)}",
             )
-        array = _as_dtype(f"seed of output {name!r}", given, graph.output_dtype(name))
+        array = as_dtype(f"seed of output {name!r}", given, graph.output_dtype(name))
         tensor = exchange.put(array)
         if tensor is None:
             tensor = tensors.encode(array)
@@ -300,7 +366,7 @@ def _aio_status(call: grpc.aio.AioRpcError) -> Any:
     return None
 
 
-def _as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
+def as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
     """Numbers and lists take the declared type; an array must have it."""
     given = tensors.recognized(given, dtype)
     if isinstance(given, (np.ndarray, np.generic)) and str(given.dtype) != dtype:

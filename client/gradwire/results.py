@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from gradwire import tensors
 from gradwire.builder import Graph, Handle
@@ -126,16 +127,30 @@ class Columns:
         yield from zip(ids, stacked, strict=True)
 
 
-def decode_response(data: bytes, graph: Graph, exchange: Exchange = INLINE) -> Result:
-    """The result of a serialized EvaluateResponse (ServerError where it is none)."""
-    payloads = lifted(data, PATHS["EvaluateResponse"])
+class Parsed(NamedTuple):
+    """A message of a server, and the large payloads that were kept out of it."""
+
+    message: Any
+    payloads: Lifted
+
+
+class Answer(NamedTuple):
+    """A result, the message that it came in, and its part of that."""
+
+    whole: Message
+    message: service_pb2.Result
+    result: Result
+
+
+def parse(kind: type[Message], data: bytes) -> Parsed:
+    """A serialized message (ServerError where it is none)."""
+    payloads = lifted(data, PATHS[kind.DESCRIPTOR.name])
     try:
-        message = service_pb2.EvaluateResponse.FromString(payloads.message)
+        return Parsed(kind.FromString(payloads.message), payloads)
     except DecodeError:
         raise ServerError(
-            "INTERNAL", f"the answer of {len(data)} bytes is not an EvaluateResponse"
+            "INTERNAL", f"the answer of {len(data)} bytes is not of {kind.DESCRIPTOR.full_name}"
         ) from None
-    return decode_result(message.result, graph, exchange, payloads)
 
 
 def decode_result(
@@ -177,4 +192,4 @@ def scalar(array: Array, what: str) -> float:
         raise InvalidRequestError(
             "SEED_MISSING", f"{what} has {array.size} elements; give a seed of shape {array.shape}"
         )
-    return float(array.reshape(-1)[0])
+    return float(array.item())

@@ -124,6 +124,11 @@ class Plan:
         return total
 
     @cached_property
+    def most_bytes(self) -> int:
+        """Memory for everything, held at once."""
+        return self.nbytes(gradients=True)
+
+    @cached_property
     def workspaces(self) -> Ids:
         """By node: bytes that its gate holds while it runs, where the gate says so."""
         graph = self.graph

@@ -21,6 +21,8 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from gradwire.holes import request_id_of
+from gradwire.payloads import LIFTED_BYTES
 from gradwire.v1 import service_pb2 as pb
 from gradwire.version import __version__
 from gradwire_server.cache import Entry, GraphCache
@@ -43,9 +45,8 @@ from gradwire_server.codec.requests import (
     decode_evaluation,
     decode_request,
     decode_seeds,
-    find_holes,
+    find_bound,
     results_sink,
-    without_request_id,
 )
 from gradwire_server.codec.tensors import Payloads
 from gradwire_server.engine import evaluation as engine
@@ -212,7 +213,7 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
         """The next request like this one need not be parsed."""
-        holes = find_holes(
+        holes = find_bound(
             data, pb.EvaluateRequest, lambda each: each.evaluation.bindings, wanted.bindings
         )
         self._cache.cast(entry, job, data, holes)
@@ -309,8 +310,10 @@ class GradientService(grpc.GenericRpcHandler):
         self, session: OpenSession, data: bytes, stopped: Callable[[], bool]
     ) -> bytes | None:
         """The answer to a step like those before."""
-        request_id, rest = without_request_id(data)
-        job = session.pour(rest)
+        if len(data) >= LIFTED_BYTES:  # which no mould has
+            return None
+        request_id, start = request_id_of(data)
+        job = session.pour(data[start:])
         if job is None:
             return None
         with self._turns:
@@ -503,13 +506,14 @@ def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
 
 def _cast_step(session: OpenSession, data: bytes, step: pb.Step, payloads: Payloads) -> None:
     """The next step like this one need not be parsed."""
-    _, rest = without_request_id(data)
+    _, start = request_id_of(data)
+    rest = data[start:]
 
     def bindings_in(message: pb.SessionRequest) -> Sequence[pb.Binding]:
         return () if message.request_id else message.step.bindings  # an id that comes later
 
     bound = decode_bindings(step.bindings, payloads)
-    session.cast(rest, find_holes(rest, pb.SessionRequest, bindings_in, bound))
+    session.cast(rest, find_bound(rest, pb.SessionRequest, bindings_in, bound))
 
 
 def _refused(request_id: int, refusal: Refusal) -> bytes:

@@ -175,7 +175,7 @@ def around(graph: Graph, value_id: int) -> list[tuple[int, str]]:
     Of those, the ones that may be open, and one more.
     """
     found: list[tuple[int, str]] = []
-    first = graph._next_slot
+    first = graph._circuit.next_slot
     for offset, name in islice(graph._paths().around(value_id - first), _DEEPEST + 1):
         step = "/".join(_segments(name)) if name else f"%{offset + first}"
         found.append((offset + first, f"{found[-1][1]}/{step}" if found else step))
@@ -231,7 +231,7 @@ class _Opener:
         self._circuits: dict[int, _Circuit] = {}
         self._paths = graph._paths()
         self._next_id = -1
-        self._first = graph._next_slot
+        self._first = graph._circuit.next_slot
         own = self._circuit(graph)
         self.found.own_dtypes = graph.dtypes()
         self.found.names.update(own.names)

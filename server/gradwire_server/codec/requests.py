@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
+from gradwire.holes import PLAIN, find_holes
 from gradwire.payloads import LIFTED_BYTES, PATHS, Buffer, lifted
 from gradwire.v1 import service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
@@ -32,12 +33,6 @@ _SCALARS = {
     for name, number in NUMBERS.items()
     if name not in USED_BITS
 }
-_PLAIN = {np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)} | {
-    np.dtype(name) for name in ("float16", "float32", "float64")
-}
-_REQUEST_ID = b"\x08"  # the head of the field
-_INVERTED = bytes(range(255, -1, -1))
-_MOST_HOLES, _SPARE_TRIES = 64, 16
 
 
 def decode_request(
@@ -151,64 +146,23 @@ def results_sink(
         raise refusal.at("results_in") from None
 
 
-def without_request_id(data: bytes) -> tuple[int, bytes]:
-    """The id that a SessionRequest begins with, and the rest; 0 and all of it where none does."""
-    if data[:1] == _REQUEST_ID:
-        value = 0
-        for at, digit in enumerate(data[1:10]):  # of ten digits the last is cut off
-            value |= (digit & 0x7F) << 7 * at
-            if digit < 0x80:
-                return value, data[at + 2 :]
-    return 0, data
-
-
-def find_holes(
+def find_bound(
     data: bytes,
     kind: type[M],
     bindings_in: Callable[[M], Sequence[service_pb2.Binding]],
     bound: Mapping[str, Binding],
 ) -> list[Hole] | None:
-    """Where a message has the elements that it binds; None where that cannot be told.
-
-    Bytes that occur in a message are an array's if, once they are inverted, the message is parsed
-    to the same one with that array inverted: however it was written, with fields in any order.
-    """
+    """Where a message has the elements that it binds; None where that cannot be told."""
     if len(data) >= LIFTED_BYTES:
         return None
     message = kind.FromString(data)
     bindings = bindings_in(message)
-    if not 0 < len(bindings) <= _MOST_HOLES:
-        return None
-    found = []
-    tries = iter(range(len(bindings) + _SPARE_TRIES))  # of all together
     for binding in bindings:
-        held, array = binding.tensor.data, bound[binding.leaf].array
+        array = bound[binding.leaf].array
         # of other types not every element is allowed, or the array holds them otherwise
-        if not held or array.dtype not in _PLAIN or array.tobytes() != held:
+        if array.dtype not in PLAIN or array.tobytes() != binding.tensor.data:
             return None
-        inverted = held.translate(_INVERTED)
-        binding.tensor.data = inverted
-        start = _start_of(data, held, inverted, message, tries)
-        if start is None:
-            return None
-        found.append(Hole(slice(start, start + len(held)), binding.leaf))
-        binding.tensor.data = held
-    return found
-
-
-def _start_of(
-    data: bytes, held: bytes, inverted: bytes, expected: Message, tries: Iterator[int]
-) -> int | None:
-    """Where these bytes stand, whose inversion makes the expected message."""
-    start = -1
-    for _ in tries:
-        start = data.find(held, start + 1)
-        if start < 0:
-            return None
-        other = data[:start] + inverted + data[start + len(held) :]
-        try:
-            if type(expected).FromString(other) == expected:
-                return start
-        except DecodeError:
-            pass
-    return None
+    places = find_holes(data, message, [binding.tensor for binding in bindings])
+    if places is None:
+        return None
+    return [Hole(place, binding.leaf) for place, binding in zip(places, bindings, strict=True)]

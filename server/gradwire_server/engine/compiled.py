@@ -39,7 +39,7 @@ def compile_plan(plan: Plan, max_bytes: int) -> Compiled:
     settled, joined = make_joined(plan, max_bytes)
     if joined is not None or not settled:
         return Compiled(joined=joined, settled=settled)
-    if plan.nbytes(gradients=True) > max_bytes:
+    if plan.most_bytes > max_bytes:
         return NOTHING
     settled, regions = find_regions(plan)
     all_settled, rows = find_rows(plan)

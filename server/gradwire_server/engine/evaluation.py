@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire_server import arrays
+from gradwire_server.engine.batches import BatchRecipe, find_batch_recipe
 from gradwire_server.engine.compiled import NOTHING, Compiled, compile_plan
 from gradwire_server.engine.small import Recipe, find_recipe
 from gradwire_server.errors import Invalid, nearest
@@ -286,7 +287,7 @@ class Job:
     choice: Choice
     forward_only: bool
     compiled: Compiled = NOTHING
-    recipe: Recipe | None = None  # where there is one, it runs the whole job
+    recipe: Recipe | BatchRecipe | None = None  # where there is one, it runs the whole job
 
     def at(self, arrays: tuple[Array, ...]) -> Job:
         """The same job at other values of its leaves."""
@@ -328,8 +329,11 @@ def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | 
         compiled = before.compiled
     else:  # the kernels may come after the first requests
         compiled = compile_plan(plan, limits.max_memory_bytes)
-    recipe = find_recipe(compiled.program, choice, seeds)
-    return Job(plan, point, seeds, choice, evaluation.forward_only, compiled, recipe)
+    forward_only = evaluation.forward_only
+    recipe = find_recipe(compiled.program, choice, seeds) or find_batch_recipe(
+        compiled.program, choice, seeds, forward_only=forward_only
+    )
+    return Job(plan, point, seeds, choice, forward_only, compiled, recipe)
 
 
 def everything(evaluation: Evaluation) -> Evaluation:

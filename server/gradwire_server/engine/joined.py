@@ -174,7 +174,7 @@ class _Moved:
 
 
 def _passes(written: _Written, leaves: Sequence[Array]) -> TapePasses:
-    return TapePasses(written.program, [*leaves, *written.constants])
+    return TapePasses.at(written.program, [*leaves, *written.constants])
 
 
 def _has_opcode(row: Row, dtype: str) -> bool:

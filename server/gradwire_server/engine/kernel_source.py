@@ -10,7 +10,8 @@ block   each node over many elements: rows of a batch, or elements of tensors
 `softmax` and `softmax_backward` run over rows of a tensor, one pass over memory each.
 
 `whole` is a forward and a backward pass of the first or the second kind in one call: a small
-circuit takes less time than Python takes for handing over the columns.
+circuit takes less time than Python takes for handing over the columns. `rows_whole` is both passes
+of the third kind over one block of rows after another: the second pass finds its values in cache.
 
 Indices are unsigned throughout, since signed ones may count from the end and cost a comparison.
 """
@@ -48,6 +49,8 @@ from gradwire_server.engine.elementary import INLINED, OPTIONS, column, elementa
 U = np.uint64
 U0, U1, U2, U3, U4 = U(0), U(1), U(2), U(3), U(4)
 STAGE = U({stage})
+ITEM = np.dtype("{dtype}").itemsize
+LINE = 64 // ITEM
 names = elementary("{dtype}")
 globals().update(vars(names))
 
@@ -74,8 +77,10 @@ def kernel_source(dtype: str) -> str:
         _runs_backward(opcodes, tape, float_type),
         _block_forward(opcodes, tape),
         _block_backward(opcodes, tape),
+        _rows(tape),
         _whole(float_type),
         _SOFTMAX.format(item=ITEM_SIZES[dtype], lanes=_LANES),
+        _whole_again(),
     ]
     return "\n\n".join(parts)
 
@@ -346,11 +351,80 @@ def block_backward(
 {_chain(opcodes, branch, 3)}'''
 
 
+def _copy(name: str, statement: str) -> str:
+    """A function that copies between rows and a block of slots.
+
+    A move is a first slot, a count, an address and a stride. Number j of row t is j + t * stride
+    elements after the address, and its slot is first + j. So a stride of 0 means the same numbers
+    for all rows.
+    """
+    return f"""\
+@njit(**INLINED)
+def {name}(moves, addresses, steps, block, begin, end):
+    for move in range(len(moves)):
+        first, count, address, stride = moves[move]
+        rows = view(address + begin * stride * ITEM, (end - begin) * stride + count)
+        slots = view(addresses[first] + begin * steps[first], count * block)
+        for near in range(0, count, LINE):
+            for t in range(end - begin):
+                for j in range(near, min(near + LINE, count)):
+                    {statement}"""
+
+
+def _rows(tape: str) -> str:
+    column, moves = "i8[::1]", "i8[:,::1]"
+    forward = f"{tape}, {column}, {column}, {moves}, {moves}"
+    backward = f"u1[::1], u1[::1], {column}, {moves}, {moves}"
+    numbers = "i8, i8, i8, i8"
+    columns = "ops, rows, inputs, constants, addresses, steps"
+    pulled = "input_counts, fresh, grad_addresses, seeds, leaf_grads"
+    return f'''\
+{_copy("put", "slots[U(j * block + t)] = rows[U(t * stride + j)]")}
+
+
+{_copy("take", "rows[U(t * stride + j)] = slots[U(j * block + t)]")}
+
+
+@kernel("void({forward}, {numbers})")
+def rows_forward({columns}, leaves, outputs, slot, block, start, stop):
+    """Rows from `start` to `stop`: leaves put in, all nodes, outputs taken out."""
+    for begin in range(start, stop, block):
+        end = min(begin + block, stop)
+        put(leaves, addresses, steps, block, begin, end)
+        block_forward({columns}, slot, 0, len(ops), 0, block, begin, end)
+        take(outputs, addresses, steps, block, begin, end)
+
+
+@kernel("void({forward}, u1[::1], {backward}, {numbers})")
+def rows_whole(
+    {columns}, leaves, outputs, live_ops, {pulled},
+    slot, block, start, stop,
+):
+    """The same and then backwards, block by block: seeds put in, gradients of leaves taken out.
+
+    Nothing is `fresh`: zeros are written over a whole block at once, which need not be read before.
+    """
+    for begin in range(start, stop, block):
+        end = min(begin + block, stop)
+        rows_forward({columns}, leaves, outputs, slot, block, begin, end)
+        grads = view(grad_addresses[0] + begin * steps[0], len(grad_addresses) * block)
+        for i in range(len(grads)):
+            grads[U(i)] = F(0)
+        put(seeds, grad_addresses, steps, block, begin, end)
+        block_backward(
+            live_ops, rows, inputs, constants, input_counts, fresh, addresses, steps,
+            grad_addresses, steps, slot, len(ops), 0, len(inputs), block, begin, end,
+        )
+        take(leaf_grads, grad_addresses, steps, block, begin, end)'''
+
+
 #: What `whole` is told of a tape, by place: addresses of its columns, and counts.
 WHOLE = (
     "ops", "rows", "inputs", "constants", "starts", "cursors", "live_ops",
     "nodes", "input_count", "constant_count", "runs", "runs_back", "slot",
 )  # fmt: skip
+#: What `whole_again` is told besides.
+AGAIN = ("slots", "values", "grads", "seeds", "seed_slots", "seed_numbers")
 _LENGTHS = {
     "ops": ("nodes", "uint8"),
     "rows": ("nodes", "uint32"),
@@ -388,10 +462,28 @@ def whole(told, values, grads):
         switch_backward(live_ops, {tape}, grads, slot, nodes, 0, input_count)'''
 
 
+def _whole_again() -> str:
+    told = {name: f"told[{len(WHOLE) + place}]" for place, name in enumerate(AGAIN)}
+    # an integer is handed over in two thirds of the time that an array takes
+    return f'''\
+@njit("void(i8)", cache=True, **OPTIONS)
+def whole_again(address):
+    """The same over buffers that stay where they are; begins all gradients at zero, or seeds."""
+    told = column(address, {len(WHOLE) + len(AGAIN)}, np.int64)
+    values = column({told["values"]}, {told["slots"]}, F)
+    grads = column({told["grads"]}, {told["slots"]}, F)
+    grads[:] = F(0)
+    seed_slots = column({told["seed_slots"]}, {told["seeds"]}, np.int64)
+    seed_numbers = column({told["seed_numbers"]}, {told["seeds"]}, F)
+    for k in range({told["seeds"]}):
+        grads[seed_slots[k]] = seed_numbers[k]
+    whole(told, values, grads)'''
+
+
 # A sum may be taken in any order here, so that it runs on vector registers; for the largest of
 # numbers the compiler has to be shown how.
 _SOFTMAX = '''\
-ROWS = {{"cache": True, "nogil": True, **OPTIONS, "fastmath": {{"contract", "reassoc"}}}}
+OVER_ROWS = {{"cache": True, "nogil": True, **OPTIONS, "fastmath": {{"contract", "reassoc"}}}}
 LANES = U({lanes})
 
 
@@ -412,7 +504,7 @@ def largest_of(x, lanes):
     return found
 
 
-@njit("void(i8, i8, i8, i8, i8)", **ROWS)
+@njit("void(i8, i8, i8, i8, i8)", **OVER_ROWS)
 def softmax(x, out, count, start, stop):
     """Of each row of `count` elements from `start` to `stop`, at these addresses."""
     lanes = np.empty(LANES, F)
@@ -428,7 +520,7 @@ def softmax(x, out, count, start, stop):
             found[t] /= total
 
 
-@njit("void(i8, i8, i8, i8, i8, i8)", **ROWS)
+@njit("void(i8, i8, i8, i8, i8, i8)", **OVER_ROWS)
 def softmax_backward(grad, out, to_x, count, start, stop):
     """out * (grad - sum(grad * out)), of each row."""
     for row in range(start, stop):

@@ -8,7 +8,6 @@ by a digest of everything that a compiled kernel depends on, so nothing in it is
 
 from __future__ import annotations
 
-import ast
 import atexit
 import fcntl
 import logging
@@ -21,7 +20,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from types import ModuleType
 
 from gradwire_server.engine.kernel_source import kernel_source
@@ -37,6 +36,7 @@ _log = logging.getLogger("gradwire")
 _COMMAND = [sys.executable, "-m", "gradwire_server.engine.kernels"]
 #: Modules that are whole.
 _loaded: dict[str, ModuleType] = {}
+_lock = Lock()  # of loading
 
 
 def loaded(name: str) -> ModuleType | None:
@@ -46,10 +46,11 @@ def loaded(name: str) -> ModuleType | None:
 
 def load(name: str) -> ModuleType | None:
     """A module of kernels, from the disk if need be; None if it is not compiled yet."""
-    found = loaded(name)
-    if found is None and _is_compiled(name):
-        found = _import(name)
-    return found
+    with _lock:
+        found = loaded(name)
+        if found is None and _is_compiled(name):
+            found = _import(name)
+        return found
 
 
 def load_all() -> bool:
@@ -118,8 +119,7 @@ def folder() -> Path:
     import numba
     import numpy
 
-    sources = [*map(_source, MODULES), (_HERE / "elementary.py").read_text()]
-    parts = [ast.dump(ast.parse(source)) for source in sources]  # blind to comments and layout
+    parts = [*map(_source, MODULES), (_HERE / "elementary.py").read_text()]
     parts += [sys.version, numba.__version__, llvmlite.__version__, numpy.__version__]
     parts.append(llvmlite.binding.get_host_cpu_name())
     parts.append(llvmlite.binding.get_host_cpu_features().flatten())

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gradwire_server.engine import array, windows
+from gradwire_server.engine import array, blas, windows
+from gradwire_server.engine.batches import BatchRecipe
 from gradwire_server.engine.evaluation import Choice, Job, Part
 from gradwire_server.engine.joined import JoinedPasses
 from gradwire_server.engine.small import Recipe
@@ -66,6 +67,8 @@ class Slab(NamedTuple):
         return _summary(self.stacked(0, len(self.part.ids)))
 
 
+_NONE: Mapping[str, Array] = {}
+
 Named = list[tuple[str, Array]]
 #: Outputs, leaf gradients, chosen values, chosen gradients.
 Found = tuple[Named, Named, list[Slab], list[Slab]]
@@ -82,7 +85,7 @@ class Run:
     def _passes(self) -> Passes:
         compiled, leaves = self.job.compiled, self.job.point.arrays
         if compiled.program is not None:
-            return TapePasses(compiled.program, leaves)
+            return TapePasses.at(compiled.program, leaves)
         if compiled.joined is not None:
             return JoinedPasses(compiled.joined, leaves)
         return ArrayPasses(self.job)
@@ -112,12 +115,18 @@ class Run:
             yield [Slab(part, gradients) for part in choice.gradient_parts(low, high)]
             high = low
 
-    def outputs(self) -> Iterator[tuple[str, Array]]:
-        """Every output by name; with a batch, all have the leading axis."""
+    def outputs(self, taken: Mapping[str, Array] = _NONE) -> Iterator[tuple[str, Array]]:
+        """Every output by name; with a batch, all have the leading axis.
+
+        Those taken are here already.
+        """
         plan, values = self.job.plan, self._passes.values
         rows = (plan.batch_size,) if plan.batch_size else ()
         for output in plan.graph.outputs:
             ids = output.value_ids
+            if output.name in taken:
+                yield output.name, taken[output.name]
+                continue
             if len(ids) > 1 and (not rows or plan.batched[ids].all()):
                 yield output.name, values.stacked(ids).T
                 continue
@@ -125,11 +134,15 @@ class Run:
             found = [_repeated(values.one(i), whole) for i in ids.tolist()]
             yield output.name, found[0] if len(found) == 1 else np.stack(found, axis=-1)
 
-    def leaf_gradients(self, choice: Choice | None = None) -> Iterator[tuple[str, Array]]:
-        """The gradients of the chosen leaves by name."""
+    def leaf_gradients(
+        self, choice: Choice | None = None, taken: Mapping[str, Array] = _NONE
+    ) -> Iterator[tuple[str, Array]]:
+        """The gradients of the chosen leaves by name; those taken are here already."""
         gradients = self._passes.gradients
         for leaf in (choice or self.job.choice).leaf_places:
-            if not leaf.elements:
+            if leaf.name in taken:
+                yield leaf.name, taken[leaf.name]
+            elif not leaf.elements:
                 yield leaf.name, gradients.one(int(leaf.ids[0]))
             elif len(leaf.ids):
                 stacked = gradients.stacked(leaf.ids)
@@ -139,11 +152,14 @@ class Run:
 
     def complete(self, stopped: Callable[[], bool]) -> Found:
         """Everything at once (Stopped, within a block, where nobody waits any more)."""
-        if self.job.recipe is None:
+        recipe = self.job.recipe
+        if recipe is None:
             return self._by_blocks(stopped)
+        if isinstance(recipe, BatchRecipe):
+            return self._by_rows(recipe, stopped)
         if stopped():
             raise Stopped
-        return _followed(self.job.recipe, self.job)
+        return _followed(recipe, self.job)
 
     @np.errstate(all="ignore")  # NaN and infinity are values, not errors
     def _by_blocks(self, stopped: Callable[[], bool]) -> Found:
@@ -155,6 +171,19 @@ class Run:
         return outputs, gradients, slabs, pulled
 
     @np.errstate(all="ignore")
+    def _by_rows(self, recipe: BatchRecipe, stopped: Callable[[], bool]) -> Found:
+        passes = TapePasses(recipe.program)
+        taken = recipe.follow(passes, self.job.point.arrays, stopped)
+        self._passes, self._has_values = passes, True
+        values, gradients = passes.values, passes.gradients
+        return (
+            list(self.outputs(taken.outputs)),
+            [] if self.job.forward_only else list(self.leaf_gradients(taken=taken.gradients)),
+            [Slab(part, values) for part in recipe.value_parts],
+            [Slab(part, gradients) for part in recipe.gradient_parts],
+        )
+
+    @np.errstate(all="ignore")
     def pull(
         self,
         seeds: Mapping[int, Array],
@@ -162,7 +191,7 @@ class Run:
         choice: Choice | None = None,
     ) -> tuple[Named, list[Slab]]:
         """The backward pass alone, over the values that were computed before."""
-        if not self._has_values:  # a recipe leaves none behind
+        if not self._has_values:  # a small recipe leaves none behind
             _collect(self.forward(), stopped)
         pulled = _collect(self.backward(seeds, choice), stopped)
         return list(self.leaf_gradients(choice)), pulled
@@ -180,9 +209,9 @@ class ArrayPasses:
     def forward(self) -> Iterator[int]:
         lifetimes = self._job.choice.lifetimes
         releases = None if lifetimes.is_small else lifetimes.releases
-        return array.forward(
-            windows.namespace(), self._job.plan, self._values, releases, self._job.compiled.regions
-        )
+        plan, regions = self._job.plan, self._job.compiled.regions
+        with blas.threads_for(plan.most_bytes):
+            yield from array.forward(windows.namespace(), plan, self._values, releases, regions)
 
     def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
         assert lifetimes.kept.needed is not None, "a choice that is not forward_only"
@@ -191,16 +220,12 @@ class ArrayPasses:
         grads: list[Array | None] = [None] * len(self._values)
         for value_id, given in seeds.items():
             grads[value_id] = given
-        self.gradients = _Listed(self._job.plan, grads)
-        return array.backward(
-            windows.namespace(),
-            self._job.plan,
-            self._values,
-            grads,
-            needed,
-            kept,
-            self._job.compiled.regions,
-        )
+        plan, regions = self._job.plan, self._job.compiled.regions
+        self.gradients = _Listed(plan, grads)
+        with blas.threads_for(plan.most_bytes):
+            yield from array.backward(
+                windows.namespace(), plan, self._values, grads, needed, kept, regions
+            )
 
 
 class _Listed:

@@ -2,17 +2,20 @@
 
 Python takes longer over them than the processor. A recipe is made once for a plan and for what is
 asked; an evaluation then fills in the leaves, calls one kernel, and shows what it found: its memory
-is never used again, so nothing is copied.
+is never used again, so nothing is copied. Or buffers stay where they are, for whoever evaluates in
+a loop: then it calls the kernel, and that is all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradwire_server.engine.kernel_source import WHOLE
+from gradwire_server.engine.kernel_source import AGAIN, WHOLE
 from gradwire_server.engine.tape import Backward, Program, Tape
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Ids
@@ -46,11 +49,25 @@ class Numbers:
         return found.astype(self._program.plan.spec(ids[0]).dtype, copy=False)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A circuit in buffers that stay where they are."""
+
+    run: Callable[[], None]  # forward and backward
+    leaves: Mapping[str, Array]  # to be written to
+    outputs: Mapping[str, Array]
+    gradients: Mapping[str, Array]  # of the chosen leaves
+    values: Numbers  # all of them
+    grads: Numbers
+    held: object  # what the kernel knows by address
+
+
 class Recipe:
     """How the values and gradients of one choice are computed from leaves and seeds."""
 
     def __init__(self, program: Program, choice: Choice, seeds: Mapping[int, Array]) -> None:
         trace = program.backward_from(tuple(seeds))
+        self.dtype = program.dtype
         self._program = program
         self._dtype = np.dtype(program.dtype)
         self._slots = program.plan.graph.value_count + 1
@@ -69,8 +86,7 @@ class Recipe:
     ) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]], Numbers, Numbers]:
         """Outputs and leaf gradients by name, all values and all gradients."""
         values, grads = np.empty(self._slots, self._dtype), np.zeros(self._slots, self._dtype)
-        for position, place, is_flat in self._leaves:
-            values[place] = leaves[position] if is_flat else leaves[position].reshape(-1)
+        self._put(leaves, values)
         for value_id, slot in self._seeded:
             grads[slot] = seeds[value_id]
         self._kernel(self._told, values, grads)
@@ -80,6 +96,56 @@ class Recipe:
             Numbers(self._program, values),
             Numbers(self._program, grads),
         )
+
+    def settle(self, leaves: Sequence[Array], seeds: Mapping[int, Array]) -> Settled:
+        """Buffers for many evaluations, at these numbers to begin with."""
+        values, grads = np.zeros(self._slots, self._dtype), np.zeros(self._slots, self._dtype)
+        self._put(leaves, values)
+        slots = np.array([slot for _, slot in self._seeded], np.int64)
+        numbers = np.array([seeds[value_id] for value_id, _ in self._seeded], self._dtype)
+        given = {
+            "slots": len(values),
+            "values": values.ctypes.data,
+            "grads": grads.ctypes.data,
+            "seeds": len(slots),
+            "seed_slots": slots.ctypes.data,
+            "seed_numbers": numbers.ctypes.data,
+        }
+        told = np.append(self._told, [given[name] for name in AGAIN])
+        run: Callable[[], None] = partial(self._program.compiled.whole_again, told.ctypes.data)
+        outputs = dict(_taken(self._outputs, values))
+        gathered = [
+            (outputs[name], place)
+            for name, place, _ in self._outputs
+            if isinstance(place, np.ndarray)
+        ]
+        graph = self._program.plan.graph
+        return Settled(
+            partial(_run_and_gather, run, values, gathered) if gathered else run,
+            {
+                graph.leaves[position].name: values[place, ...].reshape(leaves[position].shape)
+                for position, place, _ in self._leaves
+                if graph.leaves[position].kind != "constant"
+            },
+            outputs,
+            dict(_taken(self._gradients, grads)),
+            Numbers(self._program, values),
+            Numbers(self._program, grads),
+            (self, told, slots, numbers),
+        )
+
+    def _put(self, leaves: Sequence[Array], values: Array) -> None:
+        for position, place, is_flat in self._leaves:
+            values[place] = leaves[position] if is_flat else leaves[position].reshape(-1)
+
+
+def _run_and_gather(
+    run: Callable[[], None], values: Array, gathered: list[tuple[Array, Array]]
+) -> None:
+    """Outputs of many values lie here and there in the buffer."""
+    run()
+    for output, slots in gathered:
+        output[...] = values[slots]
 
 
 def find_recipe(

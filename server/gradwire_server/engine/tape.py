@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire_server.engine import kernels
+from gradwire_server.engine.buffers import LINE_BYTES, Buffers
 from gradwire_server.engine.kernel_source import BLOCK
 from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instruction_set
 from gradwire_server.gates.base import Array
@@ -34,9 +34,9 @@ from gradwire_server.specs import COMPUTED, FLOATS, ITEM_SIZES, Shape
 CHUNK = 200_000
 #: Nodes a run must have on average for runs to be faster than a switch.
 _RUN_LENGTH = 6
-#: What a block may take of a processor's second cache, and how few elements are worth a call.
+#: What a block may take of a processor's second cache, and how little of a slot is worth a call.
 _CACHE_BYTES = 1 << 19
-_LEAST_BLOCK = 64
+_LEAST_BYTES = 1 << 10
 #: Elements of all nodes together from which a second thread is worth waking.
 _THREADED = 200_000
 
@@ -103,6 +103,11 @@ class Program:
         """Where values are."""
         return ids if self.slots is None else self.slots[ids]
 
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block, of a batch."""
+        return _buffer_shape(self.plan, self.dtype)[2]
+
 
 def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
     """The plan as a tape, where it is one of scalars and its buffers fit in memory.
@@ -124,81 +129,46 @@ def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
     return True, Program(plan, dtype, tape, slots, compiled, scheduling)
 
 
-class Buffers:
-    """Buffers between evaluations: a page of fresh memory costs more than computing over it.
-
-    Those that are too small for pages to count are left to malloc.
-    """
-
-    def __init__(self, most_bytes: int, least_bytes: int = 0) -> None:
-        self._most = most_bytes
-        self._least = least_bytes
-        self._bytes = 0
-        self._held: dict[tuple[Shape, Any], list[Array]] = {}  # the kind that came last is last
-        self._lock = Lock()
-
-    def take(self, shape: Shape, dtype: str) -> Array:
-        """One of the shape and type, with whatever is in it."""
-        with self._lock:
-            kind = shape, np.dtype(dtype)
-            if kind in self._held:
-                return self._removed(kind, -1)
-        return np.empty(shape, dtype)
-
-    def give(self, buffer: Array) -> None:
-        """Takes back one that nobody reads any more."""
-        if buffer.nbytes < self._least:
-            return
-        kind = buffer.shape, buffer.dtype
-        with self._lock:
-            self._held[kind] = [*self._held.pop(kind, []), buffer]
-            self._bytes += buffer.nbytes
-            while self._bytes > self._most:
-                self._removed(next(iter(self._held)), 0)
-
-    def _removed(self, kind: tuple[Shape, Any], place: int) -> Array:
-        buffer: Array = self._held[kind].pop(place)
-        self._bytes -= buffer.nbytes
-        if not self._held[kind]:
-            del self._held[kind]
-        return buffer
-
-
 _HELD = Buffers(most_bytes=256 << 20, least_bytes=1 << 16)
 
 
 class TapePasses:
     """One evaluation of a program: forward once, then backward any number of times."""
 
-    def __init__(self, program: Program, leaves: Sequence[Array]) -> None:
-        """`leaves` are the arrays of all leaves, by position."""
+    def __init__(self, program: Program) -> None:
         self.program = program
         shape = _buffer_shape(program.plan, program.dtype)
-        self._buffers = _HELD.take(shape, program.dtype), _HELD.take(shape, program.dtype)
-        _fill_leaves(program.plan, leaves, self._buffers[0])
+        self.buffers = _HELD.take(shape, program.dtype), _HELD.take(shape, program.dtype)
+
+    @classmethod
+    def at(cls, program: Program, leaves: Sequence[Array]) -> TapePasses:
+        """`leaves` are the arrays of all leaves, by position."""
+        passes = cls(program)
+        _fill_leaves(program.plan, leaves, passes.buffers[0])
+        return passes
 
     def __del__(self) -> None:
-        for each in self._buffers:
+        for each in self.buffers:
             _HELD.give(each)
 
     @property
     def values(self) -> Slots:
         """By value id."""
-        return Slots(self, self._buffers[0], summed=False)
+        return Slots(self, self.buffers[0], summed=False)
 
     @property
     def gradients(self) -> Slots:
         """By value id, of the last backward pass."""
-        return Slots(self, self._buffers[1], summed=True)
+        return Slots(self, self.buffers[1], summed=True)
 
     def forward(self) -> Iterator[int]:
         """Computes all values; yields the first id not computed yet, as the array engine does."""
         if self.program.plan.batch_size:
-            yield from _blocks_forward(self.program, self._buffers[0])
+            yield from _blocks_forward(self.program, self.buffers[0])
         elif self.program.tape.starts is None:
-            yield from _switch_forward(self.program, self._buffers[0])
+            yield from _switch_forward(self.program, self.buffers[0])
         else:
-            yield from _runs_forward(self.program, self._buffers[0])
+            yield from _runs_forward(self.program, self.buffers[0])
 
     def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
         """Computes all gradients from seeds by value id; yields the lowest id that is complete.
@@ -206,7 +176,7 @@ class TapePasses:
         The buffers hold everything, so lifetimes change nothing.
         """
         trace = self.program.backward_from(tuple(seeds))
-        values, grads = self._buffers
+        values, grads = self.buffers
         batch = self.program.plan.batch_size
         if batch:
             grads[:, np.flatnonzero(trace.reached == 0)] = 0
@@ -423,7 +393,7 @@ def _runs_backward(program: Program, values: Array, grads: Array) -> Iterator[in
 
 def _blocks_forward(program: Program, values: Array) -> Iterator[int]:
     plan, tape, size = program.plan, program.tape, values.shape[2]
-    addresses, steps = _addresses(values)
+    addresses, steps = addresses_of(values)
     for node, end in _node_chunks(plan):
         first_input = int(plan.graph.input_starts[node])
         block = partial(
@@ -439,8 +409,8 @@ def _blocks_backward(
     program: Program, trace: Backward, values: Array, grads: Array
 ) -> Iterator[int]:
     plan, tape, size = program.plan, program.tape, values.shape[2]
-    addresses, steps = _addresses(values)
-    grad_addresses, _ = _addresses(grads)
+    addresses, steps = addresses_of(values)
+    grad_addresses, _ = addresses_of(grads)
     for end, node in reversed(_node_chunks(plan)):
         past_input = int(plan.graph.input_starts[node])
         block = partial(
@@ -460,7 +430,7 @@ def _node_chunks(plan: Plan) -> list[tuple[int, int]]:
     return [(node, min(node + step, nodes)) for node in range(0, nodes, step)]
 
 
-def _addresses(buffer: Array) -> tuple[Array, Array]:
+def addresses_of(buffer: Array) -> tuple[Array, Array]:
     """Where each slot of the first block is, and the bytes from there on for each row.
 
     A block begins at a multiple of its size, so that many rows lead to where the block is.
@@ -472,13 +442,12 @@ def _addresses(buffer: Array) -> tuple[Array, Array]:
 
 def _buffer_shape(plan: Plan, dtype: str) -> Shape:
     """Slots; of a batch [blocks, slots, rows of a block], so that a block lies in one piece."""
-    slots = plan.graph.value_count + 1
-    if not plan.batch_size:
+    slots, rows = plan.graph.value_count + 1, plan.batch_size
+    if not rows:
         return (slots,)
-    size = min(
-        block_elements(2 * slots, dtype), _round_up(plan.batch_size, 64 // ITEM_SIZES[dtype])
-    )
-    return (-(-plan.batch_size // size), slots, size)
+    share = -(-rows // _threads(rows, plan.graph.node_count))
+    size = min(block_elements(2 * slots, dtype), _round_up(share, LINE_BYTES // ITEM_SIZES[dtype]))
+    return (-(-rows // size), slots, size)
 
 
 def _round_up(count: int, unit: int) -> int:
@@ -499,7 +468,7 @@ def over_elements(work: Callable[[int, int], object], elements: int, nodes: int,
     Splits the blocks between the processors, where there is enough to do.
     """
     blocks = -(-elements // size)
-    threads = min(_processors(), blocks, 1 + elements * nodes // _THREADED)
+    threads = min(blocks, _threads(elements, nodes))
     if threads < 2:
         work(0, elements)
         return
@@ -510,17 +479,23 @@ def over_elements(work: Callable[[int, int], object], elements: int, nodes: int,
         each.result()
 
 
+def _threads(elements: int, nodes: int) -> int:
+    """How many are worth waking for so many elements of so many nodes."""
+    return min(processors(), 1 + elements * nodes // _THREADED)
+
+
 def block_elements(slots: int, dtype: str) -> int:
     """Elements of a block, few enough for so many slots of them to stay in the second cache."""
+    unit = _LEAST_BYTES // ITEM_SIZES[dtype]
     fit = _CACHE_BYTES // (slots * ITEM_SIZES[dtype])
-    return max(_LEAST_BLOCK, min(fit // _LEAST_BLOCK * _LEAST_BLOCK, BLOCK))
+    return max(unit, min(fit // unit * unit, BLOCK))
 
 
 @cache
-def _processors() -> int:
+def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_processors(), "gradwire-blocks")
+    return ThreadPoolExecutor(processors(), "gradwire-blocks")

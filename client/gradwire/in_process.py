@@ -1,0 +1,154 @@
+"""Evaluations in this process, without a server: the engine, and nothing between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gradwire import requests
+from gradwire.builder import Graph
+from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
+from gradwire.results import Result, Summary, scalar
+from gradwire.tensors import Array
+from gradwire.vectors import Vector
+from gradwire_server.codec.graphs import decode_graph
+from gradwire_server.codec.requests import decode_evaluation
+from gradwire_server.engine import evaluation, kernels
+from gradwire_server.engine.repeated import Repeated, repeat
+from gradwire_server.engine.runs import Slab
+from gradwire_server.errors import Refusal
+from gradwire_server.limits import Limits
+
+
+class Evaluator:
+    """One graph, evaluated again and again: for optimisers and samplers that live in a loop.
+
+        f = gw.Evaluator(graph, {"w": 2.0, "x": 0.5})
+        f.inputs["w"][...] = 3.0
+        f.run()
+        f.outputs["f"], f.gradients["w"]
+
+    `inputs`, `outputs` and `gradients` are arrays by name, which stay where they are: write into
+    the first, run, read the others. Small circuits of scalars compute in them, so that a hundred
+    gates take about a microsecond, forward and backward. An evaluator serves one thread at a time.
+
+    It computes with compiled kernels where this machine has them, otherwise with NumPy: `gradwire
+    warmup` makes them in a minute or two, and the first evaluator begins that in the background.
+    """
+
+    #: Forward and backward at the numbers of `inputs`; what is found is in the other arrays.
+    run: Callable[[], None]
+
+    def __init__(
+        self, graph: Graph, inputs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Evaluates once, at `inputs`, which say how large open sizes are.
+
+        Options are those of `Connection.evaluate`, refused with the same errors; and limits of a
+        server, such as max_memory_bytes.
+        """
+        names = {limit.name for limit in fields(Limits)} & options.keys()
+        limits = Limits(**{name: options.pop(name) for name in names})
+        self.graph = graph
+        message = requests.evaluation(graph, inputs, **options)
+        if not kernels.load_all():
+            kernels.warm_up()
+        try:
+            wanted = decode_evaluation(message)
+            job = evaluation.prepare(decode_graph(graph.to_bytes(), limits), wanted, limits)
+            self._repeated: Repeated = repeat(job)
+        except Refusal as refusal:
+            raise _error(refusal, graph) from None
+        self.run = self._repeated.run
+        #: Inputs and parameters, to be written to; read-only where shapes depend on the elements.
+        self.inputs: Mapping[str, Array] = self._repeated.leaves
+        self.outputs: Mapping[str, Array] = self._repeated.outputs
+        self.gradients: Mapping[str, Array] = self._repeated.gradients
+
+    def result(self) -> Result:
+        """What the last run has found, with the chosen values and gradients; copies."""
+        values, gradients = self._repeated.chosen()
+        return Result(
+            {name: np.array(each) for name, each in self.outputs.items()},
+            {name: np.array(each) for name, each in self.gradients.items()},
+            dict(_by_id(values)),
+            dict(_by_id(gradients)),
+            self.graph,
+        )
+
+    def value_and_gradient(self, x: Any) -> tuple[float, Any]:
+        """The only output, and its gradient, at x: as `scipy.optimize.minimize(jac=True)` wants.
+
+        x is {leaf: array}, and then so is the gradient; or one flat vector of all floating leaves
+        that have a gradient, in the graph's order, and then so is the gradient.
+        """
+        if isinstance(x, Mapping):
+            self._write(x)
+            self.run()
+            gradient: Any = {name: np.array(each) for name, each in self.gradients.items()}
+        else:
+            flat = np.asarray(x)
+            for name, part in self._vector.split(flat).items():
+                self.inputs[name][...] = part
+            self.run()
+            gradient = self._vector.join(self.gradients, flat.dtype)
+        (name,) = self.outputs
+        return scalar(self.outputs[name], f"output {name!r}"), gradient
+
+    @cached_property
+    def _vector(self) -> Vector:
+        vector = Vector(self.graph)
+        for name in vector.names:
+            self._require_writable(name)
+        return vector
+
+    def _write(self, point: Mapping[str, Any]) -> None:
+        """All of it or nothing (LEAF_UNKNOWN, DATA_TYPE_MISMATCH, SHAPE_MISMATCH, ...)."""
+        arrays = [self._checked(name, given) for name, given in point.items()]
+        for name, array in zip(point, arrays, strict=True):
+            self.inputs[name][...] = array
+
+    def _checked(self, name: str, given: Any) -> Array:
+        if name not in self.inputs:
+            raise InvalidRequestError(
+                "LEAF_UNKNOWN",
+                f"there is no input or parameter {name!r}{nearest(name, self.inputs)}",
+            )
+        own = self.inputs[name]
+        array = requests.as_dtype(repr(name), given, str(own.dtype))
+        if array.shape != own.shape:
+            raise InvalidRequestError(
+                "SHAPE_MISMATCH",
+                f"{name!r}: has shape {own.shape} here but is given shape {array.shape}; make "
+                "another evaluator",
+            )
+        self._require_writable(name)
+        return array
+
+    def _require_writable(self, name: str) -> None:
+        if not self.inputs[name].flags.writeable:
+            raise InvalidRequestError(
+                "BINDING_INVALID",
+                f"{name!r}: shapes depend on its elements, so it stays; make another evaluator",
+            )
+
+
+def _error(refusal: Refusal, graph: Graph) -> GradwireError:
+    message = requests.at_line(refusal.message, refusal.facts, graph)
+    return error_for(refusal.status, refusal.reason, message, refusal.facts)
+
+
+def _by_id(slabs: Iterable[Slab]) -> Iterable[tuple[int, Array | Summary]]:
+    for slab in slabs:
+        ids = slab.part.ids.tolist()
+        if not slab.part.as_summary:
+            yield from zip(ids, map(np.array, slab.arrays()), strict=True)
+            continue
+        figures = slab.summary()
+        names = ("minimum", "maximum", "mean", "norm", "nan_count", "infinity_count")
+        for value_id, *each in zip(ids, *(figures[name] for name in names), strict=True):
+            yield value_id, Summary(*each)
