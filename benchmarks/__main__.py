@@ -12,9 +12,9 @@ from benchmarks import report
 from benchmarks.harness import CACHE, FOLDER, RESULTS
 
 #: Those with `run(quick) -> Report`.
-REPORTS = ("engines", "batches", "chain", "networks", "servers", "memory")
+REPORTS = ("engines", "batches", "chain", "networks", "wire", "servers", "memory")
 #: Scripts that write their own JSON; the page shows what they print. A quick run has none.
-SCRIPTS = ("plan", "wire")
+SCRIPTS = ("plan",)
 
 
 def main() -> None:

@@ -1,8 +1,5 @@
 """What the wire costs: Gradwire beside a bare gRPC server that moves the same bytes.
 
-    scripts/bench wire                             into docs/performance.md
-    python benchmarks/wire.py --json wire.json     into a file of its own
-
 The bare server is the fastest that grpcio has (synchronous handlers, bytes in, bytes out, no
 protobuf): it takes each request's bytes and answers with as many bytes as Gradwire does. A second
 one keeps freed memory, as `gradwire serve` does. All are asked in turn, round after round, by one
@@ -13,7 +10,6 @@ messages, where a loop that does nothing else takes half the time.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import statistics
 import subprocess
@@ -26,7 +22,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +36,7 @@ from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.codec.requests import decode_bindings, decode_evaluation
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine import kernels, runs
+from gradwire_server.engine.blas import share_processors
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
 
@@ -141,7 +137,7 @@ def long_chain(size: int, nodes: int) -> gw.Graph:
 @contextmanager
 def bare_servers() -> Iterator[tuple[str, str]]:
     """Answer what they were told to, whatever they are asked: as usual, and keeping memory."""
-    command = [sys.executable, __file__, "--bare"]
+    command = [sys.executable, __file__]
     with _serving([*command, "usual"]) as usual, _serving([*command, "tuned"]) as tuned:
         yield usual, tuned
 
@@ -366,6 +362,7 @@ def measure(plan: Plan) -> list[Case]:
     rows: list[Row] = []
     kernels.compile_all()
     kernels.load_all()  # computing is measured here with the engine that the server has
+    share_processors()  # and as many threads
     with (
         tempfile.TemporaryDirectory() as meeting,
         bare_servers() as bare,
@@ -492,23 +489,5 @@ def _quantile(seconds: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    arguments.add_argument("--bare", choices=["usual", "tuned"], help="be a bare server")
-    chosen = arguments.parse_args()
-    if chosen.bare:
-        serve_bare(chosen.bare)
-        return
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from benchmarks.report import text
-
-    with tempfile.TemporaryDirectory() as folder:
-        written = run(quick=False).write(Path(folder))
-        if chosen.json:
-            chosen.json.write_bytes(written.read_bytes())
-        print(text(written))
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # with an argument: be a bare server
+    serve_bare(sys.argv[1])

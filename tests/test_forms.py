@@ -245,3 +245,49 @@ def test_large_graph_is_not_held() -> None:
     first = forms.evaluate(graph, b"", {"x": 1.0}, {})
     assert forms.evaluate(graph, b"", {"x": 1.0}, {}) is not first
     assert first.request({"x": 1.0}, INLINE)
+
+
+def vectors() -> list[gw.Graph]:
+    """One data type, another, and both, with arrays among the numbers."""
+    graphs = []
+    for first, second in (("float64", "float64"), ("float32", "float32"), ("float64", "float32")):
+        graph = gw.Graph()
+        a, b = graph.input("a", dtype=first), graph.parameter("b", np.ones((2, 3), second))
+        total = gw.reduce_sum(b * b, keepdims=0)
+        graph.output("f", gw.tanh(a) * (total if first == second else gw.cast_like(total, a)))
+        graphs.append(graph)
+    return graphs
+
+
+@pytest.mark.parametrize("graph", vectors())
+def test_steps_at_a_vector_are_steps_at_its_leaves(server: gw.Connection, graph: gw.Graph) -> None:
+    random = np.random.default_rng(0)
+    dtypes = [np.dtype(leaf.dtype) for leaf in graph.leaves]
+    with server.session(graph) as session, server.session(graph) as other:
+        for number in range(12):
+            x = random.normal(size=14)[::2].astype(["float64", "float32"][number // 3 % 2])
+            value, gradient = session.value_and_gradient(x)
+            leaves = {"a": x[0].astype(dtypes[0]), "b": x[1:].reshape(2, 3).astype(dtypes[1])}
+            result = other.step(leaves)
+            assert value == float(result.outputs["f"])
+            parts = [result.gradients["a"].reshape(1), result.gradients["b"].ravel()]
+            expected = np.concatenate([part.astype(x.dtype) for part in parts])
+            np.testing.assert_array_equal(gradient, expected, strict=True)
+            gradient += 1  # it is the caller's own
+        with pytest.raises(gw.InvalidRequestError, match="elements in all"):
+            session.value_and_gradient(np.ones(8))
+        assert session.value_and_gradient(list(range(7)))[0] == 0
+
+
+def test_steps_at_a_vector_are_filled_in(
+    server: gw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, x = gw.parse("tanh(a*b) + exp(c/4)"), np.array([0.5, 2.0, -1.0])
+    with server.session(graph) as session, server.session(graph) as other:
+        for each in range(6):
+            session.value_and_gradient(x + each)
+        expected = other.value_and_gradient(x)
+        unwritten(monkeypatch)
+        value, gradient = session.value_and_gradient(x)
+    assert value == expected[0]
+    np.testing.assert_array_equal(gradient, expected[1], strict=True)

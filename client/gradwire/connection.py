@@ -27,7 +27,7 @@ from gradwire.errors import (
     InvalidRequestError,
     ServerError,
 )
-from gradwire.forms import Forms
+from gradwire.forms import Forms, VectorForm
 from gradwire.holes import request_id_of, with_request_id
 from gradwire.payloads import LIFTED_BYTES, Buffer
 from gradwire.results import Columns, Event, Result, decode_result, parse, scalar
@@ -441,6 +441,10 @@ class Session:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
+            if self._connection._exchange() is INLINE:
+                answer = self._receive(self._send(*self._vector_form.request(flat)))
+                with self._refusals:
+                    return self._vector_form.read(answer, flat.dtype)
             result = self.step(self._vector.split(flat))
             gradient = self._vector.join(result.gradients, flat.dtype)
         (name,) = self.graph.outputs
@@ -462,6 +466,11 @@ class Session:
     @cached_property
     def _vector(self) -> Vector:
         return Vector(self.graph)
+
+    @cached_property
+    def _vector_form(self) -> VectorForm:
+        form = self._forms.step(self.graph, self._batched, self._vector.names, False)
+        return VectorForm(form, self._vector)
 
     def _result(self, request: bytes, exchange: Exchange) -> Result:
         answer = self._receive(self._send(request))
@@ -783,6 +792,10 @@ class AsyncSession:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
+            if await self._connection._exchange() is INLINE:
+                answer = await self._ask(*self._vector_form.request(flat))
+                with self._refusals:
+                    return self._vector_form.read(answer, flat.dtype)
             result = await self.step(self._vector.split(flat))
             gradient = self._vector.join(result.gradients, flat.dtype)
         (name,) = self.graph.outputs
@@ -791,6 +804,11 @@ class AsyncSession:
     @cached_property
     def _vector(self) -> Vector:
         return Vector(self.graph)
+
+    @cached_property
+    def _vector_form(self) -> VectorForm:
+        form = self._forms.step(self.graph, self._batched, self._vector.names, False)
+        return VectorForm(form, self._vector)
 
     async def _ask(self, *pieces: Buffer) -> bytes:
         """Sends a request that lacks its id; the answer to it, without the id where it is small."""

@@ -7,6 +7,7 @@ but numbers differs, the request is made, and the answer read, as if there were 
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from gradwire.builder import Graph
 from gradwire.holes import PLAIN, around, find_holes
 from gradwire.payloads import LIFTED_BYTES, Buffer
 from gradwire.requests import Written
-from gradwire.results import Answer, Result, decode_result, parse
+from gradwire.results import Answer, Result, decode_result, parse, scalar
 from gradwire.segments import INLINE, Exchange
 from gradwire.tensors import Array
 from gradwire.v1 import service_pb2
+from gradwire.vectors import Vector
 
 #: Uses after which a form is worth its making, and how often that is tried.
 _USES = 3
@@ -75,13 +77,19 @@ class _Mask(NamedTuple):
     outputs: tuple[tuple[str, slice, _Kind], ...]
     gradients: tuple[tuple[str, slice, _Kind], ...]
 
-    def read(self, data: bytes, graph: Graph) -> Result | None:
-        """The result in an answer; None where anything but numbers differs."""
+    def fits(self, data: bytes) -> bool:
+        """Whether nothing but numbers differs."""
         if len(data) != self.size:
-            return None
-        for place, expected in self.fixed:
+            return False
+        for place, expected in self.fixed:  # noqa: SIM110 -- all() takes twice as long
             if data[place] != expected:
-                return None
+                return False
+        return True
+
+    def read(self, data: bytes, graph: Graph) -> Result | None:
+        """The result in an answer, where it fits."""
+        if not self.fits(data):
+            return None
         return Result(_taken(self.outputs, data), _taken(self.gradients, data), {}, {}, graph)
 
 
@@ -89,33 +97,33 @@ class Form:
     """Requests of one kind."""
 
     def __init__(self, call: Call) -> None:
+        self.blank: _Blank | None = None
+        self.mask: _Mask | None = None
         self._call = call
         self._uses = 0
-        self._blank: _Blank | None = None
-        self._mask: _Mask | None = None
         self._tries = {"blank": _MOST_TRIES, "mask": _MOST_TRIES}
 
     def request(self, inputs: Mapping[str, Any], exchange: Exchange) -> Sequence[Buffer]:
         """The pieces of a serialized request."""
         self._uses += 1
-        if exchange is INLINE and self._blank is not None:
-            filled = self._blank.filled(inputs)
+        if exchange is INLINE and self.blank is not None:
+            filled = self.blank.filled(inputs)
             if filled is not None:
                 return filled
         written = self._call.write(inputs, exchange)
         if exchange is INLINE and self._is_due("blank"):
-            self._blank = _blank_of(written, self._call.graph, inputs)
+            self.blank = _blank_of(written, self._call.graph, inputs)
         return written.pieces
 
     def result(self, data: bytes, exchange: Exchange) -> Result:
         """The result in a serialized answer."""
-        if exchange is INLINE and self._mask is not None:
-            found = self._mask.read(data, self._call.graph)
+        if exchange is INLINE and self.mask is not None:
+            found = self.mask.read(data, self._call.graph)
             if found is not None:
                 return found
         answer = self._call.read(data, exchange)
         if exchange is INLINE and self._is_due("mask"):
-            self._mask = _mask_of(data, answer)
+            self.mask = _mask_of(data, answer)
         return answer.result
 
     def _is_due(self, what: str) -> bool:
@@ -123,6 +131,61 @@ class Form:
             return False
         self._tries[what] -= 1
         return True
+
+
+class VectorForm:
+    """Steps at a flat vector: its bytes go to where the message has its leaves', and back."""
+
+    def __init__(self, form: Form, vector: Vector) -> None:
+        self._form = form
+        self._vector = vector
+        self._blank: _Blank | None = None
+        self._mask: _Mask | None = None
+        self._dtype = np.dtype("V")  # of vectors that need no form but this one; V: of none
+        self._parts: list[tuple[bytes, slice]] = []
+        self._gradients: list[slice] = []
+
+    def request(self, flat: Array) -> Sequence[Buffer]:
+        """The pieces of a serialized step (SHAPE_MISMATCH)."""
+        blank = self._form.blank
+        if blank is not self._blank or self._form.mask is not self._mask:
+            self._blank, self._mask = blank, self._form.mask
+            self._learn()
+        if blank is None or flat.dtype != self._dtype or flat.shape != (self._vector.size,):
+            return self._form.request(self._vector.split(flat), INLINE)
+        data = flat.tobytes()
+        pieces: list[Buffer] = []
+        for before, place in self._parts:
+            pieces += before, data[place]
+        return [*pieces, *blank.end]
+
+    def read(self, data: bytes, dtype: np.dtype[Any]) -> tuple[float, Array]:
+        """The only output, and its gradient [size] in a data type, of a serialized answer."""
+        mask = self._mask
+        if mask is not None and dtype == self._dtype and mask.fits(data):
+            (_, place, _), *_ = mask.outputs
+            (value,) = struct.unpack_from(f"<{dtype.char}", data, place.start)
+            gathered = b"".join([data[place] for place in self._gradients])
+            return value, np.frombuffer(bytearray(gathered), dtype)
+        result = self._form.result(data, INLINE)
+        (name,) = result.outputs
+        value = scalar(result.outputs[name], f"output {name!r}")
+        return value, self._vector.join(result.gradients, dtype)
+
+    def _learn(self) -> None:
+        """Where the leaves' elements are, if all are of one type and there is one output."""
+        self._dtype = np.dtype("V")
+        if self._blank is None or self._mask is None or len(self._mask.outputs) != 1:
+            return
+        gradients = {name: (place, kind) for name, place, kind in self._mask.gradients}
+        kinds = [kind for _, _, kind in (*self._mask.outputs, *self._mask.gradients)]
+        dtypes = {dtype for dtype, _ in kinds} | {dtype for _, _, dtype, _ in self._blank.parts}
+        if len(dtypes) != 1 or kinds[0][1] or gradients.keys() != {*self._vector.names}:
+            return
+        (self._dtype,) = dtypes
+        places = self._vector.places(self._dtype.itemsize)
+        self._parts = [(before, places[name]) for before, name, _, _ in self._blank.parts]
+        self._gradients = [gradients[name][0] for name in self._vector.names]
 
 
 class Forms:
@@ -153,7 +216,9 @@ class Forms:
         self, graph: Graph, batched: Sequence[str], inputs: Iterable[str], forward_only: bool
     ) -> Form:
         """The form of a session's step."""
-        return self._found((forward_only, *inputs), _Step(graph, batched, forward_only))
+        key = forward_only, *inputs
+        form = self._forms.get(key)
+        return form or self._found(key, _Step(graph, batched, forward_only))
 
     def _found(self, key: Hashable, call: Call) -> Form:
         form = self._forms.get(key)

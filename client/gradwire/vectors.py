@@ -27,7 +27,7 @@ class Vector:
                     f"{leaf.kind} {leaf.name!r} has a symbolic size; give x as {{leaf: array}}",
                 )
         shapes = [tuple(axis for axis in leaf.axes if isinstance(axis, int)) for leaf in leaves]
-        edges = [0, *accumulate(map(prod, shapes))]
+        edges = self._edges = [0, *accumulate(map(prod, shapes))]
         self.size = edges[-1]
         self.names = [leaf.name for leaf in leaves]
         self._dtypes = {leaf.dtype for leaf in leaves}
@@ -35,6 +35,13 @@ class Vector:
             (leaf.name, leaf.dtype, slice(*edge) if shape else edge[0], shape)
             for leaf, edge, shape in zip(leaves, pairwise(edges), shapes, strict=True)
         ]
+
+    def places(self, item_size: int) -> dict[str, slice]:
+        """Where the bytes of a vector have those of each leaf, if all are of one type."""
+        return {
+            name: slice(item_size * start, item_size * stop)
+            for name, (start, stop) in zip(self.names, pairwise(self._edges), strict=True)
+        }
 
     def split(self, flat: Array) -> dict[str, Array]:
         """The leaves' parts of a vector [size] (SHAPE_MISMATCH)."""
