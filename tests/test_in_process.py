@@ -172,6 +172,20 @@ def test_arrays_outlive_their_evaluator() -> None:
     assert len(others) == 20
 
 
+def test_run_alone_keeps_what_it_computes_in() -> None:
+    many = [gw.Evaluator(circuit(), point("float64", 0), seeds=seeds("float64")) for _ in range(9)]
+    outputs, runs = [each.outputs["f"] for each in many], [each.run for each in many]
+    for array in outputs:
+        array[...] = 0
+    del many
+    others = [np.full(1000, np.nan) for _ in range(100)]
+    for run in runs:
+        run()
+    assert len({float(array) for array in outputs}) == 1
+    assert outputs[0] != 0
+    assert len(others) == 100
+
+
 def test_given_arrays_are_not_written_to() -> None:
     x = np.ones((2, 3))
     evaluator = gw.Evaluator(network(), {"x": x})

@@ -59,7 +59,12 @@ class Settled:
     gradients: Mapping[str, Array]  # of the chosen leaves
     values: Numbers  # all of them
     grads: Numbers
-    held: object  # what the kernel knows by address
+
+
+class _Call(partial[None]):
+    """A call of a kernel, with what that knows by address, which must live as long."""
+
+    held: object
 
 
 class Recipe:
@@ -112,7 +117,8 @@ class Recipe:
             "seed_numbers": numbers.ctypes.data,
         }
         told = np.append(self._told, [given[name] for name in AGAIN])
-        run: Callable[[], None] = partial(self._program.compiled.whole_again, told.ctypes.data)
+        run = _Call(self._program.compiled.whole_again, told.ctypes.data)
+        run.held = self, told, slots, numbers, values, grads
         outputs = dict(_taken(self._outputs, values))
         gathered = [
             (outputs[name], place)
@@ -131,7 +137,6 @@ class Recipe:
             dict(_taken(self._gradients, grads)),
             Numbers(self._program, values),
             Numbers(self._program, grads),
-            (self, told, slots, numbers),
         )
 
     def _put(self, leaves: Sequence[Array], values: Array) -> None:
