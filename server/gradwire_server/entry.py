@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from gradwire_server.allocator import keep_freed_memory
+from gradwire_server.allocator import keep_freed_memory, spare_what_stays
 from gradwire_server.engine import kernels
 from gradwire_server.engine.blas import share_processors
 from gradwire_server.limits import Limits
@@ -184,7 +184,7 @@ def serve(
         listens(server.start(address))
         if web is not None and place is not None:
             server.show(web, place.sockets)
-        kernels.warm_up()
+        spare_what_stays(kernels.warm_up())
         told.wait()
         server.stop(drain_seconds)
 
@@ -215,7 +215,7 @@ class _Work:
         if self.web is not None and self.place is not None:
             server.show(self.web, bind(self.place.host, self.place.port, shared=True))
         listens()
-        kernels.warm_up()
+        spare_what_stays(kernels.warm_up())
         told.wait()
         server.stop(self.drain_seconds)
 
