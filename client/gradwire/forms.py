@@ -204,13 +204,13 @@ class Forms:
         """The form of an EvaluateRequest; with a digest, the server has the graph."""
         call = _Evaluate(graph, digest, options)
         source = digest or graph.to_bytes()
-        if len(source) >= LIFTED_BYTES or not options.keys() <= _PLAIN_OPTIONS:
+        chosen = {
+            name: tuple(each) if isinstance(each, list) else each for name, each in options.items()
+        }
+        plain = all(isinstance(each, str | bool | tuple) for each in chosen.values())
+        if not plain or len(source) >= LIFTED_BYTES or not options.keys() <= _PLAIN_OPTIONS:
             return Form(call)
-        chosen = tuple(
-            (name, tuple(each) if isinstance(each, list) else each)
-            for name, each in sorted(options.items())
-        )
-        return self._found((id(graph), source, chosen, *inputs), call)
+        return self._found((id(graph), source, *sorted(chosen.items()), *inputs), call)
 
     def step(
         self, graph: Graph, batched: Sequence[str], inputs: Iterable[str], forward_only: bool

@@ -149,7 +149,8 @@ def parse(kind: type[Message], data: bytes) -> Parsed:
         return Parsed(kind.FromString(payloads.message), payloads)
     except DecodeError:
         raise ServerError(
-            "INTERNAL", f"the answer of {len(data)} bytes is not of {kind.DESCRIPTOR.full_name}"
+            "INTERNAL",
+            f"the answer of {len(data)} bytes is not a serialized {kind.DESCRIPTOR.full_name}",
         ) from None
 
 
