@@ -291,3 +291,55 @@ def test_steps_at_a_vector_are_filled_in(
         value, gradient = session.value_and_gradient(x)
     assert value == expected[0]
     np.testing.assert_array_equal(gradient, expected[1], strict=True)
+
+
+def large() -> gw.Graph:
+    """Arrays that are copied once, beside small ones and a number."""
+    graph = gw.Graph()
+    a, b, c = graph.input("a", (100, 100)), graph.input("b", (3,)), graph.input("c", (9000,))
+    d = graph.input("d")
+    total = gw.reduce_sum(a * a, keepdims=0) + gw.reduce_sum(c, keepdims=0) * d
+    graph.output("f", total * gw.reduce_sum(b, keepdims=0))
+    return graph
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_steps_at_a_large_vector_are_steps_at_its_leaves(server: gw.Connection, dtype: str) -> None:
+    graph, random = large(), np.random.default_rng(0)
+    with server.session(graph) as session, server.session(graph) as other:
+        for _ in range(6):
+            x = random.normal(size=19_004).astype(dtype)
+            value, gradient = session.value_and_gradient(x)
+            exact = x.astype("float64")
+            parts = {"a": exact[:10_000].reshape(100, 100), "b": exact[10_000:10_003]}
+            result = other.step(parts | {"c": exact[10_003:-1], "d": exact[-1]})
+            assert value == float(result.outputs["f"])
+            expected = np.concatenate([result.gradients[name].ravel() for name in "abcd"])
+            np.testing.assert_array_equal(gradient, expected.astype(dtype), strict=True)
+            gradient += 1
+
+
+def test_large_arrays_are_filled_in(server: gw.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, random = large(), np.random.default_rng(0)
+
+    def point() -> dict[str, Any]:
+        shapes: dict[str, tuple[int, ...]] = {"a": (100, 100), "b": (3,), "c": (9000,), "d": ()}
+        return {name: random.normal(size=shape) for name, shape in shapes.items()}
+
+    points = [point() for _ in range(5)]
+    points.append(points[0] | {"a": points[1]["a"].T, "c": np.ones(18_000)[::2]})
+    expected = [server.evaluate(graph, each, values=True) for each in points]
+    with server.session(graph) as session:
+        for each in points[:4]:
+            session.step(each)
+            server.evaluate(graph, each)
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise AssertionError("the form was not used")
+
+        for name in ("step_request", "evaluate_request"):
+            monkeypatch.setattr(forms.requests, name, refuse)
+        for each, result in zip(points, expected, strict=True):
+            result.node_values.clear()
+            require_same(session.step(each), result)
+            require_same(server.evaluate(graph, each), result)

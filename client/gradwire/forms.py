@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gradwire import requests
+from gradwire import requests, tensors
 from gradwire.builder import Graph
 from gradwire.holes import PLAIN, around, find_holes
 from gradwire.payloads import LIFTED_BYTES, Buffer
@@ -61,7 +61,7 @@ class _Blank(NamedTuple):
             if type(given) is np.ndarray or isinstance(given, np.generic):
                 if given.dtype != dtype or given.shape != shape:
                     return None
-                pieces += before, given.tobytes()
+                pieces += before, _bytes_of(given)
             elif type(given) is float and not shape and dtype.kind == "f":
                 pieces += before, dtype.type(given).tobytes()
             else:
@@ -99,7 +99,7 @@ class Form:
     def __init__(self, call: Call) -> None:
         self.blank: _Blank | None = None
         self.mask: _Mask | None = None
-        self._call = call
+        self.call = call
         self._uses = 0
         self._tries = {"blank": _MOST_TRIES, "mask": _MOST_TRIES}
 
@@ -110,18 +110,18 @@ class Form:
             filled = self.blank.filled(inputs)
             if filled is not None:
                 return filled
-        written = self._call.write(inputs, exchange)
+        written = self.call.write(inputs, exchange)
         if exchange is INLINE and self._is_due("blank"):
-            self.blank = _blank_of(written, self._call.graph, inputs)
+            self.blank = _blank_of(written, self.call.graph, inputs)
         return written.pieces
 
     def result(self, data: bytes, exchange: Exchange) -> Result:
         """The result in a serialized answer."""
         if exchange is INLINE and self.mask is not None:
-            found = self.mask.read(data, self._call.graph)
+            found = self.mask.read(data, self.call.graph)
             if found is not None:
                 return found
-        answer = self._call.read(data, exchange)
+        answer = self.call.read(data, exchange)
         if exchange is INLINE and self._is_due("mask"):
             self.mask = _mask_of(data, answer)
         return answer.result
@@ -141,7 +141,8 @@ class VectorForm:
         self._vector = vector
         self._blank: _Blank | None = None
         self._mask: _Mask | None = None
-        self._dtype = np.dtype("V")  # of vectors that need no form but this one; V: of none
+        #: Data types of vectors whose bytes are those of requests, and of answers; V: of none.
+        self._asked = self._answered = np.dtype("V")
         self._parts: list[tuple[bytes, slice]] = []
         self._gradients: list[slice] = []
 
@@ -151,9 +152,9 @@ class VectorForm:
         if blank is not self._blank or self._form.mask is not self._mask:
             self._blank, self._mask = blank, self._form.mask
             self._learn()
-        if blank is None or flat.dtype != self._dtype or flat.shape != (self._vector.size,):
+        if blank is None or flat.dtype != self._asked or flat.shape != (self._vector.size,):
             return self._form.request(self._vector.split(flat), INLINE)
-        data = flat.tobytes()
+        data = _bytes_of(flat)
         pieces: list[Buffer] = []
         for before, place in self._parts:
             pieces += before, data[place]
@@ -162,30 +163,60 @@ class VectorForm:
     def read(self, data: bytes, dtype: np.dtype[Any]) -> tuple[float, Array]:
         """The only output, and its gradient [size] in a data type, of a serialized answer."""
         mask = self._mask
-        if mask is not None and dtype == self._dtype and mask.fits(data):
+        if mask is not None and dtype == self._answered and mask.fits(data):
             (_, place, _), *_ = mask.outputs
             (value,) = struct.unpack_from(f"<{dtype.char}", data, place.start)
             gathered = b"".join([data[place] for place in self._gradients])
             return value, np.frombuffer(bytearray(gathered), dtype)
+        if len(data) >= LIFTED_BYTES and dtype == self._asked:
+            return self._read_large(data, dtype)
         result = self._form.result(data, INLINE)
+        return self._value_of(result), self._vector.join(result.gradients, dtype)
+
+    def _read_large(self, data: bytes, dtype: np.dtype[Any]) -> tuple[float, Array]:
+        """Copies the elements once, from the answer to the vector."""
+        graph = self._form.call.graph
+        message, payloads = requests.session_response(data, graph)
+        tensors_by_name = {each.name: each.tensor for each in message.result.gradients}
+        gradient = np.empty(self._vector.size, dtype)
+        raw = gradient.view(np.uint8)
+        for name, place in self._vector.places(dtype.itemsize).items():
+            tensor = tensors_by_name[name]
+            elements = np.frombuffer(payloads.found(tensor.data), np.uint8)
+            fits = len(elements) == place.stop - place.start
+            if not fits or tensors.dtype_of(tensor.data_type) != dtype.name:
+                result = decode_result(message.result, graph, INLINE, payloads)
+                return self._value_of(result), self._vector.join(result.gradients, dtype)
+            raw[place] = elements
+        message.result.ClearField("gradients")
+        return self._value_of(decode_result(message.result, graph, INLINE, payloads)), gradient
+
+    def _value_of(self, result: Result) -> float:
         (name,) = result.outputs
-        value = scalar(result.outputs[name], f"output {name!r}")
-        return value, self._vector.join(result.gradients, dtype)
+        return scalar(result.outputs[name], f"output {name!r}")
 
     def _learn(self) -> None:
         """Where the leaves' elements are, if all are of one type and there is one output."""
-        self._dtype = np.dtype("V")
-        if self._blank is None or self._mask is None or len(self._mask.outputs) != 1:
+        self._asked = self._answered = np.dtype("V")
+        if self._blank is None:
+            return
+        asked = {dtype for _, _, dtype, _ in self._blank.parts}
+        if len(asked) != 1:
+            return
+        (self._asked,) = asked
+        places = self._vector.places(self._asked.itemsize)
+        self._parts = [(before, places[name]) for before, name, _, _ in self._blank.parts]
+        if self._mask is None or len(self._mask.outputs) != 1:
             return
         gradients = {name: (place, kind) for name, place, kind in self._mask.gradients}
         kinds = [kind for _, _, kind in (*self._mask.outputs, *self._mask.gradients)]
-        dtypes = {dtype for dtype, _ in kinds} | {dtype for _, _, dtype, _ in self._blank.parts}
-        if len(dtypes) != 1 or kinds[0][1] or gradients.keys() != {*self._vector.names}:
-            return
-        (self._dtype,) = dtypes
-        places = self._vector.places(self._dtype.itemsize)
-        self._parts = [(before, places[name]) for before, name, _, _ in self._blank.parts]
-        self._gradients = [gradients[name][0] for name in self._vector.names]
+        if (
+            {dtype for dtype, _ in kinds} == asked
+            and not kinds[0][1]  # a number
+            and gradients.keys() == {*self._vector.names}
+        ):
+            self._answered = self._asked
+            self._gradients = [gradients[name][0] for name in self._vector.names]
 
 
 class Forms:
@@ -262,23 +293,29 @@ class _Step:
 
 
 def _blank_of(written: Written, graph: Graph, inputs: Mapping[str, Any]) -> _Blank | None:
-    head, *rest = written.pieces
-    head = bytes(head)
-    places = find_holes(head, written.message, [each.tensor for each in written.bindings])
-    names = [binding.leaf for binding in written.bindings]
-    if places is None or sorted(names) != sorted(inputs):
-        return None
+    head = bytes(written.pieces[0])
+    small = {binding.leaf: binding.tensor for binding in written.bindings}
+    places = find_holes(head, written.message, [*small.values()]) if small else []
     dtypes = {leaf.name: np.dtype(leaf.dtype) for leaf in graph.leaves}
-    shapes = {each.leaf: tuple(each.tensor.shape) for each in written.bindings}
-    if not {dtypes[name] for name in names} <= PLAIN:
+    if (
+        places is None
+        or len(small) + len(written.large) != len(inputs)
+        or not {dtypes[name] for name in inputs} <= PLAIN
+    ):
         return None
-    filled = sorted(zip(places, names, strict=True), key=lambda each: each[0].start)
+    filled = sorted(zip(places, small, strict=True), key=lambda each: each[0].start)
     *between, end = around(head, [place for place, _ in filled])
-    parts = (
-        (head[before], name, dtypes[name], shapes[name])
+    parts = [
+        (head[before], name, dtypes[name], tuple(small[name].shape))
         for before, (_, name) in zip(between, filled, strict=True)
-    )
-    return _Blank(tuple(parts), (head[end], *rest))
+    ]
+    before = head[end]
+    for number, piece in enumerate(written.pieces[1:], 1):
+        name = written.large.get(number, "")
+        if name:
+            parts.append((before, name, dtypes[name], np.shape(inputs[name])))
+        before = b"" if name else before + piece
+    return _Blank(tuple(parts), (before,))
 
 
 def _mask_of(data: bytes, answer: Answer) -> _Mask | None:
@@ -304,6 +341,11 @@ def _mask_of(data: bytes, answer: Answer) -> _Mask | None:
         tuple(taken[:split]),
         tuple(taken[split:]),
     )
+
+
+def _bytes_of(array: Any) -> Buffer:
+    """The elements of an array: of a small one faster than a view of them."""
+    return tensors.elements(array) if array.nbytes >= LIFTED_BYTES else array.tobytes()
 
 
 def _taken(places: tuple[tuple[str, slice, _Kind], ...], data: bytes) -> dict[str, Array]:

@@ -40,6 +40,7 @@ class Written(NamedTuple):
     message: Request
     bindings: Sequence[service_pb2.Binding]
     pieces: list[Buffer]
+    large: Mapping[int, str]  # pieces that are the elements of a leaf
 
 
 def evaluate_request(
@@ -64,8 +65,7 @@ def evaluate_request(
     else:
         behind += _inside((1, 1), b"", graph.to_bytes())
     found = message.evaluation.bindings
-    behind += _taken_out(found, large, (2, 1))
-    return Written(message, found, [message.SerializeToString(), *behind])
+    return _written(message, found, behind, large, (2, 1))
 
 
 def step_request(
@@ -83,9 +83,7 @@ def step_request(
     )
     message = service_pb2.SessionRequest(step=step)
     exchange.offer(message)
-    found = message.step.bindings
-    behind = _taken_out(found, large, (3, 1))
-    return Written(message, found, [message.SerializeToString(), *behind])
+    return _written(message, message.step.bindings, [], large, (3, 1))
 
 
 def open_request(graph: Graph, digest: bytes, evaluation: service_pb2.Evaluation) -> bytes:
@@ -102,20 +100,27 @@ def backward_request(graph: Graph, seeds: Mapping[str, Any], exchange: Exchange)
     return request.SerializeToString()
 
 
-def _taken_out(found: Any, large: list[tensors.Array], numbers: tuple[int, int]) -> list[Buffer]:
-    """The bindings that lack data, written with it, to follow the message that they leave.
+def _written(
+    message: Request,
+    found: Any,
+    behind: list[Buffer],
+    large: list[tensors.Array],
+    numbers: tuple[int, int],
+) -> Written:
+    """The request, its bindings that lack data taken out of it, and written with that behind.
 
     Fields that follow are merged into those before: a rule of protobuf's encoding.
     """
-    pieces: list[Buffer] = []
+    leaves = {}
     for binding in [each for each in found if each.tensor.WhichOneof("content") is None]:
         data = tensors.elements(large.pop(0))
         tensor = binding.tensor.SerializeToString() + field(3, len(data))
         binding.ClearField("tensor")
         head = binding.SerializeToString() + field(2, len(tensor) + len(data)) + tensor
-        pieces += _inside(numbers, head, data)
+        behind += _inside(numbers, head, data)
+        leaves[len(behind)] = binding.leaf  # the message comes before them
         found.remove(binding)
-    return pieces
+    return Written(message, found, [message.SerializeToString(), *behind], leaves)
 
 
 def _inside(numbers: tuple[int, int], head: bytes, data: Buffer) -> tuple[Buffer, ...]:
