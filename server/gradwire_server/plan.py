@@ -60,6 +60,8 @@ class Plan:
     spec_ids: Ids  # spec of each value, by value id
     batch_size: int = 0
     batched: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # by id
+    #: What engines have worked out for it, by a name of their own.
+    worked_out: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     _gradients: Mapping[tuple[int, ...], GradientPlan] = field(default_factory=dict)
 
     def spec(self, value_id: int) -> TensorSpec:
@@ -97,6 +99,12 @@ class Plan:
     def has_halves(self) -> bool:
         """Whether any value is of half precision."""
         return any(spec.dtype in HALVES for spec in self.specs)
+
+    @cached_property
+    def shared_flags(self) -> bytes:
+        """By value id: 1 where several inputs of nodes are this value, whose gradient is a sum."""
+        counts = np.bincount(self.graph.node_inputs, minlength=self.graph.value_count + 1)
+        return (counts > 1).tobytes()
 
     @cached_property
     def half_flags(self) -> bytes:

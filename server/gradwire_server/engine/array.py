@@ -54,10 +54,10 @@ def forward(
     computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
     gate finds an index outside its axis.
     """
-    uses = _uses(plan)
+    uses = _ready(plan).uses
     drops = _drops(plan.graph.node_count, releases)
     block_ends = monotonic() + BLOCK_SECONDS
-    for node, row, first, ids in _nodes(plan.graph):
+    for node, row, first, ids in _nodes(plan):
         use = uses[row]
         if node in stretches:
             values.extend(stretches[node].forward(values))
@@ -97,14 +97,14 @@ def backward(
     and rounded once, when they are complete. Yields, after each block and at the end, the lowest id
     whose gradient is complete.
     """
-    uses = _uses(plan)
+    uses = _ready(plan).uses
     own: set[int] = set()  # ids whose gradient lies in a buffer that nothing else shows
     keeps_value, keeps_grad = (b"", b"") if kept is None else _flags(kept)
     block_ends = monotonic() + BLOCK_SECONDS
     # consumers first, so every gradient is complete when its node is reached
     last_of = {each.nodes[-1]: each for each in stretches.values()}
     done = plan.graph.node_count  # nodes from here on
-    for node, row, first, ids in _nodes_reversed(plan.graph):
+    for node, row, first, ids in _nodes_reversed(plan):
         use = uses[row]
         outs = range(first, first + use.output_count)
         if node in last_of:
@@ -191,18 +191,37 @@ def _uses(plan: Plan) -> list[_Use]:
     ]
 
 
-def _nodes(graph: Graph) -> Iterator[tuple[int, int, int, list[int]]]:
-    """Number, gate row, first output and inputs of each node."""
-    for start in range(0, graph.node_count, _CHUNK):
-        yield from _chunk(graph, start)
+_Node = tuple[int, int, int, list[int]]  # number, gate row, first output, inputs
 
 
-def _nodes_reversed(graph: Graph) -> Iterator[tuple[int, int, int, list[int]]]:
-    for start in reversed(range(0, graph.node_count, _CHUNK)):
-        yield from reversed(_chunk(graph, start))
+class _Ready(NamedTuple):
+    """What is worked out once for a plan."""
+
+    uses: list[_Use]  # by row of the gates table
+    nodes: list[_Node]  # the first ones: all of a small graph
 
 
-def _chunk(graph: Graph, start: int) -> list[tuple[int, int, int, list[int]]]:
+def _ready(plan: Plan) -> _Ready:
+    found = plan.worked_out.get(__name__)
+    if not isinstance(found, _Ready):
+        found = _Ready(_uses(plan), _chunk(plan.graph, 0))
+        plan.worked_out[__name__] = found
+    return found
+
+
+def _nodes(plan: Plan) -> Iterator[_Node]:
+    yield from _ready(plan).nodes
+    for start in range(_CHUNK, plan.graph.node_count, _CHUNK):
+        yield from _chunk(plan.graph, start)
+
+
+def _nodes_reversed(plan: Plan) -> Iterator[_Node]:
+    for start in reversed(range(_CHUNK, plan.graph.node_count, _CHUNK)):
+        yield from reversed(_chunk(plan.graph, start))
+    yield from reversed(_ready(plan).nodes)
+
+
+def _chunk(graph: Graph, start: int) -> list[_Node]:
     stop = min(start + _CHUNK, graph.node_count)
     offset = int(graph.input_starts[start])
     ends = (graph.input_starts[start : stop + 1] - offset).tolist()
@@ -413,7 +432,10 @@ def _pull(
             to_input = _shaped(xp, to_input, values[i].shape)
         found.append((i, to_input))
     arrays = [to_input for _, to_input in found]
-    return [(i, to_input, _is_new(to_input, arrays, shown)) for i, to_input in found]
+    shared = plan.shared_flags  # only their gradients are added to
+    return [
+        (i, to_input, bool(shared[i]) and _is_new(to_input, arrays, shown)) for i, to_input in found
+    ]
 
 
 def _pull_own(
