@@ -220,6 +220,7 @@ def many(what: str, count: int) -> graph_pb2.Graph:
 
 
 @pytest.mark.parametrize("what", ["rows", "inputs", "notes", "node inputs"])
+@pytest.mark.slow
 def test_loading_takes_memory_and_time_in_proportion(what: str, tmp_path: Path) -> None:
     gw.load(write(tmp_path / "few.gate", many(what, 5)))  # imports what is imported on first use
     seconds = []

@@ -67,6 +67,7 @@ def test_workers_answer_alike(server: Running) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_second_server_on_the_port_is_refused(server: Running, workers: int) -> None:
     second = subprocess.run(
         [*COMMAND, "--listen", server.address, "--workers", str(workers)],
