@@ -356,12 +356,36 @@ class _SharedMemory:
             self._pool.close()
 
 
-def _batched(evaluation: service_pb2.Evaluation) -> tuple[str, ...]:
-    """Leaves that stay batched in the steps of a session."""
-    return tuple(binding.leaf for binding in evaluation.bindings if binding.batched)
+class _Steps:
+    """What sessions know of their steps, synchronous or not."""
+
+    def __init__(
+        self, memory: _SharedMemory, graph: Graph, evaluation: service_pb2.Evaluation
+    ) -> None:
+        self.graph = graph
+        self._memory = memory
+        self._refusals = _Refusals(memory)
+        #: Leaves that stay batched.
+        self._batched = [each.leaf for each in evaluation.bindings if each.batched]
+        self._forms = Forms()
+        self._next_id = 0
+
+    @cached_property
+    def _vector(self) -> Vector:
+        return Vector(self.graph)
+
+    @cached_property
+    def _vector_form(self) -> VectorForm:
+        form = self._forms.step(self.graph, self._batched, self._vector.names, False)
+        return VectorForm(form, self._vector)
+
+    def _value_of(self, result: Result) -> float:
+        """The only output."""
+        (name,) = self.graph.outputs
+        return scalar(result.outputs[name], f"output {name!r}")
 
 
-class Session:
+class Session(_Steps):
     """One open stream; a failed step leaves the last good point, and the session, as they were."""
 
     def __init__(
@@ -371,15 +395,11 @@ class Session:
         digest: bytes,
         evaluation: service_pb2.Evaluation,
     ) -> None:
+        super().__init__(connection._memory, graph, evaluation)
         self._connection = connection
-        self.graph = graph
-        self._batched = _batched(evaluation)
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         calls: Any = connection._stub
         self._answers = calls.Session(iter(self._requests.get, None))
-        self._next_id = 0
-        self._forms = Forms()
-        self._refusals = _Refusals(connection._memory)
         opening = self._receive(self._send(requests.open_request(graph, digest, evaluation)))
         with self._refusals:
             requests.session_response(opening, graph)
@@ -441,14 +461,13 @@ class Session:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
-            if self._connection._exchange() is INLINE:
+            if not self._memory.wanted:
                 answer = self._receive(self._send(*self._vector_form.request(flat)))
                 with self._refusals:
                     return self._vector_form.read(answer, flat.dtype)
             result = self.step(self._vector.split(flat))
             gradient = self._vector.join(result.gradients, flat.dtype)
-        (name,) = self.graph.outputs
-        return scalar(result.outputs[name], f"output {name!r}"), gradient
+        return self._value_of(result), gradient
 
     def values_and_gradients(self, points: Any) -> tuple[Array, Array]:
         """`value_and_gradient` at many flat vectors [points, n]: values [points], [points, n]."""
@@ -458,19 +477,9 @@ class Session:
                 "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
             )
         results = self.steps([self._vector.split(row) for row in flat])
-        (name,) = self.graph.outputs
-        values = [scalar(result.outputs[name], f"output {name!r}") for result in results]
+        values = [self._value_of(result) for result in results]
         gradients = [self._vector.join(result.gradients, flat.dtype) for result in results]
         return np.array(values), np.array(gradients, flat.dtype).reshape(flat.shape)
-
-    @cached_property
-    def _vector(self) -> Vector:
-        return Vector(self.graph)
-
-    @cached_property
-    def _vector_form(self) -> VectorForm:
-        form = self._forms.step(self.graph, self._batched, self._vector.names, False)
-        return VectorForm(form, self._vector)
 
     def _result(self, request: bytes, exchange: Exchange) -> Result:
         answer = self._receive(self._send(request))
@@ -726,19 +735,15 @@ class AsyncConnection:
             raise self._memory.seen(requests.error_from(failure, graph, self.target)) from None
 
 
-class AsyncSession:
+class AsyncSession(_Steps):
     """As Session, for asyncio; steps of one session are awaited one after another."""
 
     def __init__(
         self, connection: AsyncConnection, graph: Graph, evaluation: service_pb2.Evaluation
     ) -> None:
-        self.graph = graph
-        self._batched = _batched(evaluation)
+        super().__init__(connection._memory, graph, evaluation)
         self._connection = connection
         self._call = connection._stub.Session()
-        self._next_id = 0
-        self._forms = Forms()
-        self._refusals = _Refusals(connection._memory)
 
     async def __aenter__(self) -> Self:
         return self
@@ -766,8 +771,7 @@ class AsyncSession:
         """As Session.steps; a message is answered before the next one is sent."""
         with ExitStack() as stack:
             await self._connection._exchange()  # the server has said where its socket is
-            memory = self._connection._memory
-            exchanges = (stack.enter_context(memory.exchange()) for _ in count())
+            exchanges = (stack.enter_context(self._memory.exchange()) for _ in count())
             answers = [
                 (await self._ask(request.SerializeToString()), exchange)
                 for request, exchange in requests.steps(
@@ -792,23 +796,13 @@ class AsyncSession:
             gradient: Any = result.gradients
         else:
             flat = np.asarray(x)
-            if await self._connection._exchange() is INLINE:
+            if not self._memory.wanted:
                 answer = await self._ask(*self._vector_form.request(flat))
                 with self._refusals:
                     return self._vector_form.read(answer, flat.dtype)
             result = await self.step(self._vector.split(flat))
             gradient = self._vector.join(result.gradients, flat.dtype)
-        (name,) = self.graph.outputs
-        return scalar(result.outputs[name], f"output {name!r}"), gradient
-
-    @cached_property
-    def _vector(self) -> Vector:
-        return Vector(self.graph)
-
-    @cached_property
-    def _vector_form(self) -> VectorForm:
-        form = self._forms.step(self.graph, self._batched, self._vector.names, False)
-        return VectorForm(form, self._vector)
+        return self._value_of(result), gradient
 
     async def _ask(self, *pieces: Buffer) -> bytes:
         """Sends a request that lacks its id; the answer to it, without the id where it is small."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from gradwire.builder import Graph
 from gradwire.holes import PLAIN, around, find_holes
 from gradwire.payloads import LIFTED_BYTES, Buffer
 from gradwire.requests import Written
-from gradwire.results import Answer, Result, decode_result, parse, scalar
+from gradwire.results import Answer, Result, answer_of, decode_result, parse, scalar
 from gradwire.segments import INLINE, Exchange
 from gradwire.tensors import Array
 from gradwire.v1 import service_pb2
@@ -233,28 +233,29 @@ class Forms:
         options: Mapping[str, Any],
     ) -> Form:
         """The form of an EvaluateRequest; with a digest, the server has the graph."""
-        call = _Evaluate(graph, digest, options)
+
+        def call() -> Call:
+            return _Evaluate(graph, digest, options)
+
         source = digest or graph.to_bytes()
         chosen = {
             name: tuple(each) if isinstance(each, list) else each for name, each in options.items()
         }
         plain = all(isinstance(each, str | bool | tuple) for each in chosen.values())
         if not plain or len(source) >= LIFTED_BYTES or not options.keys() <= _PLAIN_OPTIONS:
-            return Form(call)
+            return Form(call())
         return self._found((id(graph), source, *sorted(chosen.items()), *inputs), call)
 
     def step(
         self, graph: Graph, batched: Sequence[str], inputs: Iterable[str], forward_only: bool
     ) -> Form:
         """The form of a session's step."""
-        key = forward_only, *inputs
-        form = self._forms.get(key)
-        return form or self._found(key, _Step(graph, batched, forward_only))
+        return self._found((forward_only, *inputs), lambda: _Step(graph, batched, forward_only))
 
-    def _found(self, key: Hashable, call: Call) -> Form:
+    def _found(self, key: Hashable, call: Callable[[], Call]) -> Form:
         form = self._forms.get(key)
         if form is None:
-            form = Form(call)
+            form = Form(call())
             if sys.byteorder == "little":  # as messages have elements
                 if len(self._forms) >= _MOST_FORMS:
                     self._forms.clear()  # so many kinds do not come again
@@ -272,9 +273,7 @@ class _Evaluate:
         return requests.evaluate_request(self.graph, inputs, self.options, exchange, self.digest)
 
     def read(self, data: bytes, exchange: Exchange) -> Answer:
-        message, payloads = parse(service_pb2.EvaluateResponse, data)
-        result = decode_result(message.result, self.graph, exchange, payloads)
-        return Answer(message, message.result, result)
+        return answer_of(parse(service_pb2.EvaluateResponse, data), self.graph, exchange)
 
 
 @dataclass(frozen=True)
@@ -319,14 +318,14 @@ def _blank_of(written: Written, graph: Graph, inputs: Mapping[str, Any]) -> _Bla
 
 
 def _mask_of(data: bytes, answer: Answer) -> _Mask | None:
-    message = answer.message
+    message = answer.message.result
     if message.node_values or message.node_gradients:
         return None
     named = [*message.outputs, *message.gradients]
     found = [*answer.result.outputs.values(), *answer.result.gradients.values()]
     if len(named) != len(found) or not {each.dtype for each in found} <= PLAIN:
         return None
-    places = find_holes(data, answer.whole, [each.tensor for each in named])
+    places = find_holes(data, answer.message, [each.tensor for each in named])
     if places is None:
         return None
     taken = [

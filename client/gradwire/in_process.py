@@ -11,7 +11,7 @@ import numpy as np
 
 from gradwire import requests
 from gradwire.builder import Graph
-from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
+from gradwire.errors import GradwireError, InvalidRequestError, error_for
 from gradwire.results import Result, Summary, scalar
 from gradwire.tensors import Array
 from gradwire.vectors import Vector
@@ -113,11 +113,7 @@ class Evaluator:
             self.inputs[name][...] = array
 
     def _checked(self, name: str, given: Any) -> Array:
-        if name not in self.inputs:
-            raise InvalidRequestError(
-                "LEAF_UNKNOWN",
-                f"there is no input or parameter {name!r}{nearest(name, self.inputs)}",
-            )
+        requests.require_leaf(name, self.inputs)
         own = self.inputs[name]
         array = requests.as_dtype(repr(name), given, str(own.dtype))
         if array.shape != own.shape:
@@ -149,6 +145,5 @@ def _by_id(slabs: Iterable[Slab]) -> Iterable[tuple[int, Array | Summary]]:
             yield from zip(ids, map(np.array, slab.arrays()), strict=True)
             continue
         figures = slab.summary()
-        names = ("minimum", "maximum", "mean", "norm", "nan_count", "infinity_count")
-        for value_id, *each in zip(ids, *(figures[name] for name in names), strict=True):
-            yield value_id, Summary(*each)
+        for value_id, *each in zip(ids, *figures.values(), strict=True):
+            yield value_id, Summary(**dict(zip(figures, each, strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -13,7 +13,7 @@ from gradwire import tensors
 from gradwire.builder import Graph, Handle
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
 from gradwire.payloads import LIFTED_BYTES, Buffer, field
-from gradwire.results import Answer, Parsed, Result, decode_result, parse
+from gradwire.results import Answer, Parsed, Result, answer_of, decode_result, parse
 from gradwire.segments import INLINE, Exchange, Request
 from gradwire.v1 import service_pb2, tensor_pb2
 
@@ -181,16 +181,21 @@ def _names(given: str | Sequence[str]) -> Sequence[str]:
 def _require_leaves(graph: Graph, names: Iterable[str], with_respect_to: Iterable[str]) -> None:
     leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
     for name in (*names, *with_respect_to):
-        if name not in leaves:
-            raise InvalidRequestError(
-                "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
-            )
+        require_leaf(name, leaves)
     for name in with_respect_to:
         leaf = leaves[name]
         if leaf.dtype not in tensors.FLOATS:
             raise InvalidRequestError(
                 "NOT_DIFFERENTIABLE", f"{leaf.kind} {name!r}: is {leaf.dtype} and has no gradient"
             )
+
+
+def require_leaf(name: str, leaves: Collection[str]) -> None:
+    """LEAF_UNKNOWN where a name is not among those of inputs and parameters."""
+    if name not in leaves:
+        raise InvalidRequestError(
+            "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
+        )
 
 
 def _require_inputs(graph: Graph, inputs: Mapping[str, Any]) -> None:
@@ -215,10 +220,7 @@ def bindings(
     leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
     found = []
     for name, given in inputs.items():
-        if name not in leaves:
-            raise InvalidRequestError(
-                "LEAF_UNKNOWN", f"there is no input or parameter {name!r}{nearest(name, leaves)}"
-            )
+        require_leaf(name, leaves)
         leaf = leaves[name]
         array = as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
         row = array.shape[1:] if name in batched else array.shape
@@ -272,9 +274,7 @@ def session_response(data: bytes, graph: Graph) -> Parsed:
 
 def session_answer(data: bytes, graph: Graph, exchange: Exchange) -> Answer:
     """The result that a session answers with; its error is raised."""
-    message, payloads = session_response(data, graph)
-    result = decode_result(message.result, graph, exchange, payloads)
-    return Answer(message, message.result, result)
+    return answer_of(session_response(data, graph), graph, exchange)
 
 
 def results(answers: Iterable[tuple[bytes, Exchange]], graph: Graph) -> list[Result]:

@@ -135,10 +135,9 @@ class Parsed(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A result, the message that it came in, and its part of that."""
+    """A result, and the message that it came in."""
 
-    whole: Message
-    message: service_pb2.Result
+    message: Any
     result: Result
 
 
@@ -152,6 +151,12 @@ def parse(kind: type[Message], data: bytes) -> Parsed:
             "INTERNAL",
             f"the answer of {len(data)} bytes is not a serialized {kind.DESCRIPTOR.full_name}",
         ) from None
+
+
+def answer_of(parsed: Parsed, graph: Graph, exchange: Exchange) -> Answer:
+    """The result of a message that has one."""
+    message, payloads = parsed
+    return Answer(message, decode_result(message.result, graph, exchange, payloads))
 
 
 def decode_result(
