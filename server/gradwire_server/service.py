@@ -348,7 +348,7 @@ class GradientService(grpc.GenericRpcHandler):
             match request.WhichOneof("action"):
                 case "step":
                     found = step(request.step)
-                    if sink is None and session.wants_mould:
+                    if sink is None and len(data) < LIFTED_BYTES and session.wants_mould:
                         _cast_step(session, data, request.step, payloads)
                 case "steps":
                     outcomes = self._outcomes(request.steps.steps, step, sink)

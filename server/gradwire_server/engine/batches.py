@@ -178,10 +178,7 @@ def _batched_places(choice: Choice) -> list[LeafPlace]:
 
 
 def _whole(given: Array, dtype: str) -> Array:
-    """As kernels read it; messages may begin an array anywhere."""
-    flags = given.flags
-    if given.dtype == dtype and flags.c_contiguous and flags.aligned:
-        return given
+    """As kernels read it, itself if it is like that; messages may begin an array anywhere."""
     return np.require(given, dtype, ("C", "A"))
 
 

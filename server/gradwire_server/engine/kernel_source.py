@@ -29,7 +29,6 @@ from gradwire_server.engine.opcodes import (
     Opcode,
     instruction_set,
 )
-from gradwire_server.specs import ITEM_SIZES
 
 #: Nodes of a run that are computed together on vector registers.
 STAGE = 256
@@ -79,8 +78,8 @@ def kernel_source(dtype: str) -> str:
         _block_backward(opcodes, tape),
         _rows(tape),
         _whole(float_type),
-        _SOFTMAX.format(item=ITEM_SIZES[dtype], lanes=_LANES),
         _whole_again(),
+        _SOFTMAX.format(lanes=_LANES),
     ]
     return "\n\n".join(parts)
 
@@ -509,7 +508,7 @@ def softmax(x, out, count, start, stop):
     """Of each row of `count` elements from `start` to `stop`, at these addresses."""
     lanes = np.empty(LANES, F)
     for row in range(start, stop):
-        shift, total = row * count * {item}, F(0)
+        shift, total = row * count * ITEM, F(0)
         given, found = view(x + shift, count), view(out + shift, count)
         largest = largest_of(given, lanes)
         for t in range(U(count)):
@@ -524,7 +523,7 @@ def softmax(x, out, count, start, stop):
 def softmax_backward(grad, out, to_x, count, start, stop):
     """out * (grad - sum(grad * out)), of each row."""
     for row in range(start, stop):
-        shift, total = row * count * {item}, F(0)
+        shift, total = row * count * ITEM, F(0)
         given, values = view(grad + shift, count), view(out + shift, count)
         found = view(to_x + shift, count)
         for t in range(U(count)):

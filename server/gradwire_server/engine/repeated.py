@@ -34,9 +34,9 @@ class Repeated:
 
 def repeat(job: Job) -> Repeated:
     """The job, done once, to be done again."""
-    recipe = job.recipe
+    recipe, dtypes = job.recipe, {spec.dtype for spec in job.point.specs}
     # truths are numbers on a tape
-    if isinstance(recipe, Recipe) and {spec.dtype for spec in job.point.specs} == {recipe.dtype}:
+    if isinstance(recipe, Recipe) and dtypes == {recipe.program.dtype}:
         return _in_place(job, recipe)
     return _Copying(job).repeated()
 

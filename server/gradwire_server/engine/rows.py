@@ -82,6 +82,3 @@ def find_rows(plan: Plan) -> tuple[bool, Mapping[int, SoftmaxRows]]:
             return False, {}
         found[node] = SoftmaxRows(range(node, node + 1), given, out, compiled)
     return True, found
-
-
-__all__ = ["SoftmaxRows", "find_rows"]

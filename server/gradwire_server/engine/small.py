@@ -72,8 +72,7 @@ class Recipe:
 
     def __init__(self, program: Program, choice: Choice, seeds: Mapping[int, Array]) -> None:
         trace = program.backward_from(tuple(seeds))
-        self.dtype = program.dtype
-        self._program = program
+        self.program = program
         self._dtype = np.dtype(program.dtype)
         self._slots = program.plan.graph.value_count + 1
         self._leaves = [*_leaf_places(program)]
@@ -98,8 +97,8 @@ class Recipe:
         return (
             _taken(self._outputs, values),
             _taken(self._gradients, grads),
-            Numbers(self._program, values),
-            Numbers(self._program, grads),
+            Numbers(self.program, values),
+            Numbers(self.program, grads),
         )
 
     def settle(self, leaves: Sequence[Array], seeds: Mapping[int, Array]) -> Settled:
@@ -117,7 +116,7 @@ class Recipe:
             "seed_numbers": numbers.ctypes.data,
         }
         told = np.append(self._told, [given[name] for name in AGAIN])
-        run = _Call(self._program.compiled.whole_again, told.ctypes.data)
+        run = _Call(self.program.compiled.whole_again, told.ctypes.data)
         run.held = self, told, slots, numbers, values, grads
         outputs = dict(_taken(self._outputs, values))
         gathered = [
@@ -125,7 +124,7 @@ class Recipe:
             for name, place, _ in self._outputs
             if isinstance(place, np.ndarray)
         ]
-        graph = self._program.plan.graph
+        graph = self.program.plan.graph
         return Settled(
             partial(_run_and_gather, run, values, gathered) if gathered else run,
             {
@@ -135,8 +134,8 @@ class Recipe:
             },
             outputs,
             dict(_taken(self._gradients, grads)),
-            Numbers(self._program, values),
-            Numbers(self._program, grads),
+            Numbers(self.program, values),
+            Numbers(self.program, grads),
         )
 
     def _put(self, leaves: Sequence[Array], values: Array) -> None:
