@@ -28,6 +28,8 @@ RESULTS = FOLDER / "results"
 CACHE = FOLDER / ".cache"
 
 OURS = "Gradwire"
+#: Until a server that finds its kernels on disk has them.
+WARM_SECONDS = 4.0
 
 #: A turn repeats its call until it has taken about this long.
 TURN_SECONDS = 0.1

@@ -28,6 +28,7 @@ from benchmarks.harness import (
     CACHE,
     FOLDER,
     OURS,
+    WARM_SECONDS,
     Case,
     Goal,
     Report,
@@ -52,8 +53,6 @@ ROUNDS = 5
 TURN_SECONDS = 0.5
 CLIENTS = 8
 PAYLOADS = (10, 100, 1000, 10_000, 100_000, 1_000_000)
-#: Until our server has loaded the kernels that are on disk.
-_WARM_SECONDS = 4.0
 #: A contender whose call would take longer is left out, and the table says so.
 MOST_CALL_SECONDS = 5.0
 
@@ -265,7 +264,7 @@ def _together(
                 _require_able(peer, unable)
                 crowd = _connected(peer, asked, clients, held)
                 if peer.module == "peer_gradwire":
-                    sleep(_WARM_SECONDS)  # as it is from then on
+                    sleep(WARM_SECONDS)  # as it is from then on
                 ready[peer.name] = crowd, max(2, _calls(crowd[0]) // clients)
             except UnableError as reason:
                 case.missing[peer.name] = str(reason)

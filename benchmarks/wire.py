@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import numpy as np
 
 import gradwire as gw
+from benchmarks.harness import OURS, WARM_SECONDS, Case, Goal, Report, versions
 from gradwire import requests
 from gradwire.v1 import service_pb2 as pb
 from gradwire_server.allocator import keep_freed_memory
@@ -40,9 +41,6 @@ from gradwire_server.engine.blas import share_processors
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
 
-if TYPE_CHECKING:
-    from benchmarks.harness import Case, Report
-
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -51,8 +49,6 @@ OPTIONS = [
 ]
 SERVICE = "/gradwire.v1.GradientService"
 CLIENTS = 8
-#: Until a server that finds its kernels on disk has them.
-_WARM_SECONDS = 4.0
 BARE, TUNED = "bare gRPC", "bare gRPC that keeps memory"
 ALONE = "Gradwire, one by one"
 MILLION = "gradient of a million float64"
@@ -75,8 +71,6 @@ class Row:
 
     def cases(self) -> list[Case]:
         """Medians and 99th percentiles by round; ours without the computing."""
-        from benchmarks.harness import OURS, Case
-
         computing = statistics.median(self.computing)
         found = []
         for kind, share in (("p50", 0.5), ("p99", 0.99)):
@@ -255,8 +249,6 @@ def session_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides
 
 def throughput(sides: Sides) -> Case:
     """Seconds a call of several client processes at once, the neuron each, computing included."""
-    from benchmarks.harness import OURS, Case
-
     graph = neuron()
     request = pb.EvaluateRequest(
         graph=requests.source(graph),
@@ -282,8 +274,6 @@ def throughput(sides: Sides) -> Case:
 
 def streaming(sides: Sides) -> Case:
     """Seconds a scalar: all values and gradients of a chain of elementwise gates."""
-    from benchmarks.harness import OURS, Case
-
     size, nodes = 1_000_000, 20
     graph = long_chain(size, nodes)
     request = pb.EvaluateStreamRequest(
@@ -318,8 +308,6 @@ class Plan:
 
 def run(quick: bool) -> Report:
     """The report of the suite; our time is what is left when the computing is taken off."""
-    from benchmarks.harness import OURS, Goal, Report, versions
-
     most = 1.25
     goals = [
         Goal(f"{kind} of a call: at most {most} x a bare gRPC call of the same bytes, plus "
@@ -368,7 +356,7 @@ def measure(plan: Plan) -> list[Case]:
         bare_servers() as bare,
         our_server("--shared-memory", meeting) as ours,
     ):
-        time.sleep(_WARM_SECONDS)
+        time.sleep(WARM_SECONDS)
         sides = Sides(ours, bare, plan)
         rows.append(evaluation_row("Evaluate, neuron", neuron(), x, sides))
         rows.append(session_row("Session step, neuron", neuron(), x, sides))
@@ -386,8 +374,6 @@ def measure(plan: Plan) -> list[Case]:
 
 def shared_memory(sides: Sides) -> Case:
     """The gradient of a million numbers through the Python client, request to response."""
-    from benchmarks.harness import OURS, Case
-
     graph, small, point = squares(1_000_000), neuron(), {"x0": -1.0, "x1": -2.0}
     x = np.random.default_rng(2).random(1_000_000)
     copies = np.empty((2, x.size))
@@ -421,8 +407,6 @@ def shared_memory(sides: Sides) -> Case:
 
 def many_steps(sides: Sides) -> Case:
     """Seconds a step through the Python client: 256 in one message, and one by one."""
-    from benchmarks.harness import OURS, Case
-
     points = np.random.default_rng(3).random((256, 5))
     case = Case("256 steps from Python, a step", "steps", 256, per=len(points), unit="ms")
     together, alone = case.figures.setdefault(OURS, []), case.figures.setdefault(ALONE, [])
