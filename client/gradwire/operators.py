@@ -2142,13 +2142,13 @@ def roi_align(
     Formula:   Y[r, c, i, j] = mean over sampling_ratio^2 places in bin (i, j) of region r of
                X[batch_indices[r], c], interpolated linearly; mode max: the largest of the
                weighted elements around all places, as ONNX says. Places over 1 outside count 0,
-               others outside lie on the edge
+               others outside lie on the edge. sampling_ratio 0: ceil(size of a bin) places along
+               a side; a region that reaches an element which is not finite is NaN
     Gradient:  to X the weights of the interpolation; to rois through the places
     Kinks:     At an element the slope on its higher side counts; elements that are equally large
                share the gradient equally.
     Shapes:    X is [N, C, H, W], rois [R, 4] with (x1, y1, x2, y2), batch_indices [R] and Y [R,
-               C, output_height, output_width]. sampling_ratio 0, where the number of places
-               depends on rois, is refused.
+               C, output_height, output_width]. Mode max with sampling_ratio 0 is refused.
     """
     return apply(
         "RoiAlign",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import nan, prod
 from typing import Any, NamedTuple
 
 from gradwire_server.errors import Invalid
@@ -397,13 +397,13 @@ class RoiAlign(Gate):
     Formula:   Y[r, c, i, j] = mean over sampling_ratio^2 places in bin (i, j) of region r of
                X[batch_indices[r], c], interpolated linearly; mode max: the largest of the weighted
                elements around all places, as ONNX says. Places over 1 outside count 0, others
-               outside lie on the edge
+               outside lie on the edge. sampling_ratio 0: ceil(size of a bin) places along a side;
+               a region that reaches an element which is not finite is NaN
     Gradient:  to X the weights of the interpolation; to rois through the places
     Kinks:     At an element the slope on its higher side counts; elements that are equally large
                share the gradient equally.
     Shapes:    X is [N, C, H, W], rois [R, 4] with (x1, y1, x2, y2), batch_indices [R] and Y
-               [R, C, output_height, output_width]. sampling_ratio 0, where the number of places
-               depends on rois, is refused.
+               [R, C, output_height, output_width]. Mode max with sampling_ratio 0 is refused.
     """
 
     operator = "RoiAlign"
@@ -419,7 +419,8 @@ class RoiAlign(Gate):
         Attribute("mode", "string", "avg", choices=("avg", "max"), doc="How a bin is pooled."),
         Attribute("output_height", "int", 1, doc="Bins of a region, from top to bottom."),
         Attribute("output_width", "int", 1, doc="Bins of a region, from left to right."),
-        Attribute("sampling_ratio", "int", 0, doc="Places along each side of a bin."),
+        Attribute("sampling_ratio", "int", 0,
+                  doc="Places along each side of a bin; 0 for one in each element that it spans."),
         Attribute("spatial_scale", "float", 1.0, doc="Size of X over the size rois are given for."),
     )  # fmt: skip
     examples = (
@@ -427,6 +428,12 @@ class RoiAlign(Gate):
             ([[[[1.0, 3.0], [5.0, 7.0]]]], [[0.0, 0.5, 1.5, 1.5]], [0]), [[[[3.5]]]],
             gradients=([[[[0.375, 0.125], [0.375, 0.125]]]], [[1.0, 2.0, 1.0, 2.0]], None),
             attributes={"sampling_ratio": 1},
+        ),
+        Example(
+            ([[[[1.0, 3.0], [5.0, 7.0]]]], [[0.0, 0.5, 1.5, 1.5]], [0]), [[[[3.625]]]],
+            gradients=([[[[0.34375, 0.15625], [0.34375, 0.15625]]]],
+                       [[0.25, 2.0, 0.75, 2.0]], None),
+            at_kink=True,
         ),
     )  # fmt: skip
     samples = (
@@ -444,10 +451,26 @@ class RoiAlign(Gate):
         ),
         Sample((TensorSpec((1, 2, 3, 3)), TensorSpec((0, 4)), TensorSpec((0,), "int64", ())),
                {"sampling_ratio": 1}),
+        *(
+            Sample(
+                (TensorSpec((2, 2, 4, 5)),
+                 TensorSpec((4, 4), "float64",
+                            (0.3, 0.2, 3.1, 3.4, 1.3, 1.1, 9.6, 2.3, -2.7, 0.4, 1.2, 1.6,
+                             1.2, 2.3, 0.4, 2.9)),
+                 TensorSpec((4,), "int64", (0, 1, -1, 0))),
+                {"output_height": 2, "output_width": 3, "coordinate_transformation_mode": shift,
+                 "spatial_scale": 0.9},
+            )
+            for shift in ("half_pixel", "output_half_pixel")
+        ),
+        Sample((TensorSpec((1, 2, 3, 3)), TensorSpec((0, 4)), TensorSpec((0,), "int64", ()))),
     )  # fmt: skip
     rejections = (
         Rejection((TensorSpec((1, 1, 3, 3)), TensorSpec((2, 4)), TensorSpec((2,), "int64")),
-                  "sampling_ratio is 0", "ATTRIBUTE_INVALID"),
+                  "sampling_ratio is -1", "ATTRIBUTE_INVALID", {"sampling_ratio": -1}),
+        Rejection((TensorSpec((1, 1, 3, 3)), TensorSpec((2, 4)), TensorSpec((2,), "int64")),
+                  "sampling_ratio is 0, so the number of places depends on rois",
+                  "ATTRIBUTE_INVALID", {"mode": "max"}),
         Rejection((TensorSpec((1, 1, 3, 3)), TensorSpec((2, 5)), TensorSpec((2,), "int64")),
                   "rois have shape (2, 5)", attributes={"sampling_ratio": 1}),
         Rejection((TensorSpec((1, 1, 0, 3)), TensorSpec((2, 4)), TensorSpec((2,), "int64")),
@@ -457,14 +480,20 @@ class RoiAlign(Gate):
     def infer(
         self, x: TensorSpec, rois: TensorSpec, batch_indices: TensorSpec, **attributes: Any
     ) -> TensorSpec:
-        for name in ("output_height", "output_width", "sampling_ratio"):
-            if attributes[name] < 1:
+        for name, least in (("output_height", 1), ("output_width", 1), ("sampling_ratio", 0)):
+            if attributes[name] < least:
                 raise Invalid(
                     "ATTRIBUTE_INVALID",
-                    f"{name} is {attributes[name]} but must be 1 or more: the number of places "
-                    "must be known before evaluation",
+                    f"{name} is {attributes[name]} but must be {least} or more",
                     attribute=name,
                 )
+        if not attributes["sampling_ratio"] and attributes["mode"] == "max":
+            raise Invalid(
+                "ATTRIBUTE_INVALID",
+                "sampling_ratio is 0, so the number of places depends on rois, which mode max does "
+                "not take; set sampling_ratio to 1 or more",
+                attribute="sampling_ratio",
+            )
         if x.rank != 4 or not prod(x.shape[2:]):
             raise Invalid(
                 "SHAPE_MISMATCH", f"X has shape {x.shape} but must be [N, C, H, W] with elements"
@@ -483,6 +512,8 @@ class RoiAlign(Gate):
         self, xp: Namespace, x: Array, rois: Array, batch_indices: Array, **attributes: Any
     ) -> Array:
         xp.require_indices(batch_indices, x.shape[0], "batch_indices")
+        if not attributes["sampling_ratio"]:
+            return _Spans(xp, x, rois, batch_indices, attributes).pooled()
         regions = _Regions(xp, x.shape, rois, batch_indices, attributes)
         return regions.pooled(regions.taps.take(_images_last(xp, x)) * regions.taps.weights())
 
@@ -496,6 +527,9 @@ class RoiAlign(Gate):
         batch_indices: Array,
         **attributes: Any,
     ) -> tuple[Any, ...]:
+        if not attributes["sampling_ratio"]:
+            spans = _Spans(xp, x, rois, batch_indices, attributes)
+            return lambda: spans.to_x(grad), lambda: spans.to_rois(grad), None
         regions = _Regions(xp, x.shape, rois, batch_indices, attributes)
         taps = regions.taps
         values = taps.take(_images_last(xp, x))
@@ -519,6 +553,13 @@ class RoiAlign(Gate):
         self, x: TensorSpec, rois: TensorSpec, batch_indices: TensorSpec, **attributes: Any
     ) -> int:
         bins = attributes["output_height"] * attributes["output_width"]
+        if not attributes["sampling_ratio"]:
+            images, channels, height, width = x.shape
+            rows = rois.shape[0] * attributes["output_height"]
+            lines = rows * images * height + rois.shape[0] * attributes["output_width"] * width
+            places = rois.shape[0] * 2 * (height + width + bins)
+            found: int = 3 * x.size + 3 * rows * channels * width + 4 * lines + 32 * places
+            return found
         places = rois.shape[0] * bins * attributes["sampling_ratio"] ** 2
         return _sampled(1, x.shape[1], 4, places)
 
@@ -646,6 +687,163 @@ class _Regions:
 
 
 _POOLED = (1, 4, 6)  # of [channels, taps, regions, height, places, width, places]
+
+
+class _Spans:
+    """Regions with a place for each element that a bin spans, so that rois say how many there are.
+
+    Means over such places are products with two matrices for each region, one along each axis: the
+    weights of the image's elements in each bin. At most two places in an element matter, since
+    their steps are over 1/2 where a bin has several, and those outside the image count 0.
+    """
+
+    def __init__(
+        self, xp: Namespace, x: Array, rois: Array, batch_indices: Array, attributes: dict[str, Any]
+    ) -> None:
+        self._xp = xp
+        self._images, self._channels, *space = x.shape
+        self._scale = attributes["spatial_scale"]
+        self._half_pixel = attributes["coordinate_transformation_mode"] == "half_pixel"
+        self._count = rois.shape[0]
+        x1, y1, x2, y2 = xp.split(rois, (1, 1, 1, 1), 1)
+        bins = attributes["output_height"], attributes["output_width"]
+        self._down, self._across = (
+            self._span(start, end, count, size)
+            for (start, end), count, size in zip(((y1, y2), (x1, x2)), bins, space, strict=True)
+        )
+        dtype = str(x.dtype)
+        images = integers(xp, range(self._images), (1, self._images))
+        which = xp.where(xp.less(batch_indices, 0), batch_indices + self._images, batch_indices)
+        is_image = xp.equal(xp.reshape(which, (self._count, 1)), images)
+        self._is_image = xp.reshape(xp.astype(is_image, dtype), (self._count, 1, self._images, 1))
+        lying = xp.permute_dims(x, (0, 2, 1, 3))
+        flat = (self._images * space[0], self._channels * space[1])
+        odd = xp.logical_or(xp.isnan(x), xp.isinf(x))
+        self._x = xp.where(xp.reshape(xp.permute_dims(odd, (0, 2, 1, 3)), flat), 0.0,
+                           xp.reshape(lying, flat))  # fmt: skip
+        self._odd = xp.reshape(xp.astype(xp.permute_dims(odd, (0, 2, 1, 3)), dtype), flat)
+
+    def pooled(self) -> Array:
+        """[regions, channels, height, width]; NaN where elements are reached that are not finite.
+
+        They are counted, since a product adds 0 times every element that is not reached.
+        """
+        xp = self._xp
+        reached = self._means(self._odd)
+        found = self._means(self._x)
+        return xp.where(xp.greater(reached, 0.0), xp.full_like(found, nan), found)
+
+    def to_x(self, grad: Array) -> Array:
+        """The gradient of the images."""
+        xp, across = self._xp, self._across
+        columns = xp.matmul(self._rows_of(grad), across.weights)
+        down, across_size = self._down, across.size
+        flat = xp.reshape(columns, (self._count * down.bins, self._channels * across_size))
+        put = xp.matmul(_swap_last(xp, self._of_all_images()), flat)
+        shape = (self._images, down.size, self._channels, across_size)
+        return xp.permute_dims(xp.reshape(put, shape), (0, 2, 1, 3))
+
+    def to_rois(self, grad: Array) -> Array:
+        """The gradient of rois, through the places."""
+        xp, down, across = self._xp, self._down, self._across
+        rows = self._rows_of(grad)
+        to_across = xp.matmul(_swap_last(xp, rows), self._columns_of(self._x))
+        flat = xp.reshape(
+            xp.matmul(rows, across.weights),
+            (self._count * down.bins, self._channels * across.size),
+        )
+        of_all = xp.reshape(
+            xp.matmul(flat, _swap_last(xp, self._x)),
+            (self._count, down.bins, self._images, down.size),
+        )
+        to_down = xp.sum(of_all * self._is_image, axis=(2,))
+        low_y, high_y = self._ends_of(down, to_down)
+        low_x, high_x = self._ends_of(across, to_across)
+        return xp.concat([low_x, low_y, high_x, high_y], axis=1)
+
+    def _means(self, x: Array) -> Array:
+        found = self._xp.matmul(self._columns_of(x), _swap_last(self._xp, self._across.weights))
+        bins = (self._count, self._down.bins, self._channels, self._across.bins)
+        return self._xp.permute_dims(self._xp.reshape(found, bins), (0, 2, 1, 3))
+
+    def _columns_of(self, x: Array) -> Array:
+        """Means along the first axis: [regions, bins * channels, width]."""
+        found = self._xp.matmul(self._of_all_images(), x)
+        shape = (self._count, self._down.bins * self._channels, self._across.size)
+        return self._xp.reshape(found, shape)
+
+    def _rows_of(self, grad: Array) -> Array:
+        shape = (self._count, self._down.bins * self._channels, self._across.bins)
+        return self._xp.reshape(self._xp.permute_dims(grad, (0, 2, 1, 3)), shape)
+
+    def _of_all_images(self) -> Array:
+        """[regions * bins, images * height]: weights along the first axis, 0 in other images."""
+        xp, down = self._xp, self._down
+        apart = xp.reshape(down.weights, (self._count, down.bins, 1, down.size)) * self._is_image
+        return xp.reshape(apart, (self._count * down.bins, self._images * down.size))
+
+    def _span(self, low: Array, high: Array, bins: int, size: int) -> _Span:
+        xp, dtype, count = self._xp, str(low.dtype), self._count
+        shift = 0.5 if self._half_pixel else 0.0
+        start = low * self._scale - shift
+        extent = (high * self._scale - shift) - start
+        turn = xp.ones_like(extent)
+        if not self._half_pixel:
+            turn = xp.where(xp.greater(extent, 1.0), turn, 0.0)
+            extent = xp.maximum(extent, xp.ones_like(extent))
+        per_bin = xp.ceil(extent / float(bins))
+        start, extent, per_bin = (xp.astype(each, "float64") for each in (start, extent, per_bin))
+        some = xp.maximum(per_bin, xp.ones_like(per_bin))
+        step = extent / (some * float(bins))
+        is_wide = xp.greater(per_bin, 1.0)
+        ahead = xp.floor((-1.0 - start) / xp.where(is_wide, step, 1.0) - 1.5)
+        first = xp.where(is_wide, xp.maximum(ahead, xp.zeros_like(ahead)), 0.0)
+        most = max(bins, 2 * size + 6)
+        number = first + floats(xp, range(most), (1, most), "float64")
+        place = start + (number + 0.5) * step
+        flat = (1, 1, count * most)
+        line = _clamped_line(xp, xp.reshape(place, flat), size)
+        is_one = xp.less(number, per_bin * float(bins))
+        inside = xp.logical_and(line.inside, xp.reshape(is_one, flat))
+        share = xp.reshape(xp.broadcast_to(1.0 / some, (count, most)), flat)
+        bin_number = xp.minimum(xp.floor(number / some), xp.full_like(number, bins - 1.0))
+        regions = integers(xp, range(count), (count, 1)) * bins
+        rows = xp.reshape(xp.astype(bin_number, "int64") + regions, flat)
+        index = xp.reshape(rows * size + line.index, (2 * count * most,))
+        weight = xp.where(inside, line.weight * share, 0.0)
+        zeros = xp.full((count * bins * size,), 0, dtype)
+        updates = xp.astype(xp.reshape(weight, index.shape), dtype)
+        weights = xp.scatter(zeros, index, updates, 0, "add")
+        return _Span(
+            bins, size, xp.reshape(weights, (count, bins, size)), index,
+            xp.where(inside, line.slope * share, 0.0), (number + 0.5) / (some * float(bins)), turn,
+        )  # fmt: skip
+
+    def _ends_of(self, span: _Span, to_weights: Array) -> tuple[Array, Array]:
+        """The gradient of where regions begin and end, from that of the weights."""
+        xp = self._xp
+        flat = xp.reshape(to_weights, (self._count * span.bins * span.size,))
+        pulled = xp.reshape(xp.take(flat, span.index), span.slope.shape)
+        to_place = xp.sum(xp.astype(pulled, "float64") * span.slope, axis=(1,))
+        lying = xp.reshape(to_place, span.part.shape)
+        by_start = xp.sum(lying, axis=(1,), keepdims=True)
+        by_extent = xp.sum(lying * span.part, axis=(1,), keepdims=True)
+        dtype = str(span.turn.dtype)
+        by_extent = xp.astype(by_extent, dtype) * span.turn
+        by_start = xp.astype(by_start, dtype)
+        return (by_start - by_extent) * self._scale, by_extent * self._scale
+
+
+class _Span(NamedTuple):
+    """What regions read along one axis of an image."""
+
+    bins: int
+    size: int
+    weights: Array  # [regions, bins, size]
+    index: Array  # of each of the two elements around each place, in the flat weights
+    slope: Array  # of their weights, by the place
+    part: Array  # where along the region a place lies, from 0 to 1
+    turn: Array  # whether the extent depends on the ends
 
 
 def _clamped_line(xp: Namespace, place: Array, size: int) -> _Line:
