@@ -629,7 +629,7 @@ def changed(change: Any) -> onnx.ModelProto:
         (lambda m: m.graph.initializer[0].dims.append(-1), "initializer 'w': has the shape"),
         (lambda m: m.graph.node[1].input.append("z"), "uses the value 'z', which nothing before"),
         (lambda m: m.graph.node[0].input.pop(), "takes 2 inputs"),
-        (lambda m: m.graph.node.reverse(), "uses the value 'hidden'"),
+        (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "uses the value 'product'"),
         (lambda m: m.graph.output.add(name="q"), "output 'q': uses the value 'q'"),
         (lambda m: m.ClearField("opset_import"), "imports no operator set"),
         (
@@ -714,3 +714,158 @@ def test_reading_takes_time_in_proportion_to_the_nodes() -> None:
     graph.node.extend(more)  # a question about a value far down: no recursion
     value = reading.from_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
     assert value.node_count == 5_002
+
+
+def nodes_in(order: tuple[int, ...]) -> onnx.ModelProto:
+    given = model(MLP)
+    nodes = [given.graph.node[place] for place in order]
+    given.graph.ClearField("node")
+    given.graph.node.extend(nodes)
+    return given
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2), (0, 2, 1)])
+def test_nodes_may_be_listed_in_any_order(server: gw.Connection, order: tuple[int, ...]) -> None:
+    expected = ReferenceEvaluator(model(MLP)).run(None, {"x": X})
+    agree(server, nodes_in(order), {"x": X}, expected)
+
+
+def test_a_branch_may_use_what_is_listed_after_it(server: gw.Connection) -> None:
+    given = model(
+        """g (float[2, 3] x) => (float[2, 3] y) {
+        c = Constant<value_int = 1>()  t = Cast<to = 9>(c)
+        y = If(t) <then_branch = a () => (float[2, 3] p) { p = Neg(z) },
+                   else_branch = b () => (float[2, 3] q) { q = Identity(z) }>
+        z = Exp(x) }"""
+    )
+    agree(server, given, {"x": X}, [-np.exp(X)])
+
+
+def test_an_unused_input_with_a_default_may_be_given(server: gw.Connection) -> None:
+    text = "g (float[2, 3] x, float u, int64 n) => (float[2, 3] y) <float u = {1}, int64 n = {2}>"
+    graph = gw.from_onnx(model(text + "{ y = Neg(x) }"))
+    for given in ({"x": X}, {"x": X, "u": np.float32(5)}, {"x": X, "n": np.int64(3)}):
+        found = server.evaluate(graph, given, forward_only=True).outputs["y"]
+        np.testing.assert_array_equal(found, -X)
+
+
+@pytest.mark.parametrize("name", ["?", "-1", "None", "a b", "n + 1", ""])
+def test_axes_with_names_that_name_nothing_are_of_any_size(name: str) -> None:
+    given = model("g (float[a, b, 3] x) => (float[p, q, r] y) { y = Neg(x) }")
+    for dim in given.graph.input[0].type.tensor_type.shape.dim[:2]:
+        dim.dim_param = name
+    (leaf,) = gw.from_onnx(given).leaves
+    assert leaf.axes == ("x.0", "x.1", 3)
+    (leaf,) = gw.from_onnx(given, sizes={"x.1": 5}).leaves
+    assert leaf.axes == ("x.0", 5, 3)
+    if name:  # the name is that of all of them
+        (leaf,) = gw.from_onnx(given, sizes={name: 5}).leaves
+        assert leaf.axes == (5, 5, 3)
+
+
+def without_shape() -> onnx.ModelProto:
+    given = model("g (float[a] x) => (float[b] y) { y = Neg(x) }")
+    given.graph.input[0].type.tensor_type.ClearField("shape")
+    return given
+
+
+def test_an_input_of_undeclared_rank_takes_the_shape_that_is_given(server: gw.Connection) -> None:
+    graph = gw.from_onnx(without_shape(), shapes={"x": (2, None, "n")})
+    assert graph.leaves[0].axes == (2, "x.1", "n")
+    x = np.ones((2, 5, 4), np.float32)
+    found = server.evaluate(graph, {"x": x}, forward_only=True).outputs["y"]
+    np.testing.assert_array_equal(found, -x)
+    (leaf,) = gw.from_onnx(without_shape(), shapes={"x": (None, "n")}, sizes={"n": 3}).leaves
+    assert leaf.axes == ("x.0", 3)
+    with pytest.raises(
+        gw.UnsupportedError, match=r"give its shape as shapes=\{'x': \.\.\.\}, a size"
+    ):
+        gw.from_onnx(without_shape())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"x": (2, 3, 4)}, r"declared with shape \(batch, 3\), but shapes gives \(2, 3, 4\)"),
+        ({"x": (2, 4)}, r"declared with shape \(batch, 3\), but shapes gives \(2, 4\)"),
+        ({"x": (-1, 3)}, "shapes gives"),
+        ({"z": (2,)}, "no input 'z' to shape"),
+    ],
+)
+def test_shapes_that_the_model_does_not_allow_are_refused(shapes: Any, message: str) -> None:
+    with pytest.raises(gw.InvalidRequestError, match=message):
+        gw.from_onnx(model(MLP), shapes=shapes)
+
+
+CONSTANTS = """g (float[2, 3] x) => (float[2, 2] y, float[2, 2] z) {
+    w = Constant<value = float[2, 3] {1, 2, 3, 4, 5, 6}>()
+    turned = Transpose(w)
+    b = Constant<value_floats = [0.5, -0.5]>()
+    mask = Constant<value_floats = [1.0, 0.0]>()
+    half = Constant<value_float = 0.0447>()
+    product = MatMul(x, turned)
+    shifted = Add(product, b)
+    masked = Mul(shifted, mask)
+    y = Pow(masked, half)
+    z = acme.layer(x)
+}"""
+LAYER = """<domain: "acme", opset_import: ["" : 17]>
+layer (x) => (y) {
+    w = Constant<value = float[3, 2] {1, 2, 3, 4, 5, 6}>()
+    y = MatMul(x, w)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("initializers", set()),
+        ("weights", {"w", "b", "z/w"}),
+        ("all", {"w", "b", "z/w", "mask"}),
+    ],
+)
+def test_constants_that_are_weights_become_parameters(choice: str, expected: set[str]) -> None:
+    given = model(CONSTANTS, functions=LAYER, imports=', "acme" : 1')
+    graph = gw.from_onnx(given, parameters=choice)
+    assert {each.name for each in graph.leaves if each.kind == "parameter"} == expected
+    if choice == "weights":
+        assert gw.from_onnx(given).digest == graph.digest
+
+
+def test_a_constant_in_a_loop_is_one_parameter_for_all_trips(server: gw.Connection) -> None:
+    given = model(
+        """g (float[2, 2] x) => (float[2, 2] y) {
+        n = Constant<value_int = 3>()  go = Constant<value_int = 1>()  t = Cast<to = 9>(go)
+        y = Loop(n, t, x) <body = b (int64 i, bool c, float[2, 2] a) => (bool d, float[2, 2] e) {
+            d = Identity(c)
+            w = Constant<value = float[2, 2] {1, 2, 0, 1}>()
+            e = MatMul(a, w) }> }"""
+    )
+    graph = gw.from_onnx(given)
+    (name,) = (each.name for each in graph.leaves if each.kind == "parameter")
+    x = np.float32([[1, 2], [3, 4]])
+    found = server.evaluate(graph, {"x": x}, seeds={"y": np.ones((2, 2), np.float32)})
+    w = np.float32([[1, 2], [0, 1]])
+    np.testing.assert_array_equal(found.outputs["y"], x @ w @ w @ w)
+    seed = np.ones((2, 2), np.float32)
+    expected = x.T @ seed @ w.T @ w.T + (x @ w).T @ seed @ w.T + (x @ w @ w).T @ seed
+    np.testing.assert_array_equal(found.gradients[name], expected)
+
+
+def test_weights_of_different_functions_stay_apart() -> None:
+    other = LAYER.replace("layer", "other")
+    given = model(
+        "g (float[2, 3] x) => (float[2, 2] y, float[2, 2] z)"
+        "{ y = acme.layer(x)  z = acme.other(x) }",
+        functions=f"{LAYER}\n{other}",
+        imports=', "acme" : 1',
+    )
+    names = {each.name for each in gw.from_onnx(given).leaves if each.kind == "parameter"}
+    assert names == {"y/w", "z/w"}
+
+
+def test_an_unknown_choice_of_parameters_is_refused() -> None:
+    with pytest.raises(
+        gw.InvalidRequestError, match="'none' but must be one of initializers, weig"
+    ):
+        gw.from_onnx(model(MLP), parameters="none")

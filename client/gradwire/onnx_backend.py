@@ -94,11 +94,11 @@ class Prepared(BackendRep):
         """The graph for inputs of these sizes, with some as constants."""
         fixed = {name: given[name] for name in names}
         sizes = {
-            symbol: size
+            axis.extent: size
             for info in self._model.graph.input
             if info.name in given and info.name not in fixed
-            for symbol, size in zip(axes_of(info), given[info.name].shape, strict=False)
-            if isinstance(symbol, str)
+            for axis, size in zip(axes_of(info), given[info.name].shape, strict=False)
+            if isinstance(axis.extent, str)
         }
         return from_onnx(self._model, fixed=fixed, sizes=sizes)
 

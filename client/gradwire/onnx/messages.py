@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -114,14 +114,65 @@ def tensor_dtype(kind: onnx.TypeProto) -> str:
     return dtype_of(kind.tensor_type.elem_type)
 
 
-def axes_of(info: onnx.ValueInfoProto) -> list[int | str]:
-    """Sizes and symbols of an input's axes; one without either is called "x.0" after the input."""
-    return [
-        dim.dim_value
-        if dim.HasField("dim_value") and dim.dim_value >= 0
-        else dim.dim_param or f"{info.name}.{axis}"
-        for axis, dim in enumerate(info.type.tensor_type.shape.dim)
-    ]
+class Axis(NamedTuple):
+    """An axis of an input: its size or symbol, and every name that `sizes` may call it by."""
+
+    extent: int | str
+    names: tuple[str, ...] = ()
+
+    def may_be(self, wanted: int | str | None) -> bool:
+        """Whether what `shapes` says of it agrees with the model."""
+        if isinstance(wanted, int) and wanted < 0:
+            return False
+        return not isinstance(self.extent, int) or wanted in (None, self.extent)
+
+    def known_as(self, wanted: int | str | None) -> Axis:
+        """The axis with what `shapes` says of it."""
+        if wanted is None or isinstance(self.extent, int):
+            return self
+        return Axis(wanted, (*self.names, wanted) if isinstance(wanted, str) else self.names)
+
+
+def axes_of(
+    info: onnx.ValueInfoProto, shape: Sequence[int | str | None] | None = None
+) -> list[Axis]:
+    """Axes of an input, of which a shape may say more than the model (SHAPE_MISMATCH).
+
+    Names such as "?", "-1" or "None", which exporters write for any unknown axis, are no symbols:
+    those axes are called "x.0" after the input.
+    """
+    kind = info.type.tensor_type
+    if shape is None and not kind.HasField("shape"):
+        raise UnsupportedError(
+            "SHAPE_MISMATCH",
+            f"its number of axes is not declared; give its shape as shapes={{{info.name!r}: ...}}, "
+            "a size, a symbol or None for each axis (gradwire convert "
+            f"--shape {info.name}=1,3,?,?), or its elements as fixed={{{info.name!r}: ...}}",
+        )
+    declared = [_axis_of(info.name, place, dim) for place, dim in enumerate(kind.shape.dim)]
+    if shape is None:
+        return declared
+    if not kind.HasField("shape"):
+        unknown = onnx.TensorShapeProto.Dimension()
+        declared = [_axis_of(info.name, place, unknown) for place in range(len(shape))]
+    pairs = [*zip(declared, shape, strict=False)]
+    if len(shape) != len(declared) or not all(axis.may_be(wanted) for axis, wanted in pairs):
+        sizes = ", ".join(str(axis.extent) for axis in declared)
+        raise InvalidRequestError(
+            "SHAPE_MISMATCH", f"is declared with shape ({sizes}), but shapes gives {tuple(shape)}"
+        )
+    return [axis.known_as(wanted) for axis, wanted in pairs]
+
+
+def _axis_of(name: str, place: int, dim: onnx.TensorShapeProto.Dimension) -> Axis:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return Axis(dim.dim_value)
+    own = f"{name}.{place}"
+    if not dim.dim_param:
+        return Axis(own, (own,))
+    if dim.dim_param.isidentifier() and dim.dim_param != "None":
+        return Axis(dim.dim_param, (dim.dim_param,))
+    return Axis(own, (own, dim.dim_param))
 
 
 def dtype_of(number: int) -> str:

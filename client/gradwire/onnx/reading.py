@@ -6,7 +6,7 @@ arrays until a gate uses them, floating initializers become parameters when one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,8 @@ from gradwire.errors import (
     UnsupportedError,
     nearest,
 )
-from gradwire.onnx import control, sequences, upgrading
+from gradwire.onnx import control, ordering, quantized, sequences, upgrading
+from gradwire.onnx.domains import DOMAINS, with_all_missing
 from gradwire.onnx.messages import (
     Model,
     array_of,
@@ -46,11 +47,11 @@ from gradwire.onnx.values import (
     Group,
     Origin,
     Value,
-    fix_hint,
     require_elements,
     require_tensors,
     type_of,
 )
+from gradwire.onnx.weights import GRAPH, Key, parameter_names
 from gradwire.signatures import SIGNATURES
 from gradwire.tensors import Array
 
@@ -65,19 +66,43 @@ def from_onnx(
     *,
     fixed: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    parameters: str = "weights",
+    straight_through: bool = False,
     max_nodes: int = MAX_NODES,
 ) -> Graph:
     """A gate graph that computes what an ONNX model does, with the model's names.
 
     `fixed` makes inputs constants, so that shapes, branches and trip counts that depend on them
     are known; sequences and optionals must be among them, as lists and None. `sizes` binds symbols,
-    where an axis without a name is called "x.0" after its input. Loops are unrolled and functions
-    are written out, to at most `max_nodes` nodes.
+    where an axis without a name is called "x.0" after its input. `shapes` gives inputs axes that
+    the model does not declare: sizes, symbols, or None. Loops are unrolled and functions are
+    written out, to at most `max_nodes` nodes.
+
+    `parameters` says what becomes one: floating "initializers"; also constants that are "weights"
+    of layers; or "all" floating constants. With `straight_through` the gradients of
+    QuantizeLinear, DynamicQuantizeLinear and rounding are those of the identity, inside their
+    range.
 
     FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
     """
-    return Reader(load_model(model), fixed or {}, sizes or {}, max_nodes).graph
+    options = Options(
+        fixed or {}, sizes or {}, shapes or {}, parameters, straight_through, max_nodes
+    )
+    return Reader(load_model(model), options).graph
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is read; `from_onnx` says what each means."""
+
+    fixed: Mapping[str, Any]
+    sizes: Mapping[str, int]
+    shapes: Mapping[str, Sequence[int | str | None]]
+    parameters: str
+    straight_through: bool
+    max_nodes: int
 
 
 @dataclass(frozen=True)
@@ -91,18 +116,31 @@ class Scope:
     prefix: str = ""
     #: Attributes of the function that is written out.
     attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
+    #: The function that is written out: None for one that ONNX defines.
+    function: Key | None = GRAPH
+    #: The subgraph that is read.
+    body: int = 0
     depth: int = 0
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
 
     def find(self, name: str) -> Value:
         """The value of that name, of this scope or one around it (MODEL_INVALID)."""
+        found = self._find(name)
+        if found is None:
+            raise InvalidRequestError(
+                "MODEL_INVALID", f"uses the value {name!r}, which nothing before it yields"
+            )
+        return found
+
+    def _find(self, name: str) -> Value | None:
         scope: Scope | None = self
         while scope is not None:
             if name in scope.values:
                 return scope.values[name]
             scope = scope.outer
-        raise InvalidRequestError(
-            "MODEL_INVALID", f"uses the value {name!r}, which nothing before it yields"
-        )
+        return None
 
     def inside(self, prefix: str = "") -> Scope:
         """A new scope that sees this one."""
@@ -156,15 +194,14 @@ class Call:
 class Reader:
     """Reads one model into `graph`."""
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        fixed: Mapping[str, Any],
-        sizes: Mapping[str, int],
-        max_nodes: int,
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, options: Options) -> None:
         self.graph = Graph()
-        self._max_nodes = max_nodes
+        self._max_nodes = options.max_nodes
+        self._straight_through = options.straight_through
+        self._parameters = parameter_names(model, options.parameters)
+        self._weights: dict[tuple[Key, int, str], Value] = {}
+        self._leaf_names = {each.name for each in model.graph.input}
+        self._leaf_names |= {each.name for each in model.graph.initializer}
         self._steps = 0
         self._names: dict[int, tuple[int, str]] = {}
         self._initializers: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
@@ -173,8 +210,11 @@ class Reader:
         }
         scope = Scope(versions_of(model.opset_import))
         scope.values.update(self.initializers(model.graph, scope))
-        self._read_inputs(model.graph, scope, fixed, sizes)
-        self.read_nodes(model.graph.node, scope)
+        self._read_inputs(model.graph, scope, options)
+        try:
+            self.read_nodes(model.graph.node, scope)
+        except UnsupportedError as error:
+            raise with_all_missing(error, model) from None
         for output in model.graph.output:
             with _at(f"output {output.name!r}"):
                 self._output(output.name, scope.find(output.name))
@@ -197,18 +237,15 @@ class Reader:
             self._initializers[id(graph)] = graph, found  # the graph is kept, so its id is too
         return self._initializers[id(graph)][1]
 
-    def _read_inputs(
-        self,
-        graph: onnx.GraphProto,
-        scope: Scope,
-        fixed: Mapping[str, Any],
-        sizes: Mapping[str, int],
-    ) -> None:
+    def _read_inputs(self, graph: onnx.GraphProto, scope: Scope, options: Options) -> None:
         names = [each.name for each in graph.input]
-        for name in fixed:
+        fixed, sizes = options.fixed, options.sizes
+        for name in (*fixed, *options.shapes):
             if name not in names:
                 raise InvalidRequestError(
-                    "LEAF_UNKNOWN", f"there is no input {name!r} to fix{nearest(name, names)}"
+                    "LEAF_UNKNOWN",
+                    f"there is no input {name!r} to {'fix' if name in fixed else 'shape'}"
+                    f"{nearest(name, names)}",
                 )
         for symbol, size in sizes.items():
             if not 0 <= size <= _LONGEST:
@@ -216,20 +253,23 @@ class Reader:
                     "SHAPE_MISMATCH", f"size {symbol!r} is {size}, but must be 0 to {_LONGEST}"
                 )
         symbols: set[str] = set()
+        unused = set(names) - ordering.names_used(graph)
         for each in graph.input:
             with _at(f"input {each.name!r}"):
                 if each.name in fixed:
                     scope.values[each.name] = _fixed(each.type, fixed[each.name])
                 elif each.name not in scope.values:
-                    scope.values[each.name] = self._input(each, sizes, symbols)
+                    scope.values[each.name] = self._input(each, options, symbols)
+                elif each.name in unused:  # its default: whoever gives the input must be heard
+                    default = scope.values[each.name].array
+                    assert default is not None
+                    self.graph.input(each.name, default.shape, str(default.dtype), default)
         for symbol in sizes:
             if symbol not in symbols:
                 hint = nearest(symbol, symbols) or f"; there are {sorted(symbols)[:8]}"
                 raise InvalidRequestError("LEAF_UNKNOWN", f"no input has an axis {symbol!r}{hint}")
 
-    def _input(
-        self, info: onnx.ValueInfoProto, sizes: Mapping[str, int], symbols: set[str]
-    ) -> Value:
+    def _input(self, info: onnx.ValueInfoProto, options: Options, symbols: set[str]) -> Value:
         kind = (info.type.WhichOneof("value") or "").removesuffix("_type")
         if kind in ("sequence", "optional"):
             hint = "items" if kind == "sequence" else "element, or None,"
@@ -240,19 +280,24 @@ class Reader:
                 {"data_type": kind},
             )
         dtype = tensor_dtype(info.type)
-        if not info.type.tensor_type.HasField("shape"):
-            raise UnsupportedError(
-                "SHAPE_MISMATCH", f"its number of axes is not declared; give {fix_hint(info.name)}"
-            )
-        declared = axes_of(info)
-        symbols.update(axis for axis in declared if isinstance(axis, str))
-        axes = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in declared]
+        axes: list[int | str] = []
+        for axis in axes_of(info, options.shapes.get(info.name)):
+            symbols.update(axis.names)
+            sizes = [options.sizes[name] for name in axis.names if name in options.sizes]
+            axes.append(sizes[0] if sizes else axis.extent)
         handle = self.graph.input(info.name, axes, dtype)
         known = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
         return Value(info.name, handle, type=known, of_floats=dtype in tensors.FLOATS)
 
     def _output(self, name: str, value: Value) -> None:
-        """An output; of a sequence, one for each item."""
+        """An output; of a sequence, one for each item (DATA_TYPE_UNSUPPORTED of text)."""
+        if isinstance(value, Group) and value.kind == "text":
+            raise UnsupportedError(
+                "DATA_TYPE_UNSUPPORTED",
+                "is text, as labels of a classifier, which gate graphs do not have; give the "
+                "classes numbers, or take the output out of the model",
+                {"data_type": "string"},
+            )
         if isinstance(value, Group):
             self.count_steps(len(value.items))
             for place, item in enumerate(value.items):
@@ -263,8 +308,8 @@ class Reader:
     # -- nodes ----------------------------------------------------------------------------------
 
     def read_nodes(self, nodes: Iterable[onnx.NodeProto], scope: Scope) -> None:
-        """Reads nodes in order; their outputs come into the scope."""
-        for node in nodes:
+        """Reads nodes, each after those it uses; their outputs come into the scope."""
+        for node in ordering.ordered(nodes, scope):
             place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
             with _at(place):
                 self.count_steps()
@@ -291,6 +336,7 @@ class Reader:
                 f"{len(inputs)}",
             )
         self.count_steps()
+        scope = replace(scope, body=id(graph))  # which `initializers` keeps
         scope.values.update(self.initializers(graph, scope))
         for each, value in zip(graph.input, inputs, strict=True):
             scope.values[each.name] = value
@@ -304,7 +350,20 @@ class Reader:
         attributes: Mapping[str, Any] | None = None,
         outputs: int = 1,
     ) -> list[Value]:
-        """The values of a new node of the graph."""
+        """The values of a new node of the graph, with the gradients that the options ask for."""
+        made = self.emit_plain(operator, inputs, attributes, outputs)
+        if not self._straight_through or made[0].origin is None:
+            return made
+        return quantized.with_gradients(self, made[0].origin)
+
+    def emit_plain(
+        self,
+        operator: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        outputs: int = 1,
+    ) -> list[Value]:
+        """The values of a new node, with the gradient of its gate."""
         given = {name: each for name, each in (attributes or {}).items() if each is not None}
         require_inferable(operator, given, outputs)
         declared = SIGNATURES[operator].declared_inputs(len(inputs))
@@ -324,9 +383,28 @@ class Reader:
             each.origin = origin
         return found
 
+    def one(self, operator: str, *inputs: Value | None, **attributes: Any) -> Value:
+        """The first value of a new node."""
+        return self.emit(operator, inputs, attributes)[0]
+
     def constant(self, numbers: Any, dtype: str = "int64") -> Value:
         """A value of numbers."""
         return constant(np.asarray(numbers, dtype))
+
+    def _constant(self, call: Call, scope: Scope) -> Value:
+        """A constant of the model, or the parameter that it is: the same one in each trip."""
+        array, name = _stored(call), call.node.output[0]
+        is_floating = str(array.dtype) in tensors.FLOATS
+        if scope.function is None or not array.ndim or not is_floating:
+            return constant(array)
+        if name not in self._parameters(scope.function):
+            return constant(array)
+        key = scope.function, scope.body, name
+        if key not in self._weights:
+            free = _unused_name(scope.prefix + name, self._leaf_names)
+            self._leaf_names.add(free)
+            self._weights[key] = _parameter(free, array)
+        return self._weights[key]
 
     def handle(self, value: Value) -> Handle:
         """The handle of a tensor, which makes its leaf where there is none yet."""
@@ -366,16 +444,20 @@ class Reader:
 
     def _run(self, call: Call, scope: Scope) -> list[Value]:
         domain = domain_of(call.node.domain)
-        function = self._functions.get((domain, call.operator, call.node.overload))
-        if function is not None:
-            return self._expand(function, call, scope)
+        key = domain, call.operator, call.node.overload
+        if key in self._functions:
+            return self._expand(self._functions[key], call, scope, key)
+        reader = DOMAINS.get(domain, {}).get(call.operator)
+        if reader is not None:
+            require_tensors(call.inputs)
+            return reader(self, call)
         if domain:
             return self._expand_of_domain(domain, call, scope)
         if call.operator in REFUSED_OPERATORS:
             raise _unknown(call, REFUSED_OPERATORS[call.operator])
         _check_version(call)
         if call.operator == "Constant":
-            return [constant(_stored(call))]
+            return [self._constant(call, scope)]
         if call.operator in control.OPERATORS:
             return control.OPERATORS[call.operator](self, call, scope)
         if call.operator in sequences.OPERATORS:
@@ -397,8 +479,10 @@ class Reader:
 
     # -- functions ------------------------------------------------------------------------------
 
-    def _expand(self, function: onnx.FunctionProto, call: Call, scope: Scope) -> list[Value]:
-        """Outputs of a function, written out."""
+    def _expand(
+        self, function: onnx.FunctionProto, call: Call, scope: Scope, key: Key | None = None
+    ) -> list[Value]:
+        """Outputs of a function, written out; `key` is that of one of the model's own."""
         attributes = {each.name: each for each in function.attribute_proto}
         attributes |= {each.name: each for each in resolved(call.node, scope.attributes)}
         inside = replace(
@@ -406,6 +490,8 @@ class Reader:
             outer=None,
             versions={**scope.versions, **versions_of(function.opset_import)},
             attributes=attributes,
+            function=key,
+            body=0,
         )
         absent: set[str] = set()
         for slot, name in enumerate(function.input):
@@ -454,10 +540,7 @@ class Reader:
     def _apply_names(self) -> None:
         used = {leaf.name for leaf in self.graph.leaves}
         for key, (_, name) in sorted(self._names.items(), key=lambda item: (item[1][0], item[0])):
-            free, count = name, 1
-            while free in used:
-                count += 1
-                free = f"{name}_{count}"
+            free = _unused_name(name, used)
             used.add(free)
             self.graph.name(Handle(self.graph, key, ""), free)
 
@@ -523,6 +606,15 @@ def _is_constant(value: Value | None) -> bool:
 
 def _unknown(call: Call, why: str) -> UnsupportedError:
     return UnsupportedError("OPERATOR_UNKNOWN", why, {"operator": call.operator})
+
+
+def _unused_name(name: str, used: Container[str]) -> str:
+    """A name, with a number behind it if it is used."""
+    free, count = name, 1
+    while free in used:
+        count += 1
+        free = f"{name}_{count}"
+    return free
 
 
 def _parameter(name: str, array: Array) -> Value:

@@ -27,6 +27,9 @@ REFUSED_OPERATORS = {
 
 #: Domains whose operators are refused, but for those that ONNX defines by others: domain -> why.
 REFUSED_DOMAINS = {
-    "ai.onnx.ml": "is of ai.onnx.ml: trees, tables and text, without gradients",
+    "ai.onnx.ml": (
+        "is of ai.onnx.ml, of which text, dictionaries and classifiers by support vectors are "
+        "not read"
+    ),
     "ai.onnx.preview.training": _TRAINING,
 }

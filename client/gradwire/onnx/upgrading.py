@@ -329,6 +329,32 @@ def _upsample(reader: Reader, call: Call) -> Call:
     )
 
 
+def _one_number(*slots: int) -> Adapter:
+    """Scalars that a model may hold as tensors of one element."""
+
+    def adapter(reader: Reader, call: Call) -> Call:
+        for slot in slots:
+            value = call.input(slot)
+            shape = () if value is None else shape_of(value)
+            if value is None or not shape or set(shape) != {1}:
+                continue
+            if value.array is not None and not value.name:
+                call.inputs[slot] = reader.constant(value.array.reshape(()), value.dtype)
+            else:
+                call.inputs[slot] = reader.emit("Reshape", [value, reader.constant([])])[0]
+        return call
+
+    return adapter
+
+
+def _signal_of_real_numbers(reader: Reader, call: Call) -> Call:
+    """A signal may be [batch, length], as older exporters write it."""
+    signal = call.required(0)
+    if len(shape_of(signal) or ()) == 2:
+        call.inputs[0] = reader.emit("Unsqueeze", [signal, reader.constant([2])])[0]
+    return call
+
+
 def _scatter(reader: Reader, call: Call) -> Call:
     """Scatter has another name since 11."""
     return replace(call, operator="ScatterElements")
@@ -364,8 +390,10 @@ ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
     **{operator: ((7, _without("output_sequence")),) for operator in ("RNN", "GRU", "LSTM")},
     "BatchNormalization": ((14, _mode_of_batch_normalization),),
     "Cast": ((6, _number_of_data_type),),
-    "Clip": ((11, _limits_of_clip),),
+    "Clip": ((11, _limits_of_clip), (_ALWAYS, _one_number(1, 2))),
     "Concat": ((4, _defaults(axis=1)),),
+    "CumProd": ((_ALWAYS, _one_number(1)),),
+    "CumSum": ((_ALWAYS, _one_number(1)),),
     "DFT": ((20, _defaults(axis=1)), (20, _attributes_to_inputs("int64", ("axis", 2)))),
     "Dropout": ((12, _ratio_of_dropout), (_ALWAYS, _seed_of_dropout)),
     "Gemm": ((7, _without("broadcast")),),
@@ -380,6 +408,7 @@ ADAPTERS: dict[str, tuple[tuple[int, Adapter], ...]] = {
     "Reshape": ((5, _attributes_to_inputs("int64", ("shape", 1))),),
     "Resize": ((11, _resize_of_10), (13, _resize_of_11), (_ALWAYS, _left_out_where_empty)),
     "RoiAlign": ((16, _defaults(coordinate_transformation_mode="output_half_pixel")),),
+    "STFT": ((_ALWAYS, _signal_of_real_numbers),),
     "Scatter": ((_ALWAYS, _scatter),),
     "Selu": ((6, _defaults(alpha=1.6732, gamma=1.0507)),),
     "Slice": ((10, _attributes_to_inputs("int64", ("starts", 1), ("ends", 2), ("axes", 3))),),

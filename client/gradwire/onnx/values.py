@@ -6,7 +6,7 @@ input that a gate must know depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -50,6 +50,8 @@ class Value:
     of_floats: bool = False
     #: What was looked for: "elements", "type".
     sought: frozenset[str] = frozenset()
+    #: Yields floats that have a gradient where this, as an integer, has none.
+    stand_in: Callable[[], Value] | None = None
 
     @property
     def dtype(self) -> str:
@@ -67,16 +69,18 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Group(Value):
-    """A sequence, or an optional without an element: no tensor, so no gate takes it."""
+    """A sequence, an optional without an element, or text: no tensor, so no gate takes it."""
 
     items: tuple[Value, ...] = ()
-    kind: str = "sequence"  # or "optional"
+    kind: str = "sequence"  # or "optional", or "text"
 
     @property
     def kind_text(self) -> str:
         """What messages say that it is."""
         if self.kind == "optional":
             return "an optional without an element"
+        if self.kind == "text":
+            return "text"
         return f"a sequence of {len(self.items)} items"
 
 
