@@ -9,6 +9,9 @@ input, and then what is wrong, where it begins, and which node made it.
 A gradient vanishes, or explodes, by its Euclidean norm over that of the seeds, the gradients put on
 the outputs: 1 where the output is one number, such as a loss, else normal numbers. Inputs that are
 not given are normal numbers too; integers are 0 or 1.
+
+Parameters that set something rather than weigh it are left aside: those of one element, masks, and
+exponents.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ class Entry:
     ratio: float = math.nan
     #: What is wrong with the gradient: "vanishes", "explodes", "is 0", "has NaN", "is infinite".
     fault: str = ""
+    #: Whether it is a parameter that sets something, so that its gradient points at nothing.
+    is_setting: bool = False
 
     @property
     def label(self) -> str:
@@ -76,10 +81,10 @@ class Finding:
 # -- the model and its inputs ----------------------------------------------------------------------
 
 
-def load(path: str, sizes: Mapping[str, int]) -> gw.Graph:
+def load(path: str, sizes: Mapping[str, int], parameters: str = "weights") -> gw.Graph:
     """The graph of a .gate or .onnx file."""
     if path.lower().endswith(".onnx"):
-        return gw.from_onnx(path, sizes=sizes)
+        return gw.from_onnx(path, sizes=sizes, parameters=parameters)
     graph = gw.load(path)
     symbols = {axis for leaf in graph.leaves for axis in leaf.axes if isinstance(axis, str)}
     for symbol in sizes:
@@ -129,13 +134,29 @@ def entries_of(graph: gw.Graph) -> dict[int, Entry]:
         id_: Entry(id_, name or names.get(id_) or f"%{id_}", operator)
         for id_, name, operator in graph.value_labels()
     }
+    named = {entry.name: entry for entry in found.values() if entry.operator == "parameter"}
+    for leaf in graph.leaves:
+        if leaf.kind == "parameter" and leaf.name in named:
+            assert leaf.value is not None
+            named[leaf.name].is_setting = leaf.value.size == 1 or is_mask(leaf.value)
+    exponents, others = set(), set()
     for node in graph.nodes():
+        exponents.update(node.inputs[1:] if node.operator == "Pow" else ())
+        others.update(node.inputs[:1] if node.operator == "Pow" else node.inputs)
         inputs = [found[each] for each in dict.fromkeys(node.inputs) if each in found]
         for entry in inputs:
             entry.users.append(found[node.outputs[0]])
         for output in node.outputs:
             found[output].inputs = inputs
+    for id_ in (exponents - others) & found.keys():
+        found[id_].is_setting = found[id_].operator == "parameter"
     return found
+
+
+def is_mask(value: Any) -> bool:
+    """Whether elements are 0, or so low that a softmax makes 0 of them."""
+    array = np.asarray(value, np.float64)
+    return bool(array.size and ((array == 0) | (array <= -1e4)).all() and (array < 0).any())
 
 
 def evaluate(
@@ -179,6 +200,8 @@ def mark_faults(graph: gw.Graph, entries: Mapping[int, Entry], below: float, abo
     for id_ in leading_to_outputs(graph, entries):
         entry = entries[id_]
         assert entry.gradient is not None
+        if entry.is_setting:
+            continue
         if entry.gradient.nan_count:
             entry.fault = "has NaN"
         elif entry.gradient.infinity_count:
@@ -211,7 +234,7 @@ def findings(order: Sequence[Entry]) -> list[Finding]:
     firsts: dict[tuple[str, str, bool], Entry] = {}
     for entry in sorted(order, key=lambda each: each.id):
         fault = not_finite(entry.value)
-        if fault and not firsts:
+        if fault and not entry.is_setting and not firsts:
             firsts["value", fault, entry.is_leaf] = entry
     for entry in order:
         if entry.fault and ("gradient", entry.fault, False) not in firsts:
@@ -415,6 +438,10 @@ def arguments() -> argparse.Namespace:
         help="length of a symbolic axis (default 4); may be repeated",
     )  # fmt: skip
     known.add_argument(
+        "--parameters", choices=("initializers", "weights", "all"), default="weights",
+        help="which floating tensors of an .onnx file are parameters (default weights)",
+    )  # fmt: skip
+    known.add_argument(
         "--random-seed", type=whole_number, default=0, metavar="N",
         help="of the numbers that are drawn (default 0)",
     )  # fmt: skip
@@ -433,7 +460,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else its log lines stand beside the sentences
     chosen = arguments()
     numbers, sizes = np.random.default_rng(chosen.random_seed), dict(chosen.sizes)
-    graph = load(chosen.model, sizes)
+    graph = load(chosen.model, sizes, chosen.parameters)
     inputs = draw_inputs(graph, dict(chosen.settings), sizes, numbers)
     entries = entries_of(graph)
     with gw.connect(chosen.server) if chosen.server else gw.local(warm_up=False) as server:

@@ -11,6 +11,7 @@ from math import exp
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import gradwire as gw
@@ -165,6 +166,9 @@ def test_diff_tells_by_its_exit_code() -> None:
         (["convert", NEURON, "a.onnx", "--size", "n=2"], 2, "--fix are for ONNX models"),
         (["convert", "a.onnx", "a.gate", "--size", "n=two"], 2, "write SYMBOL=N"),
         (["convert", "a.onnx", "a.gate", "--fix", "n"], 2, "write NAME=VALUE, such as --fix x"),
+        (["show", NEURON, "--parameters", "all"], 2, "--parameters are for ONNX models"),
+        (["eval", "x=2 * x", "--shape", "x=2"], 2, "--shape are for ONNX models"),
+        (["show", "a.onnx", "--shape", "x"], 2, "write NAME=N,N,?, such as --shape x=1,3,?,?"),
         (["parse", "nowhere.txt"], 1, "nowhere.txt: cannot be read: No such file"),
         (["parse", NEURON], 1, "is not text; gradwire show --text prints"),
         (["parse", __file__], 1, "line 1, column 1: expected the line 'gradwire text 1'"),
@@ -200,6 +204,25 @@ def test_graph_is_converted_to_onnx_and_back(tmp_path: Path) -> None:
         assert found["outputs"]["f"] == pytest.approx(f, rel=1e-12)
         assert found["gradients"]["w0"] == pytest.approx(slope * X[0], rel=1e-12)
     assert "w0*x0 = Mul(w0, x0)" in gradwire("show", model).stdout
+
+
+def test_commands_say_which_constants_are_parameters_and_what_shapes_are(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[a] x) => (float[b] y)
+        { w = Constant<value = float[2, 2] {1, 2, 3, 4}>()  y = MatMul(x, w) }"""
+    )
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "model.onnx")
+    told = gradwire("show", tmp_path / "model.onnx", "--shape", "x=?,2").stdout
+    assert "input x: float32[x.0, 2]" in told
+    assert "parameter w: float32[2, 2]" in told
+    kept = gradwire(
+        "show", tmp_path / "model.onnx", "--shape", "x=?,2", "--parameters", "initializers"
+    )
+    assert "parameter" not in kept.stdout
+    assert kept.returncode == 0
+    refused = gradwire("show", tmp_path / "model.onnx")
+    assert "give its shape as shapes={'x': ...}" in refused.stderr
 
 
 def test_convert_binds_sizes_and_fixes_inputs(tmp_path: Path) -> None:

@@ -151,6 +151,24 @@ def test_first_node_that_a_gradient_of_0_reaches_is_found(tmp_path: Path) -> Non
     )
 
 
+def test_scalars_masks_and_exponents_are_left_aside(tmp_path: Path) -> None:
+    graph = gw.Graph()
+    x = graph.input("x", (3,))
+    tiny = graph.parameter("scale", 1e9)
+    mask = graph.parameter("mask", [0.0, -np.inf, 0.0])
+    exponent = graph.parameter("exponent", [2.0, 3.0, 4.0])
+    weight = graph.parameter("weight", [1e9, 1e9, 1e9])
+    shares = gw.softmax(x + mask)
+    graph.output("y", gw.reduce_sum(shares**exponent * weight / tiny, keepdims=0))
+    graph.save(tmp_path / "settings.gate")
+    command = [sys.executable, "examples/find_bad_gradient.py", tmp_path / "settings.gate"]
+    found = json.loads(run(*map(str, command), "--above", "1e-12", "--json"))
+    faulty = {node["name"] for node in found["nodes"] if node["fault"]}
+    assert "weight" in faulty
+    assert not faulty & {"scale", "mask", "exponent"}
+    assert not {each["name"] for each in found["findings"]} & {"scale", "mask", "exponent"}
+
+
 @pytest.mark.parametrize(
     "model", ["examples/sigmoid_neuron.gate", "tests/models/sklearn_logistic_regression.onnx"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,39 @@ def test_a_refusal_names_all_operators_that_are_missing() -> None:
     with pytest.raises(gw.UnsupportedError, match=r"^node 'a' \(Glow\): there is no") as refusal:
         gw.from_onnx(onnx.parser.parse_model(text))
     assert str(refusal.value).endswith(f"all operators of the model that are missing: {listed}")
+
+
+def changes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """The node with one attribute less, or of another kind or size, or with one input less."""
+    for place, attribute in enumerate(node.attribute):
+        for name in ("i", "f", "s", "ints", "floats", None):
+            changed = onnx.NodeProto()
+            changed.CopyFrom(node)
+            del changed.attribute[place]
+            numbers = {"i": -7, "f": 0.25, "s": b"no", "ints": [3], "floats": [0.5]}
+            if name is not None:
+                changed.attribute.append(helper.make_attribute(attribute.name, numbers[name]))
+            yield changed
+    for place in range(len(node.input)):
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        changed.input[place] = ""
+        yield changed
+
+
+@pytest.mark.parametrize("operator", sorted({each.operator for each in CASES.values()}))
+def test_whatever_a_node_says_it_is_read_or_refused(operator: str) -> None:
+    case = max(
+        (each for each in CASES.values() if each.operator == operator),
+        key=lambda each: len(each.attributes),
+    )
+    given = case.model()
+    refused = 0
+    for node in changes(given.graph.node[0]):
+        given.graph.node[0].CopyFrom(node)
+        try:
+            gw.from_onnx(given)
+        except gw.GradwireError as refusal:
+            assert str(refusal).startswith("node 'y0'") or "output" in str(refusal)
+            refused += 1
+    assert refused

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _INPUTS_SHOWN = 8
 _WATCH_SECONDS = 0.1
 _TEXT_FORM = b"gradwire text"
+_READING = "gradwire.reading."  # how models are read, among what a command knows
 _FINDINGS_SHOWN = 20
 _LONG = 20_000  # nodes that take long enough to want to see how far they are
 
@@ -57,7 +58,28 @@ def main() -> None:
     """Gradients over the wire: evaluate gate graphs forward and backward."""
 
 
-_graph = click.argument("source", metavar="FILE|EXPRESSION")
+def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Keeps what says how a model is read, for `_load`."""
+    if option.name and value:
+        context.meta[_READING + option.name] = value
+
+
+_parameters = click.option(
+    "--parameters", type=click.Choice(("initializers", "weights", "all")), callback=_keep,
+    expose_value=False, help="Which floating tensors of an ONNX model are parameters: "
+    "initializers; also constants that are weights (the default); all constants.",
+)  # fmt: skip
+_shapes = click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=N,N,?", expose_value=False,
+    callback=lambda context, option, texts: _keep(context, option, dict(map(_shape, texts))),
+    help="Shape of an input of an ONNX model that does not declare it. May be repeated.",
+)  # fmt: skip
+
+
+def _graph(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that opens a graph."""
+    source = click.argument("source", metavar="FILE|EXPRESSION")
+    return source(_parameters(_shapes(command)))
 
 
 @main.command("eval")
@@ -323,7 +345,7 @@ def _convert(source: str, target: str, sizes: dict[str, int], fixed: dict[str, A
 
         model = load_model(source)
         before = versions_of(model.opset_import).get("", 0)
-        graph = from_onnx(model, fixed=fixed, sizes=sizes)
+        graph = from_onnx(model, fixed=fixed, sizes=sizes, **_reading())
     else:
         graph = _load(source)
     if target.lower().endswith(".onnx"):
@@ -569,14 +591,28 @@ def _is_file(source: str) -> bool:
     return source.lower().endswith((".gate", ".onnx")) or os.path.exists(source)
 
 
+def _reading() -> dict[str, Any]:
+    """The options of the command that say how a model is read."""
+    meta = click.get_current_context().meta
+    return {name.removeprefix(_READING): meta[name] for name in meta if name.startswith(_READING)}
+
+
+def _require_no_model_options(source: str) -> None:
+    given = [f"--{name.removesuffix('s') if name == 'shapes' else name}" for name in _reading()]
+    if given:
+        raise click.UsageError(f"{source}: {' and '.join(given)} are for ONNX models")
+
+
 def _load(source: str, values: Mapping[str, Any] | None = None) -> Graph:
     """The graph in a file, or of an expression, whose inputs have these values."""
     if not _is_file(source):
+        _require_no_model_options(source)
         return _parsed(source, values)
     if source.lower().endswith(".onnx"):
         from gradwire.onnx import from_onnx
 
-        return from_onnx(source)
+        return from_onnx(source, **_reading())
+    _require_no_model_options(source)
     from gradwire.builder import Graph
 
     return _load_text(source) if _begins_as_text(source) else Graph.load(source)
@@ -807,6 +843,17 @@ def _size(text: str) -> tuple[str, int]:
     if not symbol or not (size.isascii() and size.isdigit()):
         raise click.UsageError(f"--size {text}: write SYMBOL=N, such as --size batch=8")
     return symbol, int(size)
+
+
+def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:
+    name, equals, axes = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--shape {text}: write NAME=N,N,?, such as --shape x=1,3,?,?")
+    given = [each.strip() for each in axes.split(",")] if axes else []
+    return name, tuple(
+        int(each) if each.isascii() and each.isdigit() else None if each in ("", "?") else each
+        for each in given
+    )
 
 
 def _fix(text: str) -> tuple[str, Any]:

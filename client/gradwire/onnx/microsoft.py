@@ -48,8 +48,8 @@ def _activated(reader: Reader, call: Call, x: Value, parameters: Sequence[float]
             alpha, beta = (*given, *(0.2, 0.5)[len(given) :])[:2]
             return reader.one(name, x, alpha=alpha, beta=beta)
         case "Clip":
-            low, high = (reader.constant(each, x.dtype) for each in given[:2])
-            return reader.one(name, x, low, high)
+            bounds = (reader.constant(each, x.dtype) for each in given[:2])
+            return reader.one(name, x, *bounds)
     raise UnsupportedError(
         "ATTRIBUTE_INVALID", f"attribute 'activation' is {name!r}, which is unknown"
     )
@@ -185,7 +185,7 @@ def _attention(reader: Reader, call: Call) -> list[Value]:
         parts = reader.emit("Split", [packed, reader.constant(sizes)], {"axis": -1}, 3)
     else:
         parts = reader.emit("Split", [packed], {"axis": -1, "num_outputs": 3}, 3)
-    query, key, value = (_heads(reader, each, attributes["num_heads"]) for each in parts)
+    query, key, value = (_heads(reader, each, _required(call, "num_heads")) for each in parts)
     past = call.input(4)
     if past is not None:
         key, value = (
@@ -206,7 +206,7 @@ def _attention(reader: Reader, call: Call) -> list[Value]:
 
 def _multi_head_attention(reader: Reader, call: Call) -> list[Value]:
     """Attention of rows that are projected already."""
-    count = call.attributes["num_heads"]
+    count = _required(call, "num_heads")
     parts = [call.required(slot) for slot in range(3)]
     if _rank(parts[0]) != 3:
         raise UnsupportedError(
@@ -340,7 +340,7 @@ def _pooled(operator: str, *names: str) -> Callable[..., Value]:
 
 def _quantized_concat(reader: Reader, call: Call) -> list[Value]:
     parts = [_real(reader, call, slot) for slot in range(2, len(call.inputs), 3)]
-    whole = reader.emit("Concat", parts, {"axis": call.attributes["axis"]})[0]
+    whole = reader.emit("Concat", parts, {"axis": _required(call, "axis")})[0]
     return reader.emit("QuantizeLinear", [whole, call.required(0), call.input(1)])
 
 
@@ -391,9 +391,8 @@ def _quantized_gemm(reader: Reader, call: Call) -> list[Value]:
 
 def _matmul_of_few_bits(reader: Reader, call: Call) -> list[Value]:
     """A product with integers of few bits, which have a scale for each block of a row."""
-    attributes = call.attributes
-    rows, width, bits = attributes["N"], attributes["K"], attributes.get("bits", 4)
-    block = attributes["block_size"]
+    rows, width, block = (_required(call, name) for name in ("N", "K", "block_size"))
+    bits = call.attributes.get("bits", 4)
     if call.input(4) is not None:
         raise UnsupportedError("INPUT_COUNT_INVALID", "its input g_idx has no counterpart here")
     if bits not in (2, 4, 8) or block < 1 or min(rows, width) < 1:
@@ -443,6 +442,45 @@ def _unpacked(packed: Any, bits: int, rows: int, width: int) -> Any:
     return apart.reshape(rows, held * in_byte)[:, :width]
 
 
+# -- attributes ------------------------------------------------------------------------------------
+
+_REAL, _INTEGER, _TEXT, _LIST = (float, int), (int,), (str,), (tuple,)
+#: What kind each attribute is of, which ONNX cannot say of this domain.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("activation_alpha", "activation_beta", "activation_gamma", "alpha", "beta",
+                     "epsilon", "mask_filter_value", "scale"), _REAL),
+    **dict.fromkeys(("K", "N", "axis", "bits", "block_size", "channels_last", "do_rotary",
+                     "num_heads", "transA", "transB", "transBatchA", "transBatchB",
+                     "unidirectional"), _INTEGER),
+    **dict.fromkeys(("activation",), _TEXT),
+    **dict.fromkeys(("activation_params", "qkv_hidden_sizes"), _LIST),
+}  # fmt: skip
+
+
+def _checked(read: Callable[[Reader, Call], list[Value]]) -> Callable[[Reader, Call], list[Value]]:
+    """A reader whose attributes are of their kinds (ATTRIBUTE_INVALID)."""
+
+    def checked(reader: Reader, call: Call) -> list[Value]:
+        for name, value in call.attributes.items():
+            kinds = _KINDS.get(name)
+            if kinds is not None and not isinstance(value, kinds):
+                raise InvalidRequestError(
+                    "ATTRIBUTE_INVALID",
+                    f"attribute {name!r} is {value!r} but must be of kind {kinds[0].__name__}",
+                )
+        return read(reader, call)
+
+    return checked
+
+
+def _required(call: Call, name: str) -> int:
+    """An integer that must be given (ATTRIBUTE_INVALID)."""
+    if name not in call.attributes:
+        raise InvalidRequestError("ATTRIBUTE_INVALID", f"attribute {name!r} must be given")
+    found: int = call.attributes[name]
+    return found
+
+
 # -- shared ----------------------------------------------------------------------------------------
 
 
@@ -466,8 +504,7 @@ _POOLING = (
     "auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides",
 )  # fmt: skip
 
-#: What reads each operator.
-OPERATORS: dict[str, Callable[[Reader, Call], list[Value]]] = {
+_READERS: dict[str, Callable[[Reader, Call], list[Value]]] = {
     "Attention": _attention,
     "BiasGelu": _gelu("none"),
     "DequantizeLinear": lambda reader, call: reader.emit(
@@ -502,6 +539,8 @@ OPERATORS: dict[str, Callable[[Reader, Call], list[Value]]] = {
     "SkipSimplifiedLayerNormalization": _skip_normalization(simplified=True),
 }
 
+#: What reads each operator.
+OPERATORS = {name: _checked(each) for name, each in _READERS.items()}
 #: Those that ONNX Runtime writes without their domain.
 WITHOUT_DOMAIN: dict[str, Callable[[Reader, Call], list[Value]]] = {
     "SimplifiedLayerNormalization": _rms_normalization,

@@ -449,6 +449,7 @@ class Reader:
             return self._expand(self._functions[key], call, scope, key)
         reader = DOMAINS.get(domain, {}).get(call.operator)
         if reader is not None:
+            _require_version(call)
             require_tensors(call.inputs)
             return reader(self, call)
         if domain:
@@ -630,12 +631,16 @@ def _used_outputs(call: Call) -> int:
     return min(max(used, least), most)
 
 
-def _check_version(call: Call) -> None:
-    """Refuses operators that changed after ours (OPERATOR_SET_UNSUPPORTED)."""
+def _require_version(call: Call) -> None:
     if call.version <= 0:
         raise InvalidRequestError(
             "MODEL_INVALID", "the model imports no operator set that could give it a meaning"
         )
+
+
+def _check_version(call: Call) -> None:
+    """Refuses operators that changed after ours (OPERATOR_SET_UNSUPPORTED)."""
+    _require_version(call)
     if call.version <= OPERATOR_SET_VERSION:
         return
     newest = onnx.defs.onnx_opset_version()

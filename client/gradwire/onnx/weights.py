@@ -54,6 +54,9 @@ _BIASED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _MOVES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
+_MOST_DEPTH = 64  # of functions in functions
+
+
 class _Everything(Container[str]):
     def __contains__(self, name: object) -> bool:
         return True
@@ -80,13 +83,18 @@ class _Weights:
         }
         self._graph = model.graph
         self._names: dict[Key, frozenset[str]] = {}
+        self._depth = 0
 
     def names(self, key: Key) -> frozenset[str]:
         """Every value that ends in a weight slot."""
         if key not in self._names:
             self._names[key] = frozenset()  # of a function that uses itself, which is refused later
+            if self._depth >= _MOST_DEPTH:  # which is refused later, too
+                return self._names[key]
+            self._depth += 1
             nodes = self._graph.node if key == GRAPH else self._functions[key].node
             self._names[key] = self._reaching([*_nodes_inside(nodes)])
+            self._depth -= 1
         return self._names[key]
 
     def _reaching(self, nodes: list[onnx.NodeProto]) -> frozenset[str]:
