@@ -176,13 +176,12 @@ def test_a_refusal_names_all_operators_that_are_missing() -> None:
 def changes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     """The node with one attribute less, or of another kind or size, or with one input less."""
     for place, attribute in enumerate(node.attribute):
-        for name in ("i", "f", "s", "ints", "floats", None):
+        for value in (None, -7, 1 << 62, 0.25, np.nan, b"no", [3], [1 << 62, -1], [0.5], [b"no"]):
             changed = onnx.NodeProto()
             changed.CopyFrom(node)
             del changed.attribute[place]
-            numbers = {"i": -7, "f": 0.25, "s": b"no", "ints": [3], "floats": [0.5]}
-            if name is not None:
-                changed.attribute.append(helper.make_attribute(attribute.name, numbers[name]))
+            if value is not None:
+                changed.attribute.append(helper.make_attribute(attribute.name, value))
             yield changed
     for place in range(len(node.input)):
         changed = onnx.NodeProto()
@@ -198,12 +197,11 @@ def test_whatever_a_node_says_it_is_read_or_refused(operator: str) -> None:
         key=lambda each: len(each.attributes),
     )
     given = case.model()
-    refused = 0
-    for node in changes(given.graph.node[0]):
+    places = []
+    for node in changes(case.model().graph.node[0]):
         given.graph.node[0].CopyFrom(node)
         try:
             gw.from_onnx(given)
         except gw.GradwireError as refusal:
-            assert str(refusal).startswith("node 'y0'") or "output" in str(refusal)
-            refused += 1
-    assert refused
+            places.append(str(refusal)[:9])
+    assert set(places) <= {"node 'y0'"}
