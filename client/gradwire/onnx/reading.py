@@ -393,7 +393,7 @@ class Reader:
 
     def _constant(self, call: Call, scope: Scope) -> Value:
         """A constant of the model, or the parameter that it is: the same one in each trip."""
-        array, name = _stored(call), call.node.output[0]
+        array, name = _stored(call), next(iter(call.node.output), "")
         is_floating = str(array.dtype) in tensors.FLOATS
         if scope.function is None or not array.ndim or not is_floating:
             return constant(array)
