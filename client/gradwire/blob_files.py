@@ -22,6 +22,7 @@ import numpy as np
 
 from gradwire import files, tensors
 from gradwire.errors import FileError
+from gradwire.file_kinds import kind_of
 from gradwire.payloads import Buffer
 
 MAGIC = b"gradwire blobs\x00\x01"
@@ -134,9 +135,7 @@ def _read_head(path: Path, file: BufferedReader, size: int) -> list[_Place]:
     """Where the blobs are; they fill the file exactly."""
     start = file.read(len(MAGIC) + 8)
     if start[: len(MAGIC)] != MAGIC[: len(start)]:
-        raise FileError(
-            "FILE_NOT_BLOBS", f"{path}: is not a blob file: it begins with {start[:16]!r}"
-        )
+        raise FileError("FILE_NOT_BLOBS", f"{path}: is not a blob file: it is {kind_of(start)}")
     count = int.from_bytes(start[len(MAGIC) :], "little")
     if len(start) < len(MAGIC) + 8 or _FIXED + count * _ENTRY > size:
         raise files.cut(path, f"it has {size} bytes but begins as one of {count} blobs")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gradwire.errors import FileError
+from gradwire.file_kinds import kind_of
 from gradwire.payloads import Buffer, field
 
 if TYPE_CHECKING:
@@ -124,11 +125,8 @@ def _graph_place(path: str | os.PathLike[str], head: bytes) -> tuple[int, int]:
     if not head.startswith(_HEAD):
         if _HEAD.startswith(head):
             raise cut(path, f"it ends after {len(head)} bytes")
-        hint = "; read it with gradwire parse" if head.startswith(b"gradwire text") else ""
-        raise FileError(
-            "FILE_NOT_GRAPH",
-            f"{path}: is not a graph file: it begins with {head[:16]!r}, not {_HEAD!r}{hint}",
-        )
+        message = f"{path}: is not a graph file: it is {kind_of(head)}"
+        raise FileError("FILE_NOT_GRAPH", message)
     at = len(_HEAD)
     if head[at : at + 1] not in (b"", _GRAPH_KEY):
         raise damaged(path, f"byte {at} is {head[at]} but must be {_GRAPH_KEY[0]}")

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from gradwire import tensors
 from gradwire.errors import FileError, InvalidRequestError, UnsupportedError
+from gradwire.file_kinds import kind_of
 from gradwire.onnx.external import load_external
 from gradwire.onnx.values import MOST_ELEMENTS
 from gradwire.tensors import Array
@@ -43,13 +44,24 @@ def load_model(model: Model) -> onnx.ModelProto:
         reason = failure.strerror or str(failure)
         raise FileError("FILE_INVALID", f"{place}: cannot be read: {reason}") from None
     except DecodeError:
-        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut") from None
+        raise _no_model(place, data) from None
     if not found.HasField("graph"):  # an empty file is a message too, and a short text may be one
-        raise FileError("FILE_INVALID", f"{place}: is no ONNX model, or is cut")
+        raise _no_model(place, data)
     _check_text(found)
     if not isinstance(model, bytes):
         load_external(found, Path(model).parent)
     return found
+
+
+def _no_model(place: str, data: bytes) -> FileError:
+    kind = kind_of(data[:64])
+    if not data:
+        what = "is no ONNX model: it is empty"
+    elif kind.startswith("an ONNX model"):
+        what = "is an ONNX model that is cut or damaged; get it again from where it was written"
+    else:
+        what = f"is no ONNX model: it is {kind}"
+    return FileError("FILE_INVALID", f"{place}: {what}")
 
 
 def _check_text(model: onnx.ModelProto) -> None:
