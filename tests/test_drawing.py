@@ -458,6 +458,21 @@ def test_a_tangle_is_refused_before_it_is_laid_out() -> None:
         lay_out(found, numbers.Numbers(found, None))
 
 
+def test_a_long_chain_with_a_parameter_at_each_gate_is_drawn() -> None:
+    graph = gw.Graph()
+    h = graph.input("x")
+    for layer in range(300):
+        h = gw.tanh(h * graph.parameter(f"w{layer}", 0.5))
+    graph.output("f", h)
+    found = circuit.circuit_of(graph)
+    places = {each.box.name: each for each in lay_out(found, numbers.Numbers(found, None)).places}
+    for layer in (0, 100, 299):  # each parameter stands beside its gate
+        gate = next(box for box in found.boxes if any(
+            use.value_id == places[f"w{layer}"].box.value_ids[0] for use in box.uses
+        ))  # fmt: skip
+        assert 0 <= places[gate.name].left - places[f"w{layer}"].right < 100
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_boxes_with_their_numbers_do_not_overlap(seed: int) -> None:
     graph = random_graph(seed, 60)

@@ -37,8 +37,8 @@ _BETWEEN_SLOTS = 14.0
 _MOST_LETTERS = 28
 _INPUTS_ALIGNED = 12
 _WEIGHT_BETWEEN_GATES = 2  # which keeps what is computed straight, and lets leaves hang beside it
-_LARGE = 500  # boxes
-_MOST_CROSSED = 20_000  # columns, by all wires; a quarter of a minute
+_LARGE, _LONG = 500, 500  # boxes, and columns that all wires cross
+_MOST_CROSSED = 20_000  # columns, by all wires; a few seconds
 _FEW_WIRES = 2
 _BENDS = ((0.5, 0.5), (0.8, 0.2), (0.2, 0.8))  # half way, late, early; the first that is free
 _STEP = 20.0  # along a wire, in which no box is skipped
@@ -126,9 +126,11 @@ def _letter_width(letter: str) -> float:
 
 def lay_out(circuit: Circuit, numbers: Numbers) -> Layout:
     """Places of boxes, wires and modules (UNSUPPORTED without the extra, LIMIT_EXCEEDED)."""
-    _require_few_crossings(circuit)
+    crossed = _crossed_columns(circuit)
+    _require_few_crossings(crossed)
     sizes = _sizes(circuit, numbers)
-    found = _dot("\n".join(_source(circuit, sizes)))
+    is_large = len(circuit.boxes) > _LARGE or crossed > _LONG
+    found = _dot("\n".join(_source(circuit, sizes, is_large)))
     objects = {each["name"]: each for each in found.get("objects", ())}
     _, _, width, height = map(float, found["bb"].split(","))
 
@@ -284,12 +286,12 @@ def _written(value_id: int, numbers: Numbers) -> float:
     return max(_LEAST_WIRE, *(text_width(text, NUMBER_SIZE) + 12 for text in texts))
 
 
-def _source(circuit: Circuit, sizes: list[_Size]) -> Iterator[str]:
+def _source(circuit: Circuit, sizes: list[_Size], is_large: bool) -> Iterator[str]:
     """The circuit in dot's language, where a record has a field for every pin."""
     yield "digraph{rankdir=LR;nodesep=0.22;ranksep=0.42;"
     yield "node[shape=record,fixedsize=true,fontsize=1];edge[arrowhead=none];graph[labeljust=l];"
-    if len(circuit.boxes) > _LARGE:
-        yield "nslimit=1;nslimit1=1;"  # half the time, and hardly longer wires
+    if is_large:
+        yield "nslimit=1;nslimit1=1;"  # a small part of the time, and hardly longer wires
     for number, (box, size) in enumerate(zip(circuit.boxes, sizes, strict=True)):
         slots = "|".join(f"<s{slot}>" for slot in range(len(box.uses)))
         pins = "|".join(f"<p{pin}>" for pin in range(len(box.value_ids)))
@@ -340,18 +342,30 @@ def _in_order(edges: Iterable[Any]) -> list[Any]:
     return sorted(edges, key=lambda edge: int(edge["id"]))
 
 
-def _require_few_crossings(circuit: Circuit) -> None:
+def _require_few_crossings(crossed: int) -> None:
     """LIMIT_EXCEEDED where wires cross so many columns that dot would take minutes."""
-    columns = [0] * len(circuit.boxes)
-    for wire in sorted(circuit.wires, key=lambda wire: wire.target):
-        columns[wire.target] = max(columns[wire.target], columns[wire.source] + 1)
-    crossed = sum(abs(columns[wire.target] - columns[wire.source]) for wire in circuit.wires)
     if crossed > _MOST_CROSSED:
         raise LimitError(
             "LIMIT_EXCEEDED",
             f"the picture's wires would cross {crossed} columns of gates, over {_MOST_CROSSED}; "
             "collapse modules, or read the numbers with gradwire eval --json",
         )
+
+
+def _crossed_columns(circuit: Circuit) -> int:
+    """Columns between the ends of all wires; leaves stand beside what uses them first."""
+    columns = [0] * len(circuit.boxes)
+    for wire in sorted(circuit.wires, key=lambda wire: wire.target):
+        columns[wire.target] = max(columns[wire.target], columns[wire.source] + 1)
+    nearest: dict[int, int] = {}
+    for wire in circuit.wires:
+        column = columns[wire.target] - 1
+        nearest[wire.source] = min(nearest.get(wire.source, column), column)
+    at_left = {*_aligned_inputs(circuit)}
+    for number, column in nearest.items():
+        if not circuit.boxes[number].uses and number not in at_left:
+            columns[number] = column
+    return sum(abs(columns[wire.target] - columns[wire.source]) - 1 for wire in circuit.wires)
 
 
 def _dot(source: str) -> Any:
