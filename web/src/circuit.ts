@@ -41,6 +41,8 @@ export interface Part {
   key: string;
   name: string;
   note: string;
+  /** What names of its parts begin with, before a "/"; empty where there is none. */
+  path: string;
   ownGradient: boolean;
 }
 
@@ -59,6 +61,7 @@ export class Circuit {
   /** By value id: its node, or -1 for a leaf. */
   private readonly makers: Int32Array;
   private readonly outputNames = new Map<number, string>();
+  private uses: Map<number, [node: number, slot: number][]> | undefined;
 
   /** @param bytes a serialized Graph, kept as it is: its digest is the graph's identity. */
   constructor(readonly bytes: Uint8Array) {
@@ -157,6 +160,22 @@ export class Circuit {
     return this.written.aliases.keys();
   }
 
+  /** Nodes that take a value, by the name it has inside of modules or outside, and as which input. */
+  usesOf(id: number): readonly [node: number, slot: number][] {
+    if (!this.uses) {
+      this.uses = new Map();
+      for (let node = 0; node < this.nodeCount; node++) {
+        this.inputsOf(node).forEach((input, slot) => {
+          const inside = this.insideOf(input);
+          const known = this.uses!.get(inside);
+          if (known) known.push([node, slot]);
+          else this.uses!.set(inside, [[node, slot]]);
+        });
+      }
+    }
+    return this.uses.get(this.insideOf(id)) ?? [];
+  }
+
   /** It is inside of a module that has its own gradient, which computes none there. */
   isWithoutGradient(id: number): boolean {
     const node = this.written.aliases.has(id) ? -1 : this.makerOf(id);
@@ -211,8 +230,9 @@ export class Circuit {
     let outermost = inner;
     for (let use: typeof inner | undefined = inner; use; use = use.around) {
       outermost = use;
-      const { key, name: called, ownGradient } = use;
-      uses.unshift({ key, name: called, note: ownGradient ? "own gradient" : "", ownGradient });
+      const { key, name: called, path, ownGradient } = use;
+      const note = ownGradient ? "own gradient" : "";
+      uses.unshift({ key, name: called, note, path, ownGradient });
     }
     return [...pathParts(outermost.path), ...uses];
   }
@@ -229,6 +249,7 @@ function pathParts(name: string): Part[] {
     key: words.slice(0, i + 1).join("/"),
     name: word,
     note: "",
+    path: words.slice(0, i + 1).join("/"),
     ownGradient: false,
   }));
 }

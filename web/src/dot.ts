@@ -4,6 +4,7 @@ import type { LayoutRequest, Positions } from "./layout";
 
 const POINTS = 72; // dot's units of length in an inch
 const PATIENT_BELOW = 300; // items; for more, dot stops sooner to improve
+const WEIGHT_BETWEEN_GATES = 2; // which keeps what is computed straight; leaves hang beside it
 const CURVES_BELOW = 1500; // items; more have straight wires
 
 interface DotObject {
@@ -44,8 +45,11 @@ export function dotSource({
     return `subgraph cluster${group}{margin=14;label=" ";labelloc=t;fontsize=12;${members[group].join("")}${inner.join("")}}`;
   };
   parents.forEach((parent, i) => parent < 0 && lines.push(cluster(i)));
+  const isLeaf = new Uint8Array(count).fill(1);
+  for (let i = 1; i < wires.length; i += 2) isLeaf[wires[i]] = 0;
   for (let i = 0; i < wires.length; i += 2) {
-    lines.push(`n${wires[i]}->n${wires[i + 1]}[id=${i / 2}];`);
+    const weight = isLeaf[wires[i]] ? 1 : WEIGHT_BETWEEN_GATES;
+    lines.push(`n${wires[i]}->n${wires[i + 1]}[id=${i / 2},weight=${weight}];`);
   }
   const ranks: string[] = [];
   columns.forEach((column, item) => {

@@ -11,6 +11,8 @@ export interface Group {
   nodes: number;
   /** Of a summary: which stretch of levels it is; -1 for others. */
   column: number;
+  /** What names of its parts begin with, before a "/"; empty where there is none. */
+  path: string;
   /** More about it, such as the levels of a summary. */
   note: string;
   /** A module that has a gradient of its own is looked at from outside first. */
@@ -32,12 +34,12 @@ export class Groups {
     const byKey = new Map<string, number>();
     const idOf = (parts: Part[]): number => {
       let parent = -1;
-      for (const { key, name, note, ownGradient } of parts) {
+      for (const { key, name, note, path, ownGradient } of parts) {
         let id = byKey.get(key);
         if (id === undefined) {
           id = this.all.length;
           byKey.set(key, id);
-          this.all.push({ id, name, note, ownGradient, parent, nodes: 0, column: -1 });
+          this.all.push({ id, name, note, path, ownGradient, parent, nodes: 0, column: -1 });
         }
         this.all[id].nodes++;
         parent = id;
@@ -50,7 +52,7 @@ export class Groups {
       for (let node = 0; node < circuit.nodeCount; node++) {
         const { note, column } = stretches(node);
         const name = circuit.operatorOf(node);
-        const id = idOf([{ key: `${name} ${column}`, name, note, ownGradient: false }]);
+        const id = idOf([{ key: `${name} ${column}`, name, note, path: "", ownGradient: false }]);
         this.all[id].column = column;
         this.innermost[node] = id;
       }

@@ -1,6 +1,7 @@
 /** Where the items of a scene go, from left to right. */
 
 import type { Groups } from "./groups";
+import { crossedColumns, levelLayout } from "./levels";
 import type { Scene } from "./scene";
 
 export interface Box {
@@ -37,56 +38,91 @@ export interface Positions {
   height: number;
 }
 
+/** What the worker answers. */
+export type LayoutAnswer = Positions | { failure: string };
+
 export interface Layout extends Positions {
+  /** How long it was waited for. */
   milliseconds: number;
+  /** Why it is in plain columns, where dot would have been better; or "". */
+  plainBecause: string;
 }
 
-/** dot takes a third of a second for a thousand items, and much longer for some of ten thousand. */
+/** dot takes a third of a second for a thousand items, and much longer where wires are long. */
 const DOT_ITEMS = 2500;
 const DOT_WIRES = 6000;
-const DOT_PATIENCE = 5000;
+const DOT_CROSSED = 12_000; // columns, by all wires; a second
+const [DOT_PATIENCE, PATIENCE] = [5000, 60_000]; // milliseconds
 
+/**
+ * A worker that does one request at a time. A newer one ends that before, and its worker with it,
+ * so no answer can reach another request than its own.
+ */
 export class Layouts {
-  private worker = start();
+  private worker: Worker | undefined = start();
   private latest = 0;
+  private supersede = (): void => {};
 
   /** Positions, or undefined where a later call has begun meanwhile. */
   async of(scene: Scene, groups: Groups, roomy: boolean): Promise<Layout | undefined> {
-    const call = ++this.latest;
-    const small = scene.items.length <= DOT_ITEMS && scene.wires.length <= DOT_WIRES;
+    const [call, began] = [++this.latest, performance.now()];
+    this.supersede();
     const request = { ...requestOf(scene, groups), roomy };
-    let found: Layout | undefined;
-    if (small) found = await this.run({ ...request, engine: "dot" });
-    found ??= await this.run({ ...request, engine: "levels" });
-    if (call !== this.latest || !found) return undefined;
-    const open = scene.open;
-    found.boxes = found.boxes.map((box) => ({ ...box, group: open[box.group] }));
-    return found;
+    let plainBecause = "";
+    let answer: LayoutAnswer | undefined;
+    if (suitsDot(request)) {
+      answer = await this.ask({ ...request, engine: "dot" }, DOT_PATIENCE);
+      if ("failure" in answer) plainBecause = `Graphviz failed: ${answer.failure}`;
+    }
+    if (call !== this.latest) return undefined;
+    if (!answer || "failure" in answer) {
+      answer = await this.ask({ ...request, engine: "levels" }, PATIENCE);
+    }
+    if (call !== this.latest) return undefined;
+    // without a worker the page lays out by itself, and stands still meanwhile
+    const found = "failure" in answer ? levelLayout(request) : answer;
+    const boxes = found.boxes.map((box) => ({ ...box, group: scene.open[box.group] }));
+    return { ...found, boxes, plainBecause, milliseconds: performance.now() - began };
   }
 
-  private run(request: LayoutRequest): Promise<Layout | undefined> {
+  private ask(request: LayoutRequest, patience: number): Promise<LayoutAnswer> {
     return new Promise((resolve) => {
-      const giveUp = () => {
-        this.worker.terminate();
-        this.worker = start();
-        resolve(undefined);
-      };
-      const timer = setTimeout(giveUp, request.engine === "dot" ? DOT_PATIENCE : 60_000);
-      this.worker.onmessage = ({ data }: MessageEvent<Layout>) => {
+      const worker = (this.worker ??= start());
+      const settle = (answer: LayoutAnswer) => {
         clearTimeout(timer);
-        resolve(data);
+        this.supersede = () => {};
+        resolve(answer);
       };
-      this.worker.onerror = () => {
-        clearTimeout(timer);
-        giveUp();
+      const fail = (failure: string) => {
+        worker?.terminate();
+        this.worker = undefined;
+        settle({ failure });
       };
-      this.worker.postMessage(request);
+      const timer = setTimeout(() => fail(`it took over ${patience / 1000} s`), patience);
+      this.supersede = () => fail("a newer request came");
+      if (!worker) return fail("the browser starts no worker");
+      worker.onmessage = ({ data }: MessageEvent<LayoutAnswer>) =>
+        "failure" in data ? fail(data.failure) : settle(data);
+      worker.onerror = ({ message }) => fail(message || "its program could not be loaded");
+      worker.postMessage(request);
     });
   }
 }
 
-function start(): Worker {
-  return new Worker(new URL("./layout.worker.ts", import.meta.url), { type: "module" });
+function suitsDot({ sizes, wires }: Omit<LayoutRequest, "engine">): boolean {
+  return (
+    sizes.length / 2 <= DOT_ITEMS &&
+    wires.length / 2 <= DOT_WIRES &&
+    crossedColumns(sizes.length / 2, wires) <= DOT_CROSSED
+  );
+}
+
+function start(): Worker | undefined {
+  try {
+    return new Worker(new URL("./layout.worker.ts", import.meta.url), { type: "module" });
+  } catch {
+    return undefined; // a browser's policy may forbid it
+  }
 }
 
 function requestOf(scene: Scene, groups: Groups): Omit<LayoutRequest, "engine" | "roomy"> {

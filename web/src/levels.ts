@@ -5,7 +5,7 @@ import type { LayoutRequest, Positions } from "./layout";
 const [ACROSS, DOWN] = [34, 10];
 const SWEEPS = 4;
 
-export function levelLayout({ sizes, wires }: LayoutRequest): Positions {
+export function levelLayout({ sizes, wires }: Pick<LayoutRequest, "sizes" | "wires">): Positions {
   const count = sizes.length / 2;
   const [sources, targets] = neighbours(count, wires);
   const columns = columnsOf(count, sources, targets);
@@ -28,8 +28,27 @@ function neighbours(count: number, wires: Uint32Array): [number[][], number[][]]
   return [sources, targets];
 }
 
-/** Groups that are closed can make cycles of what has none: what is left over then goes on the right. */
+/** Columns that wires cross between those of their ends: dot has a point in each. */
+export function crossedColumns(count: number, wires: Uint32Array): number {
+  const levels = levelsOf(count, ...neighbours(count, wires));
+  let crossed = 0;
+  for (let i = 0; i < wires.length; i += 2) {
+    crossed += Math.max(0, Math.abs(levels[wires[i + 1]] - levels[wires[i]]) - 1);
+  }
+  return crossed;
+}
+
 function columnsOf(count: number, sources: number[][], targets: number[][]): number[][] {
+  const columns: number[][] = [];
+  levelsOf(count, sources, targets).forEach((level, item) => (columns[level] ??= []).push(item));
+  return columns.filter((column) => column !== undefined);
+}
+
+/**
+ * The column of each item: the longest way from the leaves, which stand beside what uses them first.
+ * Closed groups can make cycles of what has none: what is left over then goes on the right.
+ */
+function levelsOf(count: number, sources: number[][], targets: number[][]): Int32Array {
   const level = new Int32Array(count);
   const waiting = Int32Array.from(sources, ({ length }) => length);
   const ready: number[] = [];
@@ -54,7 +73,6 @@ function columnsOf(count: number, sources: number[][], targets: number[][]): num
     }
   }
   for (let item = 0; item < count; item++) {
-    // a leaf stands beside what uses it first
     if (sources[item].length > 0 || targets[item].length === 0) continue;
     const nearest = targets[item].reduce(
       (least, target) => Math.min(least, level[target]),
@@ -62,9 +80,7 @@ function columnsOf(count: number, sources: number[][], targets: number[][]): num
     );
     level[item] = Math.max(0, nearest - 1);
   }
-  const columns: number[][] = Array.from({ length: deepest + 2 }, () => []);
-  level.forEach((column, item) => columns[column].push(item));
-  return columns.filter(({ length }) => length > 0);
+  return level;
 }
 
 /** Orders a column by the mean place of what its items are wired to. */

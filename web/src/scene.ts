@@ -1,8 +1,9 @@
 /** What is drawn: a circuit's leaves, gates and outputs as items, wires between them. */
 
-import type { Circuit, LeafKind } from "./circuit";
+import type { Circuit } from "./circuit";
 import type { Groups } from "./groups";
-import { gateText, type GateText } from "./symbols";
+import { drawnLeaves, Units } from "./leaves";
+import { gateText } from "./symbols";
 
 export type ItemKind = "input" | "parameter" | "constant" | "gate" | "group" | "output";
 
@@ -41,7 +42,8 @@ export interface Scene {
   wires: Wire[];
   /** Open groups that are drawn as boxes around their items. */
   open: number[];
-  itemOfValue(id: number): number | undefined;
+  /** Of a leaf that is drawn beside each use, the item beside this one, or else the first. */
+  itemOfValue(id: number, user?: number): number | undefined;
 }
 
 const PILL = 36;
@@ -50,9 +52,6 @@ const SMALL_CHARACTER = 6.3;
 const [LONGEST, LONGEST_CAPTION] = [24, 15];
 const SCALAR_STUB = 72;
 const BUNDLE_STUB = 96;
-const MOST_ELEMENTS = 16; // of a leaf, drawn one by one
-const [MOST_LEAVES, MOST_LEAVES_OF_A_SUMMARY] = [200, 12]; // drawn one by one
-const MOST_UNUSED = 24; // leaves drawn that nothing uses
 
 export function buildScene(
   circuit: Circuit,
@@ -63,7 +62,6 @@ export function buildScene(
   const items: Item[] = [];
   const wires: Wire[] = [];
   const byNode = new Int32Array(circuit.nodeCount);
-  const byLeafValue = new Map<number, number>();
   const byGroup = new Map<number, number>();
   const open = new Set<number>();
   const add = (item: Made): number => {
@@ -73,25 +71,26 @@ export function buildScene(
     return items.length - 1;
   };
   const texts = Array.from({ length: circuit.nodeCount }, (_, node) => gateText(circuit, node));
-  const used = drawnLeafValues(circuit, texts);
-  for (const { kind, text, ids } of leafBundles(
-    circuit,
-    used,
-    groups.summarized ? MOST_LEAVES_OF_A_SUMMARY : MOST_LEAVES,
-  )) {
+  const units = new Units(circuit, groups, closed);
+  const leafItems = new Map<number, number>(); // the first of each value
+  const besides = new Map<string, number>(); // by unit and value
+  for (const { kind, text, ids, beside } of drawnLeaves(circuit, groups, units, texts)) {
     const item = add({
       kind,
       node: -1,
       group: -1,
-      text,
+      text: clipped(text),
       caption: "",
       ids,
       bundle: ids.length > 1,
-      width: widthOf(text),
+      width: widthOf(clipped(text)),
       height: 38,
-      inside: -1,
+      inside: beside === undefined || kind === "input" ? -1 : units.insideOf(beside),
     });
-    for (const id of ids) byLeafValue.set(id, item);
+    for (const id of ids) {
+      if (!leafItems.has(id)) leafItems.set(id, item);
+      if (beside !== undefined) besides.set(`${beside}:${id}`, item);
+    }
   }
   const itemOf = (node: number): number => {
     const around = groups.around(node);
@@ -121,13 +120,15 @@ export function buildScene(
     byGroup.set(shut, made);
     return made;
   };
-  const itemOfValue = (id: number): number | undefined => {
+  const sourceOf = (id: number, unit: number): number | undefined => {
     const maker = circuit.makerOf(id);
-    return maker >= 0 ? byNode[maker] : byLeafValue.get(circuit.insideOf(id));
+    if (maker >= 0) return byNode[maker];
+    const inside = circuit.insideOf(id);
+    return besides.get(`${unit}:${inside}`) ?? leafItems.get(inside);
   };
   const drawn = new Set<number>();
-  const wire = (id: number, to: number, slot = -1): void => {
-    const from = itemOfValue(id);
+  const wire = (id: number, unit: number, to: number, slot = -1): void => {
+    const from = sourceOf(id, unit);
     const key = id * (circuit.nodeCount + circuit.valueCount + 1) + to;
     if (from === undefined || from === to) return;
     if (items[from].kind === "group" && !items[from].ids.includes(id)) items[from].ids.push(id);
@@ -141,10 +142,10 @@ export function buildScene(
   for (let node = 0; node < circuit.nodeCount; node++) {
     byNode[node] = itemOf(node);
     circuit.inputsOf(node).forEach((id, slot) => {
-      if (id !== texts[node].folded) wire(id, byNode[node], slot);
+      if (id !== texts[node].folded) wire(id, units.ofNode(node), byNode[node], slot);
     });
   }
-  for (const { name, ids } of circuit.outputs) {
+  for (const [place, { name, ids }] of circuit.outputs.entries()) {
     const text = clipped(name);
     const to = add({
       kind: "output",
@@ -158,10 +159,18 @@ export function buildScene(
       height: 38,
       inside: -1,
     });
-    for (const id of ids) wire(id, to);
+    for (const id of ids) wire(id, units.ofOutput(place), to);
   }
   for (const item of items) if (item.kind === "group") item.bundle = item.ids.length !== 1;
-  return { items, wires: thinned(items, wires), open: [...open], itemOfValue };
+  const shown = thinned(items, wires);
+  const itemOfValue = (id: number, user?: number): number | undefined => {
+    const inside = circuit.insideOf(id);
+    const maker = circuit.makerOf(id);
+    if (maker >= 0) return byNode[maker];
+    const near = shown.find(({ from, to }) => to === user && items[from].ids.includes(inside));
+    return near?.from ?? leafItems.get(inside);
+  };
+  return { items, wires: shown, open: [...open], itemOfValue };
 }
 
 function columnOf(groups: Groups, { group }: Item): number {
@@ -169,33 +178,6 @@ function columnOf(groups: Groups, { group }: Item): number {
 }
 
 type Made = Omit<Item, "index" | "stub">;
-
-/** Leaves one by one; the elements of a long one, or all of a kind where there are many, together. */
-function leafBundles(
-  circuit: Circuit,
-  used: ReadonlySet<number>,
-  most: number,
-): { kind: LeafKind; text: string; ids: number[] }[] {
-  const unused = circuit.leafValues - used.size;
-  const drawn = circuit.everyLeaf
-    .map((leaf) => {
-      const ids = Array.from({ length: leaf.count }, (_, i) => leaf.first + i);
-      const all = leaf.kind !== "constant" && unused <= MOST_UNUSED;
-      return { ...leaf, ids: all ? ids : ids.filter((id) => used.has(id)) };
-    })
-    .filter(({ ids }) => ids.length > 0);
-  if (drawn.length > most) {
-    return (["input", "parameter", "constant"] as const).flatMap((kind) => {
-      const ids = drawn.filter((leaf) => leaf.kind === kind).flatMap((leaf) => leaf.ids);
-      return ids.length ? [{ kind, text: `${ids.length} ${kind}s`, ids }] : [];
-    });
-  }
-  return drawn.flatMap(({ kind, name, ids, count }) =>
-    count > MOST_ELEMENTS
-      ? [{ kind, text: clipped(`${name || kind} [${count}]`), ids }]
-      : ids.map((id) => ({ kind, text: clipped(circuit.labelOf(id)), ids: [id] })),
-  );
-}
 
 function gateItem(circuit: Circuit, node: number, text: string, inside: number): Made {
   const first = circuit.firstOutputOf(node);
@@ -222,20 +204,6 @@ function thinned(items: Item[], wires: Wire[]): Wire[] {
     const key = `${from} ${to}`;
     return !seen.has(key) && seen.add(key);
   });
-}
-
-function drawnLeafValues(circuit: Circuit, texts: GateText[]): Set<number> {
-  const drawn = new Set<number>();
-  for (let node = 0; node < circuit.nodeCount; node++) {
-    for (const id of circuit.inputsOf(node)) {
-      const inside = circuit.insideOf(id);
-      if (circuit.isLeaf(inside) && id !== texts[node].folded) drawn.add(inside);
-    }
-  }
-  for (const { ids } of circuit.outputs) {
-    for (const id of ids) if (circuit.isLeaf(circuit.insideOf(id))) drawn.add(circuit.insideOf(id));
-  }
-  return drawn;
 }
 
 /** Room for what is written of a value of this shape. */
