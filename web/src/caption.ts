@@ -1,7 +1,9 @@
 /** Sentences about what the circuit does and what is chosen in it. */
 
 import type { App } from "./app";
+import { titleOf } from "./expression";
 import { brief } from "./format";
+import { handedBack } from "./shares";
 import { briefReading, NOT_COMPUTED } from "./state";
 import type { Reading } from "./readings";
 
@@ -38,7 +40,7 @@ function backward({ circuit, state, locals }: App, node: number): string {
   const factor = Number(incoming.elements?.[0]);
   const back = [...found.bySlot.values()].map(({ elements }) => {
     const local = Number(elements?.[0]);
-    return `${came} × ${brief(local)} = ${brief(local * factor)}`;
+    return `${came} × ${brief(local)} = ${brief(handedBack(factor, local))}`;
   });
   return `${place} takes ${came} and hands on ${back.join(" and ")}`;
 }
@@ -56,7 +58,7 @@ export function itemSentence({ selectedItem: item, state, circuit }: App): strin
   const [value, gradient] = [state.valueOf(id), state.gradientOf(id)];
   const missing = state.hasGradients(id) ? NOT_YET : "none";
   return (
-    `${operator} ${circuit.labelOf(id)}: value ${value ? briefReading(value) : NOT_YET}, ` +
+    `${operator} ${titleOf(circuit, id)}: value ${value ? briefReading(value) : NOT_YET}, ` +
     `gradient ${gradient ? briefReading(gradient) : missing}`
   );
 }

@@ -5,12 +5,14 @@ import type { Circuit } from "./circuit";
 import type { App } from "./app";
 import { h } from "./dom";
 import { shown, shownTensor } from "./format";
+import { titleOf } from "./expression";
 import { partialOf, substituted } from "./formula";
 import type { Attribute } from "./gen/gradwire/v1/graph_pb";
 import type { GateDescription } from "./gen/gradwire/v1/service_pb";
-import type { Found } from "./locals";
+import type { Found, Locals } from "./locals";
 import type { Reading } from "./readings";
 import type { Item } from "./scene";
+import { handedBack, sumOfShares } from "./shares";
 import type { State } from "./state";
 import { isFloating, typeName } from "./tensors";
 
@@ -20,6 +22,7 @@ interface Subject {
   item: Item;
   gate: GateDescription | undefined;
   locals: Found | undefined;
+  everyLocal: Locals;
   select(id: number): void;
 }
 
@@ -43,6 +46,7 @@ export function detailsOf(app: App): HTMLElement {
     item,
     gate: catalogue?.gate(item.node >= 0 ? circuit.operatorOf(item.node) : ""),
     locals: app.locals.get(item.node),
+    everyLocal: app.locals,
     select: (id) => void app.jump(id),
   };
   if (item.kind === "gate") return gateDetails(subject);
@@ -75,6 +79,8 @@ function gateDetails(subject: Subject): HTMLElement {
       ` ${operator} `,
       h("span", { class: "muted mono" }, circuit.labelOf(first)),
     ),
+    titleOf(circuit, first) !== circuit.labelOf(first) &&
+      h("p", { class: "mono" }, titleOf(circuit, first)),
     gate && h("p", {}, gate.summary),
     h(
       "dl",
@@ -113,8 +119,9 @@ function attributeText(value: Attribute["value"]): string {
 const NOT_INSIDE = "not computed: the module has its own";
 
 /** The output's value and gradient, as the terminal shows them. */
-function numbers({ circuit, state, item }: Subject): HTMLElement {
+function numbers({ circuit, state, item, everyLocal }: Subject): HTMLElement {
   const [first] = item.ids;
+  const sum = sumOfShares(circuit, state, everyLocal, first);
   return h(
     "dl",
     { class: "numbers" },
@@ -124,6 +131,9 @@ function numbers({ circuit, state, item }: Subject): HTMLElement {
     state.hasGradients(first)
       ? numberCell("gradient", state.gradientOf(first))
       : h("dd", { class: "muted" }, circuit.isWithoutGradient(first) ? NOT_INSIDE : "has none"),
+    ...(sum
+      ? [h("dt", {}, "sum of uses"), h("dd", { class: "gradient", "data-number": "sum" }, sum)]
+      : []),
     ...typeTerms(state.everyValue(first)),
   );
 }
@@ -174,7 +184,7 @@ function inputTable({ circuit, state, item, gate, select }: Subject): HTMLElemen
 
 function link(circuit: Circuit, id: number, select: (id: number) => void): HTMLElement {
   const go = () => select(id);
-  return h("button", { type: "button", class: "link mono", click: go }, circuit.labelOf(id));
+  return h("button", { type: "button", class: "link mono", click: go }, titleOf(circuit, id));
 }
 
 /** ONNX's name of an input; of further ones of a variadic gate, with the next number. */
@@ -197,9 +207,9 @@ function backward(subject: Subject): HTMLElement {
     const reading = state.everyValue(id);
     if (reading && !isFloating(reading.dataType)) return [];
     const card =
-      locals?.scalar === false ? handedBack(subject, slot) : localCard(subject, slot, incoming);
+      locals?.scalar === false ? tensorCard(subject, slot) : localCard(subject, slot, incoming);
     const to = h("div", {}, "to ", link(circuit, id, select));
-    return [h("li", {}, to, ...card, sharedWith(circuit, item.node, id))];
+    return [h("li", {}, to, ...card, sharedWith(subject, id))];
   });
   return h("ul", { class: "backward" }, ...cards);
 }
@@ -210,7 +220,7 @@ function localCard(subject: Subject, slot: number, incoming: Reading | undefined
   const expression = partialOf(gate?.gradient ?? "", name);
   const local = locals?.bySlot.get(slot);
   const computed = state.valueOf(item.ids[0]) !== undefined;
-  const left = `d ${outputName(gate)}/d${name}`;
+  const left = partialName(gate, name);
   const steps = [left, expression].filter((each) => each !== undefined);
   if (computed && expression) steps.push(substituted(expression, numbersOf(subject)));
   if (computed && local) steps.push(numberText(local));
@@ -241,7 +251,7 @@ function product(incoming: Reading | undefined, local: Reading | undefined): HTM
   if (!incoming) return h("div", { class: "muted" }, `gradient coming in: ${NOT_YET}`);
   const came = h("b", { class: "gradient", title: "gradient coming in" }, numberText(incoming));
   if (!local) return h("div", {}, "gradient coming in: ", came);
-  const back = Number(incoming.elements?.[0]) * Number(local.elements?.[0]);
+  const back = handedBack(Number(incoming.elements?.[0]), Number(local.elements?.[0]));
   return h(
     "div",
     { class: "mono product", "data-number": "product" },
@@ -253,41 +263,42 @@ function product(incoming: Reading | undefined, local: Reading | undefined): HTM
   );
 }
 
-function handedBack({ gate, locals, state, item }: Subject, slot: number): HTMLElement[] {
+function tensorCard({ gate, locals, state, item }: Subject, slot: number): HTMLElement[] {
   const back = locals?.bySlot.get(slot);
   const name = inputName(gate, slot);
   const expression = partialOf(gate?.gradient ?? "", name);
   const text = state.gradientOf(item.ids[0]) && back ? numberText(back) : NOT_YET;
   return [
-    h("div", { class: "mono" }, expression ? `d ${outputName(gate)}/d${name} = ${expression}` : ""),
+    h("div", { class: "mono" }, expression ? `${partialName(gate, name)} = ${expression}` : ""),
     h("div", {}, "goes back: ", h("b", { class: "gradient mono" }, text)),
   ];
 }
 
-function sharedWith(circuit: Circuit, node: number, id: number): HTMLElement | false {
-  return (
-    isUsedElsewhere(circuit, node, id) &&
-    h(
-      "div",
-      { class: "muted" },
-      `other gates use ${circuit.labelOf(id)} too: its gradient is the sum`,
-    )
+function sharedWith(
+  { circuit, state, item, everyLocal }: Subject,
+  id: number,
+): HTMLElement | false {
+  const users = new Set(circuit.usesOf(id).map(([node]) => node));
+  users.delete(item.node);
+  if (users.size === 0) return false;
+  const others = users.size === 1 ? "another gate uses" : `${users.size} other gates use`;
+  const sum = sumOfShares(circuit, state, everyLocal, id);
+  return h(
+    "div",
+    { class: "muted" },
+    `${others} ${titleOf(circuit, id)} too: its gradient is the sum`,
+    sum ? h("span", {}, ", ", h("span", { class: "mono" }, sum)) : "",
   );
-}
-
-const MOST_SEARCHED = 20_000; // nodes
-
-function isUsedElsewhere(circuit: Circuit, node: number, id: number): boolean {
-  const count = Math.min(circuit.nodeCount, MOST_SEARCHED);
-  for (let other = 0; other < count; other++) {
-    if (other !== node && circuit.inputsOf(other).includes(id)) return true;
-  }
-  return false;
 }
 
 /** "out" in "d out/dX": what the catalogue calls the output. */
 function outputName(gate: GateDescription | undefined): string {
   return /d ([A-Za-z_]\w*)\/d/.exec(gate?.gradient ?? "")?.[1] ?? "out";
+}
+
+/** "d out/dX", "d out/d data_0": as the catalogue writes it. */
+function partialName(gate: GateDescription | undefined, input: string): string {
+  return `d ${outputName(gate)}/d${input.length > 1 ? " " : ""}${input}`;
 }
 
 /** Names in the catalogue's gradient, and this node's numbers for them. */

@@ -12,8 +12,10 @@ export function partials(text: string): [input: string, expression: string][] {
 /** The expression of one input; inputs after a variadic one's first share its text ("data_i"). */
 export function partialOf(text: string, input: string): string | undefined {
   const all = partials(text);
+  const own = all.find(([name]) => name === input);
+  if (own) return own[1];
   const variadic = input.replace(/_\d+$/, "_i");
-  return (all.find(([name]) => name === input) ?? all.find(([name]) => name === variadic))?.[1];
+  return all.find(([name]) => name === variadic)?.[1].replaceAll(variadic, input);
 }
 
 /** Each name replaced by its number; a negative one in brackets wherever that reads otherwise. */

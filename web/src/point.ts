@@ -34,9 +34,14 @@ export class Point {
   output: string;
 
   constructor(circuit: Circuit, settings: ReadonlyMap<string, number[]>) {
+    let scalars = 0;
     this.leaves = circuit.leaves
       .filter(({ kind }) => kind !== "constant")
-      .map((leaf) => pointOf(leaf, settings.get(leaf.name)));
+      .map((leaf) => {
+        const point = pointOf(leaf, settings.get(leaf.name), scalars);
+        if (point.madeUp && point.shape.length === 0) scalars++;
+        return point;
+      });
     this.output = circuit.outputs[0]?.name ?? "";
   }
 
@@ -52,6 +57,16 @@ export class Point {
     point.elements[element] = x;
     point.changed = true;
     point.madeUp = false;
+  }
+
+  /** Takes the signs off made-up numbers, where these make NaN; returns what brings them back. */
+  withoutSigns(): (() => void) | undefined {
+    if (!this.leaves.some(({ madeUp }) => madeUp)) return undefined;
+    const before = this.leaves.map(({ elements }) => elements);
+    for (const leaf of this.leaves) {
+      if (leaf.madeUp) leaf.elements = leaf.elements?.map(Math.abs);
+    }
+    return () => this.leaves.forEach((leaf, i) => (leaf.elements = before[i]));
   }
 
   bindingOf(place: number): Binding | undefined {
@@ -104,7 +119,7 @@ export class Point {
   }
 }
 
-function pointOf(leaf: Leaf, given: number[] | undefined): LeafPoint {
+function pointOf(leaf: Leaf, given: number[] | undefined, scalars: number): LeafPoint {
   const shape = leaf.axes.map((axis) => (typeof axis === "string" ? SYMBOL_SIZE : axis));
   const size = sizeOf(shape);
   if (given && given.length === size) {
@@ -115,14 +130,20 @@ function pointOf(leaf: Leaf, given: number[] | undefined): LeafPoint {
     const elements = decoded(leaf.dataType, bytesOf(stored))?.map(Number);
     return { leaf, shape: stored.shape.map(Number), elements, changed: false, madeUp: false };
   }
-  const elements = size <= LARGEST ? madeUp(leaf, size) : undefined;
+  const elements = size <= LARGEST ? madeUp(leaf, size, scalars) : undefined;
   return { leaf, shape, elements, changed: true, madeUp: true };
 }
 
-/** 1 for a scalar; numbers between -1 and 1 for a tensor, always the same; zeros for integers. */
-function madeUp(leaf: Leaf, size: number): number[] {
+/** Of scalars that nobody gave a value: they differ, so that max(x, y) and (x + y)*z tell something. */
+const SCALARS = [-2, 5, -4, 3, -1, 4, -5, 2, -3, 1];
+
+/** Numbers between -1 and 1 for a tensor, always the same; zeros for integers. */
+function madeUp(leaf: Leaf, size: number, scalars: number): number[] {
   if (!isFloating(leaf.dataType)) return new Array(size).fill(0);
-  if (leaf.axes.length === 0) return [1];
+  if (leaf.axes.length === 0) {
+    const x = SCALARS[scalars % SCALARS.length];
+    return [x + (Math.sign(x) * Math.floor(scalars / SCALARS.length)) / 10];
+  }
   let seed = [...leaf.name].reduce((sum, letter) => (sum * 31 + letter.charCodeAt(0)) >>> 0, 7);
   return Array.from({ length: size }, () => {
     seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;

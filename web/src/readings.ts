@@ -63,6 +63,10 @@ export class Readings {
     return figures ? figures.nanCount > 0 : Number.isNaN(this.scalars[id]);
   }
 
+  anyBad(): boolean {
+    return this.types.some((_, id) => this.isBad(id));
+  }
+
   set(id: number, reading: Reading): void {
     if (!this.has(id)) this.count++;
     this.types[id] = reading.dataType;
@@ -149,7 +153,7 @@ export function normOf({ norm, nanCount }: Figures): number {
 }
 
 function figuresOf(elements: Element[]): Figures {
-  let [minimum, maximum, sum, squares, nanCount, infinityCount] = [Infinity, -Infinity, 0, 0, 0, 0];
+  let [minimum, maximum, largest, nanCount, infinityCount] = [Infinity, -Infinity, 0, 0, 0];
   for (const element of elements) {
     const x = Number(element);
     if (Number.isNaN(x)) {
@@ -159,16 +163,24 @@ function figuresOf(elements: Element[]): Figures {
     if (!Number.isFinite(x)) infinityCount++;
     minimum = Math.min(minimum, x);
     maximum = Math.max(maximum, x);
-    sum += x;
-    squares += x * x;
+    largest = Math.max(largest, Math.abs(x));
+  }
+  // scaled first, so that neither the squares nor the sum of large elements overflow
+  const scale = largest > 0 && Number.isFinite(largest) ? largest : 1;
+  let [sum, squares] = [0, 0];
+  for (const element of elements) {
+    const part = Number(element) / scale;
+    if (Number.isNaN(part)) continue;
+    sum += part;
+    squares += part * part;
   }
   const counted = elements.length - nanCount;
   if (!counted) [minimum, maximum] = [NaN, NaN];
   return {
     minimum,
     maximum,
-    mean: sum / counted,
-    norm: Math.sqrt(squares),
+    mean: scale * (sum / counted),
+    norm: scale * Math.sqrt(squares),
     nanCount,
     infinityCount,
   };
