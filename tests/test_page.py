@@ -51,6 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     _hostile().save(folder / "hostile.gate")
     _layers().save(folder / "layers.gate")
+    _long().save(folder / "long.gate")
     for nodes in (1000, 10_000):
         _woven(nodes).save(folder / f"chain{nodes}.gate")
     return folder
@@ -115,6 +116,16 @@ def _layers() -> gw.Graph:
         h = gw.tanh(scores).named(f"{layer}/activations") + h
     graph.output("f", h)
     graph.output("twice", h * 2.0)
+    return graph
+
+
+def _long() -> gw.Graph:
+    """Six hundred gates in a row, each second one with a parameter of its own."""
+    graph = gw.Graph()
+    h = graph.input("x")
+    for layer in range(300):
+        h = gw.tanh(h * graph.parameter(f"w{layer}", 0.9))
+    graph.output("f", h)
     return graph
 
 

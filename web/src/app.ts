@@ -17,7 +17,7 @@ import { evaluate, evaluateStream, failureOf, type Catalogue, type Failure } fro
 import { Session } from "./session";
 import { sizeOf } from "./tensors";
 import type { Shared } from "./url";
-import { View } from "./view";
+import { View, type Rectangle } from "./view";
 
 const SVG_ITEMS = 400; // more take a browser without a graphics card over 50 ms to paint again
 const OPEN_BELOW = 160; // nodes: a small circuit shows the inside of its groups
@@ -30,6 +30,7 @@ export interface Listener {
   loaded(): void;
   /** Numbers, the selection or the position changed. */
   changed(): void;
+  /** What is wrong with the evaluation; undefined where nothing is any more. */
   failure(failure: Failure | undefined): void;
   connected(yes: boolean, refused: boolean): void;
 }
@@ -66,6 +67,8 @@ export class App {
   /** A change that came before there was a session. */
   private changedBefore: Binding | undefined;
   private streaming = false;
+  /** The stream did not bring its numbers. */
+  private behind = false;
   private frame = 0;
   private readonly layouts = new Layouts();
   readonly view: View;
@@ -79,7 +82,7 @@ export class App {
       () => this.look(),
       (event) => this.click(event),
     );
-    new ResizeObserver(() => (this.view.fitted ? this.fit() : this.look())).observe(stage);
+    new ResizeObserver(() => this.resized()).observe(stage);
   }
 
   /** Shows a serialized graph; what is wrong with it is said, and what was there stays. */
@@ -122,13 +125,14 @@ export class App {
   /** Shapes, which sizes of labels and seeds depend on. */
   private async survey(signal: AbortSignal): Promise<void> {
     const { circuit, state } = this;
-    const [values, outputs] = [new Readings(circuit!.valueCount), new Map<string, Reading>()];
+    let [values, outputs] = [new Readings(circuit!.valueCount), new Map<string, Reading>()];
     let failed: Failure | undefined;
     try {
-      const result = await evaluate(circuit!.bytes, this.point.survey(), signal);
-      result.nodeValues.forEach((column) => values.add(column));
-      for (const { name, tensor } of result.outputs)
-        if (tensor) outputs.set(name, readingOfTensor(tensor));
+      ({ values, outputs } = await this.surveyed(signal));
+      const signed = values.anyBad() ? this.point.withoutSigns() : undefined;
+      const positive = signed && (await this.surveyed(signal));
+      if (positive?.values.anyBad()) signed!();
+      else if (positive) ({ values, outputs } = positive);
     } catch (error) {
       failed = failureOf(error);
     }
@@ -140,6 +144,17 @@ export class App {
     this.listener.failure(failed);
   }
 
+  private async surveyed(signal: AbortSignal) {
+    const { bytes, valueCount } = this.circuit!;
+    const [values, outputs] = [new Readings(valueCount), new Map<string, Reading>()];
+    const result = await evaluate(bytes, this.point.survey(), signal);
+    result.nodeValues.forEach((column) => values.add(column));
+    for (const { name, tensor } of result.outputs) {
+      if (tensor) outputs.set(name, readingOfTensor(tensor));
+    }
+    return { values, outputs };
+  }
+
   /** Values and gradients as they come. */
   private async stream(signal: AbortSignal): Promise<void> {
     const { circuit, state } = this;
@@ -148,6 +163,7 @@ export class App {
       new Readings(circuit!.valueCount),
     ];
     this.streaming = true;
+    this.behind = false;
     try {
       await evaluateStream(
         circuit!.bytes,
@@ -165,6 +181,7 @@ export class App {
         signal,
       );
     } catch (error) {
+      this.behind = true;
       if (!signal.aborted) this.listener.failure(failureOf(error));
     }
     if (signal.aborted) return;
@@ -178,11 +195,13 @@ export class App {
 
   private openSession(): void {
     this.session?.close();
-    this.session = new Session(this.circuit!.bytes, () => this.everything(), {
-      result: (result) => this.take(result),
-      failure: (failure) => this.listener.failure(failure),
-      connected: (yes, refused) => this.listener.connected(yes, refused),
-    });
+    const listener = {
+      result: (result: Result) => this.take(result),
+      failure: (failure: Failure) => this.listener.failure(failure),
+      connected: (yes: boolean, refused: boolean) => this.listener.connected(yes, refused),
+    };
+    const { bytes } = this.circuit!;
+    this.session = new Session(bytes, () => this.everything(), listener, this.behind);
     if (this.changedBefore) this.session.step(this.changedBefore);
     this.changedBefore = undefined;
   }
@@ -230,15 +249,31 @@ export class App {
     stage.prepend(this.renderer.element);
     state.selected = before === undefined ? -1 : (scene.itemOfValue(before) ?? -1);
     if (keepView) this.look();
-    else this.fit();
+    else this.begin(layout);
     this.listener.loaded();
     this.refresh();
   }
 
+  /** Shows all of the circuit. */
   fit(): void {
-    if (!this.layout) return;
-    const { width, height } = this.layout;
-    this.view.fit({ x: 0, y: -10, width: Math.max(width, 1), height: Math.max(height + 20, 1) });
+    if (this.layout) this.view.fit(this.whole(this.layout));
+  }
+
+  private resized(): void {
+    if (this.view.sight === "all") this.fit();
+    else if (this.view.sight === "beginning" && this.layout) this.begin(this.layout);
+    else this.look();
+  }
+
+  private begin(layout: Layout): void {
+    const { centres } = layout;
+    let first = 0;
+    for (let i = 0; i < centres.length; i += 2) if (centres[i] < centres[first]) first = i;
+    this.view.begin(this.whole(layout), centres[first + 1] ?? 0);
+  }
+
+  private whole({ width, height }: Layout): Rectangle {
+    return { x: 0, y: -10, width: Math.max(width, 1), height: Math.max(height + 20, 1) };
   }
 
   private look(): void {
@@ -284,13 +319,20 @@ export class App {
     this.refresh();
   }
 
-  /** Goes to a value, and opens the groups that it is in. */
+  /** Goes to a value, and opens the groups that it is in; of a leaf drawn at each use to the nearest. */
   async jump(id: number): Promise<void> {
     const node = this.circuit!.makerOf(id);
+    const user = this.selectedItem?.index;
+    let item = this.scene?.itemOfValue(id, user);
+    const within = node < 0 && item === undefined ? this.circuit!.usesOf(id)[0]?.[0] : node;
     const around =
-      node < 0 ? [] : this.groups.around(node).filter((group) => this.closed.delete(group));
-    if (around.length) await this.draw(true);
-    const item = this.scene?.itemOfValue(id);
+      within === undefined || within < 0
+        ? []
+        : this.groups.around(within).filter((group) => this.closed.delete(group));
+    if (around.length) {
+      await this.draw(true);
+      item = this.scene?.itemOfValue(id);
+    }
     if (item === undefined || !this.layout) return;
     this.view.reveal(this.layout.centres[2 * item], this.layout.centres[2 * item + 1], 0.8);
     this.select(item, false);
@@ -354,9 +396,14 @@ export class App {
   private get localNodes(): number[] {
     const items = this.scene?.items ?? [];
     const most = this.showsLocals ? MOST_NODES : ALL_LOCALS_BELOW;
-    const drawn =
-      this.circuit!.nodeCount <= most ? items : items.filter((item) => item === this.selectedItem);
-    return drawn.map(({ node }) => node).filter((node) => node >= 0);
+    if (this.circuit!.nodeCount <= most) {
+      return items.map(({ node }) => node).filter((node) => node >= 0);
+    }
+    const chosen = this.selectedItem;
+    if (!chosen || chosen.bundle) return [];
+    const users = chosen.ids.flatMap((id) => this.circuit!.usesOf(id).map(([node]) => node));
+    const few = users.length <= ALL_LOCALS_BELOW ? users : [];
+    return [...new Set([chosen.node, ...few])].filter((node) => node >= 0);
   }
 
   private localsFound(): void {

@@ -28,20 +28,43 @@ const app = new App(stage, {
     drawTools();
   },
   changed: () => drawNumbers(),
-  failure: (failure) => say("failure", failure?.message),
+  failure: (failure) => report("evaluation", failure),
   connected: (yes, refused) => {
     const connection = byId("connection");
     const lost = refused ? "not live" : "the server is away; trying again";
     connection.textContent = yes ? "connected, live" : lost;
     connection.classList.toggle("lost", !yes);
+    if (yes) forgetAway();
     if (yes && !app.catalogue) bringCatalogue();
   },
 });
 
+const TITLE = document.title;
 /** What the address says is shown; a file has no address. */
 let shown: Pick<Shared, "expression" | "graph"> = {};
 let fileName = "";
 let loads = 0;
+
+// what went wrong: each cause has one sentence, which goes when the cause goes
+
+type Cause = "expression" | "opening" | "evaluation" | "catalogue" | "sharing";
+
+const failures = new Map<Cause, Failure>();
+
+function report(cause: Cause, failure: Failure | undefined): void {
+  if (failure) failures.set(cause, failure);
+  else failures.delete(cause);
+  say("expression-error", failures.get("expression")?.message);
+  const others = [...failures].filter(([each]) => each !== "expression");
+  const texts = new Set(others.map(([, { message }]) => message));
+  say("failure-text", [...texts].join("\n"));
+  byId("failure").hidden = texts.size === 0;
+}
+
+/** The server answers again. */
+function forgetAway(): void {
+  for (const [cause, { away }] of [...failures]) if (away) report(cause, undefined);
+}
 
 // loading
 
@@ -58,7 +81,9 @@ async function openExpression(text: string, shared: Shared): Promise<void> {
 }
 
 async function openSaved(graph: string, shared: Shared): Promise<void> {
-  await load(() => savedGraph(bytesOfHex(graph)), { ...shared, graph, expression: undefined });
+  const name = savedNames.get(graph) ?? `saved graph ${graph.slice(0, 12)}`;
+  const bring = () => savedGraph(bytesOfHex(graph));
+  await load(bring, { ...shared, graph, expression: undefined }, undefined, name);
 }
 
 async function load(
@@ -68,18 +93,20 @@ async function load(
   file = "",
 ): Promise<void> {
   const call = ++loads;
-  say("expression-error", undefined);
+  for (const cause of ["expression", "opening", "sharing"] as const) report(cause, undefined);
   try {
     const bytes = await bring();
     if (call !== loads) return;
     [shown, fileName] = [{ expression: shared.expression, graph: shared.graph }, file];
     if (expression === undefined) byId<HTMLInputElement>("expression").value = "";
+    say("source", file);
+    document.title = file ? `${file}: Gradwire` : TITLE;
     await app.load(bytes, shared);
     if (call === loads) selectFirst();
   } catch (error) {
     if (call !== loads) return;
     const failure = failureOf(error);
-    if (expression === undefined) say("failure", failure.message);
+    if (expression === undefined) report("opening", failure);
     else showMistake(failure);
   }
 }
@@ -95,10 +122,10 @@ function selectFirst(): void {
 }
 
 /** The sentence has the line and a mark below the column; the cursor goes there too. */
-function showMistake({ message, facts }: Failure): void {
-  say("expression-error", message);
+function showMistake(failure: Failure): void {
+  report("expression", failure);
   const input = byId<HTMLInputElement>("expression");
-  const column = Number(facts.column);
+  const column = Number(failure.facts.column);
   if (column) input.setSelectionRange(column - 1, column);
   input.focus();
 }
@@ -118,9 +145,10 @@ function bringCatalogue(): void {
   void describe().then(
     (catalogue) => {
       app.catalogue = catalogue;
+      report("catalogue", undefined);
       app.refreshSoon();
     },
-    (error) => say("failure", failureOf(error).message),
+    (error) => report("catalogue", failureOf(error)),
   );
 }
 
@@ -147,8 +175,10 @@ function drawTools(): void {
   const { circuit, groups, layout } = app;
   byId("group-tools").hidden = groups.all.length === 0;
   const milliseconds = Math.round(layout?.milliseconds ?? 0);
+  const plain = layout?.plainBecause ? ` in plain columns (${layout.plainBecause})` : "";
   byId("facts").textContent =
-    `${circuit!.nodeCount} nodes, laid out in ${milliseconds} ms` +
+    `${circuit!.nodeCount} ${circuit!.nodeCount === 1 ? "node" : "nodes"}, ` +
+    `laid out in ${milliseconds} ms${plain}` +
     (groups.summarized ? "; a summary: open a group to see its nodes" : "");
   byId<HTMLInputElement>("position").max = String(app.playback.end);
   stage.dataset.layoutMilliseconds = String(milliseconds);
@@ -215,6 +245,9 @@ const commands: Commands = {
   togglePath: () => app.togglePath(),
 };
 
+/** Names of saved graphs by digest, as far as they were listed. */
+const savedNames = new Map<string, string>();
+
 async function listSaved(): Promise<void> {
   const dialog = byId<HTMLDialogElement>("saved");
   const list = byId("saved-list");
@@ -225,6 +258,7 @@ async function listSaved(): Promise<void> {
     list.replaceChildren(
       ...graphs.map(({ digest, name, size }) => {
         const hex = hexOf(digest);
+        if (name) savedNames.set(hex, name);
         const open = () => {
           dialog.close();
           location.hash = writeFragment({ graph: hex, settings: new Map() });
@@ -250,12 +284,13 @@ async function share(): Promise<void> {
     if (shown.expression === undefined && !shown.graph && app.circuit) {
       shown = { graph: hexOf(await saveGraph(app.circuit.bytes)) };
     }
+    report("sharing", undefined);
     rememberAddress(true);
     await navigator.clipboard?.writeText(location.href);
     announce("the link is in the address bar, and copied");
   } catch (error) {
     if (error instanceof DOMException) announce("the link is in the address bar");
-    else say("failure", failureOf(error).message);
+    else report("sharing", failureOf(error));
   }
 }
 
@@ -294,6 +329,10 @@ byId("expression-form").addEventListener("submit", (event) => {
     text === ONE_GATE || text === GATE_BY_GATE ? SETTINGS : new Map<string, number[]>();
   const before = app.circuit && shown.expression !== undefined ? app.point.settings : settings;
   void openExpression(text, { settings: new Map([...settings, ...before]) });
+});
+byId("expression").addEventListener("input", () => report("expression", undefined));
+byId("failure-close").addEventListener("click", () => {
+  for (const cause of [...failures.keys()]) if (cause !== "expression") report(cause, undefined);
 });
 byId("open-file").addEventListener("click", () => byId("file").click());
 byId("file").addEventListener("change", (event) => {

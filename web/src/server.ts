@@ -24,6 +24,8 @@ export class Failure extends Error {
   constructor(
     message: string,
     readonly facts: Fact = {},
+    /** It lies with the way to the server: another try may succeed. */
+    readonly away = false,
   ) {
     super(message);
   }
@@ -33,10 +35,14 @@ export function failureOf(error: unknown): Failure {
   if (error instanceof Failure) return error;
   if (error instanceof ConnectError) {
     const away = error.rawMessage === "Failed to fetch" || error.rawMessage === "";
-    return new Failure(away ? "the server does not answer; is it running?" : error.rawMessage);
+    return away ? noAnswer() : new Failure(error.rawMessage);
   }
-  if (error instanceof TypeError) return new Failure("the server does not answer; is it running?");
+  if (error instanceof TypeError) return noAnswer();
   return new Failure(error instanceof Error ? error.message : String(error));
+}
+
+function noAnswer(): Failure {
+  return new Failure("the server does not answer; is it running?", {}, true);
 }
 
 const client = createClient(

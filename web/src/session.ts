@@ -32,6 +32,8 @@ export class Session {
   private opened = false;
   private inFlight = false;
   private closed = false;
+  /** The numbers on the page are not those of the point: the session's first answer brings them. */
+  private behind: boolean;
   private readonly pending = new Map<string, Binding>();
   private next = 1n;
 
@@ -40,7 +42,9 @@ export class Session {
     /** The whole of the current point, each time it is opened. */
     private readonly evaluation: () => Evaluation,
     private readonly listener: Listener,
+    behind: boolean,
   ) {
+    this.behind = behind;
     this.connect();
   }
 
@@ -79,6 +83,7 @@ export class Session {
   private lost(refused: boolean): void {
     if (this.closed) return;
     this.opened = false;
+    this.behind = true; // the next server is another one: what it says may differ
     this.listener.connected(false, refused);
     if (refused) return;
     this.timer = window.setTimeout(() => this.connect(), this.wait);
@@ -89,11 +94,11 @@ export class Session {
     const { outcome } = fromBinary(SessionResponseSchema, bytes);
     this.inFlight = false;
     if (outcome.case === "started") {
-      const again = this.wait > FIRST_WAIT;
       this.opened = true;
       this.wait = FIRST_WAIT;
       this.listener.connected(true, false);
-      if (again) this.send(step([])); // the server is another one: what it says may differ
+      if (this.behind) this.send(step([]));
+      this.behind = false;
     }
     if (outcome.case === "result") this.listener.result(outcome.value);
     if (outcome.case === "error") this.listener.failure(new Failure(outcome.value.message));

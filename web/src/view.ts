@@ -10,14 +10,15 @@ export interface Rectangle {
 const [SMALLEST, LARGEST] = [0.005, 4];
 const MARGIN = 28;
 const [READABLE, LIFE] = [0.62, 1.25]; // scales
+const THIN = 8; // so many times wider than high
 const SCREENS = 3.2; // one pans over so many rather than squint
 
 export class View {
   x = 0;
   y = 0;
   scale = 1;
-  /** Nobody has looked elsewhere since all of it was fitted in. */
-  fitted = false;
+  /** What is in sight, where nobody has looked elsewhere since. */
+  sight: "all" | "beginning" | "elsewhere" = "elsewhere";
   private readonly pointers = new Map<number, PointerEvent>();
   private moved = 0;
 
@@ -33,17 +34,35 @@ export class View {
     stage.addEventListener("pointercancel", (event) => this.pointers.delete(event.pointerId));
   }
 
-  /** All of a rectangle, as large as it can be; or its beginning, where a few screens hold it. */
+  /** All of a rectangle, as large as it can be. */
   fit({ x, y, width, height }: Rectangle): void {
     const { clientWidth, clientHeight } = this.stage;
     const across = (clientWidth - 2 * MARGIN) / width;
     const down = (clientHeight - 2 * MARGIN) / height;
-    const readable = across < READABLE && width * READABLE < SCREENS * clientWidth;
-    const scale = readable ? Math.min(READABLE, down) : Math.min(across, down, LIFE);
-    this.scale = Math.max(SMALLEST, scale);
-    this.x = (readable ? MARGIN : (clientWidth - width * this.scale) / 2) - x * this.scale;
+    this.scale = Math.min(across, down, LIFE);
+    this.x = (clientWidth - width * this.scale) / 2 - x * this.scale;
     this.y = (clientHeight - height * this.scale) / 2 - y * this.scale;
-    this.fitted = true;
+    this.sight = "all";
+    this.changed();
+  }
+
+  /** All of a rectangle where that can be read; or its beginning, where one pans along or not far. */
+  begin(rectangle: Rectangle, startY: number): void {
+    const { clientWidth, clientHeight } = this.stage;
+    const { x, width, height } = rectangle;
+    const across = (clientWidth - 2 * MARGIN) / width;
+    const down = (clientHeight - 2 * MARGIN) / height;
+    const few = width * READABLE < SCREENS * clientWidth;
+    const thin = width > THIN * height;
+    if (across >= READABLE || down <= across || !(few || thin)) {
+      this.fit(rectangle);
+      return;
+    }
+    this.scale = thin ? READABLE : Math.min(READABLE, down);
+    this.x = MARGIN - x * this.scale;
+    const middle = height * this.scale > clientHeight ? startY : rectangle.y + height / 2;
+    this.y = clientHeight / 2 - middle * this.scale;
+    this.sight = "beginning";
     this.changed();
   }
 
@@ -63,18 +82,19 @@ export class View {
   }
 
   zoom(factor: number, x = this.stage.clientWidth / 2, y = this.stage.clientHeight / 2): void {
-    const scale = Math.min(LARGEST, Math.max(SMALLEST, this.scale * factor));
+    const smallest = Math.min(SMALLEST, this.scale); // to fit all in, it may be smaller
+    const scale = Math.min(LARGEST, Math.max(smallest, this.scale * factor));
     this.x = x - ((x - this.x) * scale) / this.scale;
     this.y = y - ((y - this.y) * scale) / this.scale;
     this.scale = scale;
-    this.fitted = false;
+    this.sight = "elsewhere";
     this.changed();
   }
 
   pan(x: number, y: number): void {
     this.x += x;
     this.y += y;
-    this.fitted = false;
+    this.sight = "elsewhere";
     this.changed();
   }
 

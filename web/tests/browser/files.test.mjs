@@ -55,8 +55,65 @@ test("a broken file's error is told, and the circuit before stays", async () => 
   await page.locator("#failure", { hasText: "broken.gate" }).waitFor();
   assert.deepEqual(await labels(page, "σ"), ["0.731", "∂ 1"]);
   await drop(page, "broken.onnx", Buffer.from("this is no model"));
-  await page.locator("#failure", { hasText: "broken.onnx" }).waitFor();
+  const failure = page.locator("#failure", {
+    hasText: "broken.onnx: is no ONNX model: it is text",
+  });
+  await failure.waitFor();
   await screenshot(page, "broken-file");
+  await close(page);
+});
+
+test("a file that is no graph is named as what it is, and the error goes with the next circuit", async () => {
+  const page = await open(gradwire);
+  const failure = page.locator("#failure");
+  await drop(page, "photo.png", Buffer.from("\x89PNG\r\n\x1a\n0000", "latin1"));
+  await page.getByText("photo.png: is not a graph file: it is a PNG image").waitFor();
+  await drop(page, "neuron.gate", readFileSync(repository("examples/sigmoid_neuron.gate")));
+  await page.locator("#source", { hasText: "neuron.gate" }).waitFor();
+  await failure.waitFor({ state: "hidden" });
+  await drop(page, "photo.png", Buffer.from("\x89PNG\r\n\x1a\n0000", "latin1"));
+  await failure.waitFor();
+  await page.getByLabel("Close the message").click();
+  await failure.waitFor({ state: "hidden" });
+  await page.fill("#expression", "sqrt(");
+  await page.press("#expression", "Enter");
+  await page.locator("#expression-error").waitFor();
+  await page.fill("#expression", "sqrt(x)");
+  await page.locator("#expression-error").waitFor({ state: "hidden" });
+  await close(page);
+});
+
+test("the opened file's name is shown until an expression is drawn", async () => {
+  const page = await open(gradwire);
+  const source = page.locator("#source");
+  await page.setInputFiles("#file", repository("tests/models/resnet_block.onnx"));
+  await page.locator("#source", { hasText: "resnet_block.onnx" }).waitFor();
+  assert.match(await page.title(), /^resnet_block\.onnx/);
+  await page.fill("#expression", "a*b");
+  await page.press("#expression", "Enter");
+  await source.waitFor({ state: "hidden" });
+  assert.doesNotMatch(await page.title(), /resnet/);
+  await close(page);
+});
+
+test("Fit shows all of a circuit that opens at its beginning", async () => {
+  const page = await open(gradwire);
+  await page.setInputFiles("#file", repository("tests/models/resnet_block.onnx"));
+  await page.locator("#stage .symbol", { hasText: "Relu" }).first().waitFor({ state: "attached" });
+  const inSight = () =>
+    page.evaluate(() => {
+      const stage = document.getElementById("stage").getBoundingClientRect();
+      const items = [...document.querySelectorAll("#stage .item")];
+      return items.every((item) => {
+        const { left, right, top, bottom } = item.getBoundingClientRect();
+        return (
+          left >= stage.left && right <= stage.right && top >= stage.top && bottom <= stage.bottom
+        );
+      });
+    });
+  assert.equal(await inSight(), false);
+  await page.click("#fit");
+  assert.equal(await inSight(), true);
   await close(page);
 });
 
@@ -125,6 +182,7 @@ test(
     const page = await open(gradwire);
     await page.setInputFiles("#file", `${files}/layers.gate`);
     await page.locator("#stage .name", { hasText: "twice" }).waitFor();
+    await page.getByLabel("x", { exact: true }).fill("1");
     await page.locator("#stage .label", { hasText: "∂ 2.18" }).waitFor();
     await page.selectOption("#output", "twice");
     await page.locator("#stage .label", { hasText: "∂ 4.35" }).waitFor();

@@ -40,7 +40,7 @@ test("a typed expression is drawn", async () => {
   await page.press("#expression", "Enter");
   await page.getByText("2 nodes").waitFor();
   await ready(page);
-  assert.equal((await labels(page, "a"))[0], "1");
+  assert.equal((await labels(page, "a"))[0], "−2");
   assert.match(page.url(), /expression=tanh/);
   await close(page);
 });
@@ -142,5 +142,55 @@ test("it works at a telephone's width", async () => {
   await page.click("#forward");
   assert.deepEqual(await labels(page, "w0"), ["2", "∂ –"]);
   await screenshot(page, "narrow", { fullPage: true });
+  await close(page);
+});
+
+async function draw(page, expression) {
+  await page.fill("#expression", expression);
+  await page.press("#expression", "Enter");
+  await page.waitForURL(
+    (url) => new URLSearchParams(url.hash.slice(1)).get("expression") === expression,
+  );
+  await ready(page);
+}
+
+test("inputs differ, so that max and (x + y)*z tell something", async () => {
+  const page = await open(gradwire);
+  await draw(page, "max(x, y)");
+  assert.deepEqual(await labels(page, "x"), ["−2", "∂ 0"]);
+  assert.deepEqual(await labels(page, "y"), ["5", "∂ 1"]);
+  await draw(page, "(x + y)*z");
+  assert.deepEqual(await labels(page, "x"), ["−2", "∂ −4"]);
+  assert.deepEqual(await labels(page, "z"), ["−4", "∂ 3"]);
+  assert.deepEqual(await labels(page, "×"), ["−12", "∂ 1"]);
+  await draw(page, "log(a)*b");
+  assert.deepEqual(await labels(page, "a"), ["2", "∂ 2.5"], "numbers that make no NaN");
+  await close(page);
+});
+
+test("at a fork the sum is written out", async () => {
+  const page = await open(gradwire, addressOf("x*y + x*z - x**2/4", { x: -2, y: -1.7, z: -1.7 }));
+  await find(page, "x");
+  await page.locator("#details h2", { hasText: "x" }).waitFor();
+  await page
+    .locator('#details [data-number="sum"]', { hasText: "-1.7 - 1.7 + 1 = -2.4" })
+    .waitFor();
+  await page.click("#first");
+  assert.equal(await page.locator('#details [data-number="sum"]').count(), 0, "not before");
+  await page.click("#last");
+  await find(page, "Pow");
+  await page.locator("#details .backward", { hasText: "-1.7 - 1.7 + 1 = -2.4" }).waitFor();
+  await screenshot(page, "fork");
+  await close(page);
+});
+
+test("a value without a name is called by its formula", async () => {
+  const page = await open(gradwire);
+  await find(page, "%8");
+  await page.locator("#details h2", { hasText: "Add" }).waitFor();
+  await page.locator("#details .backward button", { hasText: "w0*x0" }).first().waitFor();
+  await find(page, "out");
+  await page.locator("#details .backward button", { hasText: "w0*x0 + w1*x1 + w2" }).click();
+  await page.locator("#details h2", { hasText: "%9" }).waitFor();
   await close(page);
 });

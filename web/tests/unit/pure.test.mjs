@@ -133,3 +133,263 @@ test("levels lay out circuits, and survive the cycles that closed groups make", 
   assert.equal(paths.length, 4);
   assert.ok(centres.every(Number.isFinite));
 });
+
+const FLOAT64 = 11;
+
+/** A circuit of scalars: leaves by name, then nodes as [operator, ids ...], then an output. */
+async function circuitOf({ inputs = [], parameters = {}, constants = [], nodes, names = {} }) {
+  const [{ create, toBinary }, graphs, { tensorOf }, { Circuit }] = await Promise.all([
+    vite.ssrLoadModule("@bufbuild/protobuf"),
+    load("gen/gradwire/v1/graph_pb"),
+    load("tensors"),
+    load("circuit"),
+  ]);
+  const leaf = (name, x) => ({
+    name,
+    type: { dataType: FLOAT64 },
+    value: x === undefined ? undefined : tensorOf(FLOAT64, [], [x]),
+  });
+  const count = inputs.length + Object.keys(parameters).length + constants.length;
+  const gates = nodes.map(([operator, ...ids]) => ({
+    target: { case: "operator", value: operator },
+    inputCount: ids.length,
+    outputCount: 1,
+  }));
+  const circuit = {
+    inputs: inputs.map((name) => leaf(name)),
+    parameters: Object.entries(parameters).map(([name, x]) => leaf(name, x)),
+    constants: constants.map((x) => leaf("", x)),
+    nodeGates: nodes.map((_, i) => i),
+    nodeInputs: nodes.flatMap(([, ...ids]) => ids),
+    outputs: [{ name: "f", valueIds: [count + nodes.length] }],
+    namedIds: Object.keys(names).map(Number),
+    names: Object.values(names),
+  };
+  return new Circuit(toBinary(graphs.GraphSchema, create(graphs.GraphSchema, { gates, circuit })));
+}
+
+async function sceneOf(circuit, closed = []) {
+  const [{ Groups }, { buildScene }] = await Promise.all([load("groups"), load("scene")]);
+  const groups = new Groups(circuit);
+  return buildScene(circuit, groups, new Set(closed), () => []);
+}
+
+/** tanh(... tanh(x * w) * w ...): the parameters of a chain, in turn. */
+function chain(nodes, parameters) {
+  const first = 2 + parameters; // of the values that nodes yield
+  const rows = Array.from({ length: nodes }, (_, i) => {
+    const before = i ? first + i - 1 : 1;
+    return i % 2 ? ["Tanh", before] : ["Mul", before, 2 + ((i / 2) % parameters)];
+  });
+  const leaves = Array.from({ length: parameters }, (_, i) => [`w${i}`, 0.5]);
+  return circuitOf({ inputs: ["x"], parameters: Object.fromEntries(leaves), nodes: rows });
+}
+
+async function crossed({ items, wires }) {
+  const { crossedColumns } = await load("levels");
+  return crossedColumns(
+    items.length,
+    Uint32Array.from(wires.flatMap(({ from, to }) => [from, to])),
+  );
+}
+
+test("each of many parameters stands beside its gate", async () => {
+  const scene = await sceneOf(await chain(600, 300));
+  assert.equal(scene.items.filter(({ kind }) => kind === "parameter").length, 300);
+  assert.ok(scene.items.every(({ bundle }) => !bundle));
+  assert.equal(await crossed(scene), 0);
+});
+
+test("a parameter that a long chain shares is drawn at each use, and once in a short one", async () => {
+  const long = await sceneOf(await chain(600, 1));
+  assert.equal(long.items.filter(({ text }) => text === "w0").length, 300);
+  assert.equal(await crossed(long), 0);
+  const [, second] = long.wires.filter(({ from }) => long.items[from].text === "w0");
+  assert.equal(long.itemOfValue(2, second.to), second.from, "the one beside the gate");
+  assert.notEqual(long.itemOfValue(2), second.from);
+  const short = await sceneOf(await chain(12, 1));
+  assert.equal(short.items.filter(({ text }) => text === "w0").length, 1);
+});
+
+test("a constant is drawn at each use, as the command line does", async () => {
+  const nodes = Array.from({ length: 24 }, (_, i) => ["Max", i ? i + 2 : 1, 2]);
+  const scene = await sceneOf(await circuitOf({ inputs: ["x"], constants: [0.5], nodes }));
+  assert.equal(scene.items.filter(({ kind }) => kind === "constant").length, 24);
+  assert.equal(await crossed(scene), 0);
+});
+
+test("many leaves of one gate are drawn as one item", async () => {
+  const inputs = Array.from({ length: 40 }, (_, i) => `x${i}`);
+  const nodes = [["Sum", ...inputs.map((_, i) => i + 1)]];
+  const { items, wires } = await sceneOf(await circuitOf({ inputs, nodes }));
+  assert.deepEqual(
+    items.map(({ text }) => text),
+    ["40 inputs", "+", "f"],
+  );
+  assert.equal(wires.length, 2);
+});
+
+test("a closed group has its constants inside, and the parameters that begin with its path", async () => {
+  const circuit = await circuitOf({
+    inputs: ["x"],
+    parameters: { "layer/w": 2, b: 1 },
+    constants: [3],
+    nodes: [
+      ["Mul", 1, 2],
+      ["Max", 5, 4],
+      ["Add", 6, 3],
+    ],
+    names: { 5: "layer/scores", 6: "layer/most", 7: "layer/sum" },
+  });
+  const texts = ({ items }) => items.map(({ text }) => text);
+  assert.deepEqual(texts(await sceneOf(circuit, [0])), ["x", "b", "layer", "f"]);
+  assert.ok(texts(await sceneOf(circuit)).includes("layer/w"));
+});
+
+test("norms and means of large and small numbers neither overflow nor vanish", async () => {
+  const { readingOfTensor } = await load("readings");
+  const { tensorOf } = await load("tensors");
+  const figures = (numbers) =>
+    readingOfTensor(tensorOf(FLOAT64, [numbers.length], numbers)).figures;
+  const close = (x, y) => assert.ok(Math.abs(x / y - 1) < 1e-12, `${x} is not ${y}`);
+  close(figures([3e200, 4e200]).norm, 5e200);
+  close(figures([3e-200, 4e-200]).norm, 5e-200);
+  close(figures([1.5e308, 1.7e308]).mean, 1.6e308);
+  assert.equal(figures([1, -Infinity]).norm, Infinity);
+  assert.equal(figures([0, 0]).norm, 0);
+  close(figures([3, NaN, 4]).norm, 5);
+});
+
+test("a value without a name is called by its formula, where that is short", async () => {
+  const { titleOf } = await load("expression");
+  const circuit = await circuitOf({
+    inputs: ["w", "x", "b"],
+    constants: [-2],
+    nodes: [
+      ["Mul", 1, 2],
+      ["Add", 5, 3],
+      ["Sigmoid", 6],
+      ["Sub", 7, 6],
+      ["Pow", 8, 4],
+      ["Div", 7, 5],
+      ["Neg", 10],
+      ["Mul", 9, 9],
+    ],
+    names: { 8: "slack" },
+  });
+  const titles = [5, 6, 7, 8, 9, 10, 11].map((id) => titleOf(circuit, id));
+  assert.deepEqual(titles, [
+    "w*x",
+    "w*x + b",
+    "sigmoid(w*x + b)",
+    "slack",
+    "slack**(-2)",
+    "sigmoid(w*x + b)/(w*x)",
+    "-(sigmoid(w*x + b)/(w*x))",
+  ]);
+  const long = await chain(20, 1);
+  assert.equal(titleOf(long, 20), "%20");
+});
+
+test("made-up numbers of scalars differ, however many there are", async () => {
+  const { Point } = await load("point");
+  const inputs = Array.from({ length: 25 }, (_, i) => `x${i}`);
+  const circuit = await circuitOf({ inputs, nodes: [["Sum", 1, 2]] });
+  const point = new Point(circuit, new Map([["x1", [7]]]));
+  const numbers = point.leaves.map(({ elements }) => elements[0]);
+  assert.deepEqual(numbers.slice(0, 4), [-2, 7, 5, -4], "one that was set takes no number");
+  assert.equal(new Set(numbers).size, 25);
+  const back = point.withoutSigns();
+  assert.ok(point.leaves.every(({ elements: [x] }) => x > 0));
+  back();
+  assert.deepEqual(
+    point.leaves.map(({ elements }) => elements[0]),
+    numbers,
+  );
+});
+
+test("a gradient of exactly 0 hands on 0, whatever the local gradient is", async () => {
+  const { handedBack } = await load("shares");
+  assert.equal(handedBack(0, Infinity), 0);
+  assert.equal(handedBack(0, NaN), 0);
+  assert.equal(handedBack(2, -3), -6);
+});
+
+test("a number of a variadic gate's input stands in its own gradient", async () => {
+  const { partialOf } = await load("formula");
+  assert.equal(partialOf("d out/d data_i = [data_i = out]", "data_2"), "[data_2 = out]");
+});
+
+/** Workers that answer when the test says so; `Layouts` starts one at once. */
+function withWorkers() {
+  const started = [];
+  globalThis.Worker = class {
+    constructor() {
+      this.requests = [];
+      started.push(this);
+    }
+    postMessage(request) {
+      this.requests.push(request);
+    }
+    terminate() {
+      this.ended = true;
+    }
+    answer() {
+      const { sizes } = this.requests.at(-1);
+      const data = { centres: new Float64Array(sizes.length), paths: [], boxes: [], height: 0 };
+      this.onmessage?.({ data: { ...data, width: sizes.length / 2 } });
+    }
+  };
+  return started;
+}
+
+const blank = (count) => ({
+  items: Array.from({ length: count }, () => ({
+    width: 1,
+    stub: 0,
+    height: 1,
+    group: -1,
+    inside: -1,
+  })),
+  wires: [],
+  open: [],
+});
+
+test("a newer layout gets its own answer at once, and the one before gets none", async () => {
+  const started = withWorkers();
+  const layouts = new (await load("layout")).Layouts();
+  const [first, second] = [3, 7].map((count) => layouts.of(blank(count), { all: [] }, false));
+  assert.ok(started[0].ended);
+  started[0].answer(); // too late
+  started[1].answer();
+  assert.equal(await first, undefined);
+  assert.equal((await second).width, 7);
+  const third = layouts.of(blank(5), { all: [] }, false);
+  started[1].answer();
+  assert.equal((await third).width, 5);
+  assert.equal(started.length, 2, "a worker that has answered is asked again");
+});
+
+test("a layout that fails is said at once, and plain columns stand in", async () => {
+  const started = withWorkers();
+  const layouts = new (await load("layout")).Layouts();
+  const failing = layouts.of(blank(3), { all: [] }, false);
+  started[0].onmessage({ data: { failure: "memory access out of bounds" } });
+  await Promise.resolve();
+  started[1].answer();
+  const { plainBecause, width } = await failing;
+  assert.equal(plainBecause, "Graphviz failed: memory access out of bounds");
+  assert.equal(width, 3);
+});
+
+test("without a worker the page lays out by itself", async () => {
+  globalThis.Worker = class {
+    constructor() {
+      throw new Error("forbidden");
+    }
+  };
+  const layouts = new (await load("layout")).Layouts();
+  const { centres, plainBecause } = await layouts.of(blank(3), { all: [] }, false);
+  assert.equal(centres.length, 6);
+  assert.match(plainBecause, /starts no worker/);
+});
