@@ -1,7 +1,7 @@
 /** One circuit on the page: loaded, evaluated, drawn, played, changed. */
 
 import { CanvasPicture } from "./canvas";
-import { Circuit } from "./circuit";
+import type { Circuit } from "./circuit";
 import { State } from "./state";
 import { Detail, type Binding, type Result } from "./gen/gradwire/v1/service_pb";
 import { Groups } from "./groups";
@@ -85,9 +85,8 @@ export class App {
     new ResizeObserver(() => this.resized()).observe(stage);
   }
 
-  /** Shows a serialized graph; what is wrong with it is said, and what was there stays. */
-  async load(bytes: Uint8Array, shared: Shared): Promise<void> {
-    const circuit = new Circuit(bytes);
+  /** Shows a circuit in the place of the one before. */
+  async load(circuit: Circuit, shared: Shared): Promise<void> {
     this.leave();
     [this.circuit, this.scene, this.renderer] = [circuit, undefined, undefined];
     this.groups = new Groups(circuit);
@@ -181,8 +180,10 @@ export class App {
         signal,
       );
     } catch (error) {
-      this.behind = true;
-      if (!signal.aborted) this.listener.failure(failureOf(error));
+      if (!signal.aborted) {
+        this.behind = true;
+        this.listener.failure(failureOf(error));
+      }
     }
     if (signal.aborted) return;
     this.streaming = false;

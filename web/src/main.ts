@@ -2,6 +2,7 @@
 
 import { App } from "./app";
 import { captionOf, itemSentence } from "./caption";
+import { Circuit } from "./circuit";
 import { detailsOf } from "./details";
 import { byId, h } from "./dom";
 import { download, svgFile } from "./export";
@@ -95,13 +96,13 @@ async function load(
   const call = ++loads;
   for (const cause of ["expression", "opening", "sharing"] as const) report(cause, undefined);
   try {
-    const bytes = await bring();
+    const circuit = new Circuit(await bring()); // a graph that cannot be drawn leaves all as it is
     if (call !== loads) return;
     [shown, fileName] = [{ expression: shared.expression, graph: shared.graph }, file];
     if (expression === undefined) byId<HTMLInputElement>("expression").value = "";
     say("source", file);
     document.title = file ? `${file}: Gradwire` : TITLE;
-    await app.load(bytes, shared);
+    await app.load(circuit, shared);
     if (call === loads) selectFirst();
   } catch (error) {
     if (call !== loads) return;

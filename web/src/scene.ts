@@ -73,6 +73,7 @@ export function buildScene(
   const texts = Array.from({ length: circuit.nodeCount }, (_, node) => gateText(circuit, node));
   const units = new Units(circuit, groups, closed);
   const leafItems = new Map<number, number>(); // the first of each value
+  const once = new Map<number, number>();
   const besides = new Map<string, number>(); // by unit and value
   for (const { kind, text, ids, beside } of drawnLeaves(circuit, groups, units, texts)) {
     const item = add({
@@ -89,7 +90,8 @@ export function buildScene(
     });
     for (const id of ids) {
       if (!leafItems.has(id)) leafItems.set(id, item);
-      if (beside !== undefined) besides.set(`${beside}:${id}`, item);
+      if (beside === undefined) once.set(id, item);
+      else besides.set(`${beside}:${id}`, item);
     }
   }
   const itemOf = (node: number): number => {
@@ -124,7 +126,7 @@ export function buildScene(
     const maker = circuit.makerOf(id);
     if (maker >= 0) return byNode[maker];
     const inside = circuit.insideOf(id);
-    return besides.get(`${unit}:${inside}`) ?? leafItems.get(inside);
+    return besides.get(`${unit}:${inside}`) ?? once.get(inside);
   };
   const drawn = new Set<number>();
   const wire = (id: number, unit: number, to: number, slot = -1): void => {
@@ -132,8 +134,8 @@ export function buildScene(
     const key = id * (circuit.nodeCount + circuit.valueCount + 1) + to;
     if (from === undefined || from === to) return;
     if (items[from].kind === "group" && !items[from].ids.includes(id)) items[from].ids.push(id);
-    const once = items[to].kind === "group" || items[from].kind === "group";
-    if (once && drawn.has(key)) return;
+    const grouped = items[to].kind === "group" || items[from].kind === "group";
+    if (grouped && drawn.has(key)) return;
     drawn.add(key);
     const [before, after] = [columnOf(groups, items[from]), columnOf(groups, items[to])];
     if (before >= 0 && before === after) return; // of one stretch of a summary: neither comes first

@@ -69,12 +69,13 @@ export class View {
   /** Shows a point, without moving where it is well in sight. */
   reveal(x: number, y: number, scale?: number): void {
     const { clientWidth, clientHeight } = this.stage;
-    if (scale && this.scale < scale) this.scale = scale;
+    const enlarged = scale !== undefined && this.scale < scale;
+    if (enlarged) this.scale = scale;
     const [left, top] = [x * this.scale + this.x, y * this.scale + this.y];
     const [wide, high] = [Math.min(120, clientWidth / 4), Math.min(70, clientHeight / 4)];
     const inside =
       left > wide && left < clientWidth - wide && top > high && top < clientHeight - high;
-    if (!inside || scale) {
+    if (!inside || enlarged) {
       this.x = clientWidth / 2 - x * this.scale;
       this.y = clientHeight / 2 - y * this.scale;
     }

@@ -246,6 +246,26 @@ test("a closed group has its constants inside, and the parameters that begin wit
   assert.ok(texts(await sceneOf(circuit)).includes("layer/w"));
 });
 
+test("no wire leads from a constant outside of a closed group into it", async () => {
+  const circuit = await circuitOf({
+    inputs: ["x"],
+    constants: [3],
+    nodes: [
+      ["Max", 1, 2],
+      ["Max", 3, 2],
+    ],
+    names: { 3: "layer/most" },
+  });
+  const { items, wires } = await sceneOf(circuit, [0]);
+  const named = wires.map(({ from, to }) => [items[from].text, items[to].text]);
+  assert.deepEqual(named, [
+    ["x", "layer"],
+    ["layer", "max"],
+    ["3", "max"],
+    ["max", "f"],
+  ]);
+});
+
 test("norms and means of large and small numbers neither overflow nor vanish", async () => {
   const { readingOfTensor } = await load("readings");
   const { tensorOf } = await load("tensors");
