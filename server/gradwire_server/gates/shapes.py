@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -290,7 +291,7 @@ class Reshape(Gate):
         found = checked_shape(tuple(wanted), "shape")
         if prod(found) != data.size:
             raise Invalid("SHAPE_MISMATCH", f"{data.size} elements do not fit the shape {found}")
-        return TensorSpec(found, data.dtype, data.value)
+        return replace(data, shape=found)
 
     def forward(self, xp: Namespace, data: Array, shape: Ints, allowzero: int) -> Array:
         spec = TensorSpec(data.shape, "float64")
@@ -410,7 +411,7 @@ class Squeeze(Gate):
     def infer(self, data: TensorSpec, axes: TensorSpec | None = None) -> TensorSpec:
         lost = self._lost(data.shape, None if axes is None else axes.value)
         kept = tuple(size for axis, size in enumerate(data.shape) if axis not in lost)
-        return TensorSpec(kept, data.dtype, data.value)
+        return replace(data, shape=kept)
 
     def forward(self, xp: Namespace, data: Array, axes: Ints | None = None) -> Array:
         return xp.squeeze(data, axis=self._lost(data.shape, axes))
@@ -461,7 +462,7 @@ class Unsqueeze(Gate):
         new = normalize_axes(tuple(map(int, axes.value or ())), data.rank + axes.size)
         sizes = iter(data.shape)
         shape = tuple(1 if axis in new else next(sizes) for axis in range(data.rank + len(new)))
-        return TensorSpec(shape, data.dtype, data.value)
+        return replace(data, shape=shape)
 
     def forward(self, xp: Namespace, data: Array, axes: Ints) -> Array:
         return xp.expand_dims(data, axis=tuple(axes))
