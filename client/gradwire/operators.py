@@ -2499,8 +2499,8 @@ def q_linear_mat_mul(
     Formula:   y = saturate(round(((a - a_zero_point) @ (b - b_zero_point)) * a_scale * b_scale /
                y_scale) + y_zero_point), rounded to even
     Gradient:  None: y is an integer.
-    Shapes:    Those of a matrix product. Scales and zero points are one number; a vector for the
-               rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
+    Shapes:    Those of MatMul. Scales and zero points are one number; for matrices also a vector
+               for the rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
     """
     return apply(
         "QLinearMatMul",
@@ -2525,8 +2525,8 @@ def mat_mul_integer(
 
     Formula:   Y = (A - a_zero_point) @ (B - b_zero_point)
     Gradient:  None: Y is an integer.
-    Shapes:    Those of a matrix product. Zero points are one number; a vector for the rows of A,
-               or the columns of B; or shaped [.., M, 1] and [.., 1, N].
+    Shapes:    Those of MatMul. Zero points are one number; for matrices also a vector for the
+               rows of A, or the columns of B; or shaped [.., M, 1] and [.., 1, N].
     """
     return apply(
         "MatMulInteger",

@@ -18,6 +18,7 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
+from gradwire_server.gates.common import matmul_shape
 from gradwire_server.specs import FLOATS, NUMBERS, Shape, Tensor, TensorSpec, broadcast_shapes
 
 #: What ONNX lets matrix products multiply.
@@ -68,23 +69,7 @@ class MatMul(Gate):
     )  # fmt: skip
 
     def infer(self, a: TensorSpec, b: TensorSpec) -> TensorSpec:
-        for name, spec in (("A", a), ("B", b)):
-            if not spec.rank:
-                raise Invalid(
-                    "SHAPE_MISMATCH", f"{name} has rank 0; MatMul needs rank 1 or more, use Mul"
-                )
-        rows = b.shape[-2] if b.rank > 1 else b.shape[0]
-        if a.shape[-1] != rows:
-            raise Invalid(
-                "SHAPE_MISMATCH",
-                f"A has {a.shape[-1]} {'columns' if a.rank > 1 else 'elements'} but "
-                f"B has {rows} {'rows' if b.rank > 1 else 'elements'}",
-            )
-        try:
-            batch = broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        except Invalid as refusal:
-            raise refusal.at("batch axes of A and B") from None
-        return TensorSpec((*batch, *a.shape[-2:-1], *(b.shape[-1:] if b.rank > 1 else ())), a.dtype)
+        return TensorSpec(matmul_shape(a.shape, b.shape), a.dtype)
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> Array:
         return _product(xp, a, b)
