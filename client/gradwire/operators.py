@@ -1534,7 +1534,7 @@ def pad(
     *,
     mode: str = "constant",
 ) -> Handle:
-    """Elements put around a tensor; negative pads take away.
+    """Elements put around a tensor; negative pads take away, before others are put.
 
     Formula:   out = data, between pads[i] elements before and pads[i + n] after along axis i: a
                constant, or data reflected, its edge repeated, or wrapped around
@@ -2110,8 +2110,9 @@ def grid_sample(
                grid[n, i], with weights of the nearest element, linear or cubic interpolation
     Gradient:  d Y/dX = w; d Y/d grid = w', through the place
     Kinks:     On an element, where linear weights have a kink, the slope on its higher side
-               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid is 0
-               for border, and turns its sign at each reflection.
+               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid turns
+               its sign at each reflection; for border it is 0, save that of cubic weights, some
+               of whose elements may be inside.
     Shapes:    X is [N, C, D1, .., Dr], grid [N, O1, .., Or, r] with the last axis first in it,
                and Y [N, C, O1, .., Or].
     """
