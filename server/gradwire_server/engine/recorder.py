@@ -318,6 +318,12 @@ class Recorder:
         found: Handle = self.apply("ScatterND", x, indices, updates, reduction=reduction)
         return found
 
+    def top_indices(self, x: Handle, count: int, axis: int, largest: bool) -> Handle:
+        known = self.integers((count,))
+        _, found = self.apply("TopK", x, known, outputs=2, axis=axis, largest=int(largest))
+        places: Handle = found
+        return places
+
     def dft(self, x: Handle, length: int, axis: int, inverse: int, onesided: int) -> Handle:
         numbers = self.number(length, "int64"), self.number(axis, "int64")
         found: Handle = self.apply("DFT", x, *numbers, inverse=inverse, onesided=onesided)
