@@ -313,6 +313,34 @@ def test_activation_reaches_its_limits(
         np.testing.assert_array_equal([out, to_x], [*zip(low, high, strict=True)], str(case))
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "a_zero", "b_zero"),
+    [
+        ((2, 3), (3, 4), (1,), (1,)), ((3,), (3, 4), (), ()), ((3,), (3, 4), (1,), (4,)),
+        ((2, 3), (3,), (), (1,)), ((3,), (3,), (1,), (1,)), ((3,), (3,), (), None),
+        ((5, 2, 3), (3,), (1,), ()), ((3,), (5, 3, 4), (), (5, 1, 4)),
+        ((5, 2, 3), (5, 3, 4), (5, 2, 1), (1, 4)), ((1, 3), (3, 1), (1, 1), (1, 1)),
+    ],
+)  # fmt: skip
+def test_integer_products_are_exact_at_every_rank(a: Any, b: Any, a_zero: Any, b_zero: Any) -> None:
+    numbers = np.random.default_rng(0)
+    inputs = [
+        numbers.integers(0, 256, a).astype("uint8"),
+        numbers.integers(-128, 128, b).astype("int8"),
+    ]
+    zeros = [
+        None if shape is None else numbers.integers(0, 9, shape).astype(dtype)
+        for shape, dtype in ((a_zero, "uint8"), (b_zero, "int8"))
+    ]
+    case = Case("MatMulInteger", (*inputs, *zeros), {})
+    left, right = (each.astype(np.int64) for each in inputs)
+    for_rows, for_columns = (0 if each is None else each.astype(np.int64) for each in zeros)
+    expected = np.asarray((left - for_rows) @ (right - for_columns))
+    (spec,) = case.gate.check(case.specs(), {})
+    np.testing.assert_array_equal(case.run()[0], expected)
+    assert (spec.shape, spec.dtype) == (expected.shape, "int32")
+
+
 def test_small_probability_keeps_its_digits() -> None:
     (out,) = Case("Sigmoid", (np.array([-20.0, -40.0, -700.0]),), {}).run()
     np.testing.assert_allclose(np.log(out), [-20.0 - 2.061153620314381e-09, -40.0, -700.0], 1e-15)

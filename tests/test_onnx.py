@@ -134,7 +134,12 @@ COMPARED = (
 
 
 def has_reference(case: Case) -> bool:
-    """The reference evaluator fails at empty images, and convolves only images of two axes."""
+    """The reference evaluator fails at empty images, and convolves only images of two axes.
+
+    Cubic samples it takes around the place on the border: ONNX Runtime and PyTorch do not.
+    """
+    if case.attributes.items() >= {"mode": "cubic", "padding_mode": "border"}.items():
+        return False
     ranks = (4,) if case.operator == "DeformConv" else range(32)
     sizes = [x.size for x in case.inputs if x is not None]
     return case.operator in COMPARED and case.inputs[0].ndim in ranks and all(sizes)

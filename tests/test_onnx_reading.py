@@ -71,6 +71,45 @@ def test_names_kinds_symbols_and_order_survive(server: gw.Connection) -> None:
     ]
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("scales", ["", "4"], ids=["one scale", "a scale for each column"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_dynamically_quantized_layers_follow_each_other(
+    layers: int, scales: str, bias: bool, server: gw.Connection
+) -> None:
+    """As quantize_dynamic of ONNX Runtime writes them; the planner guesses ranks first."""
+    numbers = np.random.default_rng(layers)
+    body, declared, x = [], [], "x"
+    for each in range(layers):
+        weights = ", ".join(map(str, numbers.integers(-128, 128, 16)))
+        shape = f"[{scales}]" if scales else ""
+        steps = ", ".join(f"{step:.4f}" for step in numbers.uniform(0.01, 0.02, int(scales or 1)))
+        zeros = ", ".join(map(str, numbers.integers(-3, 4, int(scales or 1))))
+        declared += [
+            f"int8[4, 4] w{each} = {{{weights}}}",
+            f"float{shape} s{each} = {{{steps}}}",
+            f"int8{shape} z{each} = {{{zeros}}}",
+            f"float[4] b{each} = {{0.5, -0.25, 0, 1}}",
+        ]
+        body.append(
+            f"q{each}, qs{each}, qz{each} = DynamicQuantizeLinear({x}) "
+            f"m{each} = MatMulInteger(q{each}, w{each}, qz{each}, z{each}) "
+            f"f{each} = Cast<to = 1>(m{each}) t{each} = Mul(qs{each}, s{each}) "
+            f"d{each} = Mul(f{each}, t{each}) "
+            f"a{each} = {f'Add(d{each}, b{each})' if bias else f'Identity(d{each})'}"
+        )
+        x = f"a{each}"
+    text = (
+        f"g (float[batch, 4] x) => (float[batch, 4] y) <{', '.join(declared)}> "
+        f"{{ {' '.join(body)} y = Relu({x}) }}"
+    )
+    inputs = {"x": numbers.standard_normal((3, 4)).astype(np.float32)}
+    graph = agree(server, model(text), inputs)
+    here = gw.Evaluator(graph, inputs, forward_only=True).outputs["y"]
+    there = server.evaluate(graph, inputs, forward_only=True).outputs["y"]
+    assert here.tobytes() == there.tobytes()
+
+
 def test_every_node_has_a_value_and_a_gradient(server: gw.Connection) -> None:
     graph = gw.from_onnx(model(MLP))
     seeds = {"y": np.float32([[1, 0], [0, 1]])}

@@ -121,7 +121,9 @@ class _Side:
         each = self.nodes[node]
         number = id(each.attributes)  # one for all nodes of a row
         if number not in self._attributes:
-            self._attributes[number] = tuple(map(_attribute, each.attributes.items()))
+            self._attributes[number] = tuple(
+                (name, tensors.key_of(value)) for name, value in each.attributes.items()
+            )
         target = each.operator, each.module is None
         return target, self._attributes[number], len(each.outputs), self.inputs(node)
 
@@ -339,13 +341,6 @@ def _constant(leaf: Leaf) -> str:
     if leaf.value is not None and leaf.value.size <= _FEW:
         return str(leaf.value.tolist())
     return f"{leaf.dtype}{list(leaf.axes)}"
-
-
-def _attribute(item: tuple[str, Any]) -> tuple[Any, ...]:
-    name, value = item
-    if isinstance(value, np.ndarray):
-        return name, str(value.dtype), value.shape, value.tobytes()
-    return name, repr(value)
 
 
 def _short(value: Any) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from gradwire import tensors
 from gradwire.builder import Graph, Handle, Module
 from gradwire.errors import GradwireError, InvalidRequestError
-from gradwire.tensors import FLOATS
 
 #: An input that a function is given, and where among its arguments.
 _Slot = tuple[str, int | str | None]
@@ -147,7 +147,7 @@ class ModuleFunction:
             raise self._invalid("returns nothing; return a handle, or a tuple of handles")
         if self._gradient is not None:
             for each in outputs:
-                if each.dtype not in FLOATS:
+                if each.dtype not in tensors.FLOATS:
                     raise self._invalid(
                         f"has its own gradient, so its outputs must be floating, but {each!r} is "
                         "one of them; return it from another module"
@@ -213,7 +213,7 @@ class ModuleFunction:
                     "differentiable"
                 )
             circuit._own(each)
-            if handle.dtype not in FLOATS:
+            if handle.dtype not in tensors.FLOATS:
                 raise self._invalid(f"{what} must be None, since that is {handle.dtype}")
             if each.dtype != handle.dtype:
                 raise self._invalid(
@@ -280,10 +280,8 @@ def _key(value: Any) -> Any:
         if any(isinstance(each, (Handle, np.ndarray)) for each in value):
             raise TypeError("a module takes handles as arguments of their own, or as *arguments")
         return type(value), tuple(map(_key, value))
-    if isinstance(value, (int, float, complex, np.generic)):
-        return type(value), repr(value)  # which tells 0.0 from -0.0, and a NaN is itself
     hash(value)  # TypeError, as for a key of a dictionary
-    return type(value), value
+    return tensors.key_of(value)
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -259,7 +259,9 @@ def pow(x: Operand, y: Operand) -> Handle:
 
     Formula:   out = X ** Y
     Gradient:  d out/dX = Y * X ** (Y - 1),  d out/dY = out * log(X)
-    Kinks:     d out/dX is 0 where Y is 0; d out/dY is 0 where X is not above 0.
+    Kinks:     d out/dX is 0 where Y is 0. Where X is 0, log(X) counts as a number near the lowest
+               one, so that d out/dY is 0 if Y is above 0. Where X is below 0 and Y whole, d
+               out/dY is that of the real part of the power, out * log(-X).
     Shapes:    X and Y broadcast.
     """
     return apply(
@@ -1534,7 +1536,7 @@ def pad(
     *,
     mode: str = "constant",
 ) -> Handle:
-    """Elements put around a tensor; negative pads take away.
+    """Elements put around a tensor; negative pads take away, before others are put.
 
     Formula:   out = data, between pads[i] elements before and pads[i + n] after along axis i: a
                constant, or data reflected, its edge repeated, or wrapped around
@@ -1691,10 +1693,10 @@ def scatter_elements(
 
     Formula:   out = data, then out[indices[i, j], j] = updates[i, j] for axis 0; or with
                reduction add, mul, max, min what was there combined with it
-    Gradient:  to data and updates what the reduction gives each; where indices repeat without
-               one, the last update counts
-    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
-               second derivative ignores updates of 0.
+    Gradient:  to data and updates what the reduction gives each, for mul the product of all
+               others, which divides nothing, so zeros are exact, in every order; where indices
+               repeat without one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally.
     Shapes:    As data; indices and updates equal, of data's rank, no longer along other axes.
     """
     return apply(
@@ -1715,10 +1717,10 @@ def scatter_nd(
 
     Formula:   out = data, then out[indices[i, 0], indices[i, 1], ..] = updates[i]; or with
                reduction add, mul, max, min what was there combined with it
-    Gradient:  to data and updates what the reduction gives each; where indices repeat without
-               one, the last update counts
-    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
-               second derivative ignores updates of 0.
+    Gradient:  to data and updates what the reduction gives each, for mul the product of all
+               others, which divides nothing, so zeros are exact, in every order; where indices
+               repeat without one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally.
     Shapes:    As data; updates as indices without its last axis, whose size is how many axes it
                counts along, and then the rest of data's.
     """
@@ -1985,21 +1987,29 @@ def det(x: Operand) -> Handle:
 
     Formula:   Y = det(X)
     Gradient:  d Y/dX = the cofactors of X: Y * transpose(inverse(X)), where there is an inverse
-    Kinks:     None; the second derivative at a singular X is taken as 0.
     Shapes:    X's without the last two axes, which are equal; 1 for a matrix of size 0.
     """
     return apply("Det", (x,), {})
 
 
-def cofactor(x: Operand) -> Handle:
+def cofactor(x: Operand, *directions: Operand) -> Handle:
     """The cofactors of square matrices: the gradient of Det. This operator is not ONNX's.
 
-    Formula:   Y[i, j] = (-1)^(i + j) * det(X without row i and column j)
-    Gradient:  to X: (sum(grad * Y) * Y - Y @ transpose(grad) @ Y) / det(X)
-    Kinks:     The gradient at a singular X, which this form cannot give, is taken as 0.
-    Shapes:    As X, whose last two axes are equal.
+    Formula:   Y[i, j] = (-1)^(i + j) * det(X without row i and column j); with directions, its
+               derivative along each of them
+    Gradient:  to X and to each direction: that derivative along grad too, in place of the
+               direction
+    Shapes:    As X, whose last two axes are equal; directions as X. Two of them, as third
+               derivatives of Det have, are for up to 101 rows, three for 32, four for 16.
     """
-    return apply("Cofactor", (x,), {})
+    return apply(
+        "Cofactor",
+        (
+            x,
+            *directions,
+        ),
+        {},
+    )
 
 
 def resize(
@@ -2110,8 +2120,9 @@ def grid_sample(
                grid[n, i], with weights of the nearest element, linear or cubic interpolation
     Gradient:  d Y/dX = w; d Y/d grid = w', through the place
     Kinks:     On an element, where linear weights have a kink, the slope on its higher side
-               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid is 0
-               for border, and turns its sign at each reflection.
+               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid turns
+               its sign at each reflection; for border it is 0, save that of cubic weights, some
+               of whose elements may be inside.
     Shapes:    X is [N, C, D1, .., Dr], grid [N, O1, .., Or, r] with the last axis first in it,
                and Y [N, C, O1, .., Or].
     """
@@ -2499,8 +2510,8 @@ def q_linear_mat_mul(
     Formula:   y = saturate(round(((a - a_zero_point) @ (b - b_zero_point)) * a_scale * b_scale /
                y_scale) + y_zero_point), rounded to even
     Gradient:  None: y is an integer.
-    Shapes:    Those of a matrix product. Scales and zero points are one number; a vector for the
-               rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
+    Shapes:    Those of MatMul. Scales and zero points are one number; for matrices also a vector
+               for the rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
     """
     return apply(
         "QLinearMatMul",
@@ -2525,8 +2536,8 @@ def mat_mul_integer(
 
     Formula:   Y = (A - a_zero_point) @ (B - b_zero_point)
     Gradient:  None: Y is an integer.
-    Shapes:    Those of a matrix product. Zero points are one number; a vector for the rows of A,
-               or the columns of B; or shaped [.., M, 1] and [.., 1, N].
+    Shapes:    Those of MatMul. Zero points are one number; for matrices also a vector for the
+               rows of A, or the columns of B; or shaped [.., M, 1] and [.., 1, N].
     """
     return apply(
         "MatMulInteger",

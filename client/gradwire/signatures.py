@@ -3243,7 +3243,12 @@ SIGNATURES = {
     ),
     "Cofactor": Signature(
         "Cofactor",
-        (Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),),
+        (
+            Input("X", ("float16", "bfloat16", "float32", "float64"), "T", False, False, False),
+            Input(
+                "directions", ("float16", "bfloat16", "float32", "float64"), "T", True, True, False
+            ),
+        ),
         (),
         (1, 1),
         ("input:0",),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+from collections.abc import Hashable
 from math import prod
 from typing import Any
 
@@ -55,6 +57,22 @@ _SHORT_INTEGERS = ("int4", "uint4", "int2", "uint2")
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in _NUMBERS.items()}
 _LITTLE_ENDIAN = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+
+
+def key_of(value: Any) -> Hashable:
+    """What an attribute or argument is equal by in a table: its type, and all of its bits.
+
+    To Python 0.0 == -0.0 and 1 == 1.0 == True, and no NaN equals itself.
+    """
+    if isinstance(value, (np.ndarray, np.generic)):
+        return type(value), str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, float):
+        return float, struct.pack("<d", value)
+    if isinstance(value, complex):
+        return complex, struct.pack("<dd", value.real, value.imag)
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(key_of, value))
+    return type(value), value
 
 
 def data_type(dtype: str) -> tensor_pb2.DataType.ValueType:

@@ -7,6 +7,8 @@ gradient graphs (engine/recorder.py) offers the part that gradients need.
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
+from itertools import combinations, pairwise, permutations
 from math import prod as size_of
 from typing import Any
 
@@ -250,18 +252,64 @@ def min(x: Array, axis: tuple[int, ...], keepdims: bool = False) -> Array:
     return np.min(x, axis=axis, keepdims=keepdims, initial=_highest(x.dtype))
 
 
-def cofactor(x: Array) -> Array:
-    """The cofactors of matrices: determinants without row i and column j, with signs.
+def cofactor(x: Array, *directions: Array) -> Array:
+    """The cofactors of matrices, determinants without row i and column j, with signs; derived along
+    each direction.
 
-    From singular values, so that a singular matrix has them too.
+    Matrices are turned so that they are diagonal, of singular values, where all of this is sums of
+    products of these: so singular matrices have it too, whatever their rank.
     """
     left, values, right = np.linalg.svd(x)
-    ones = np.ones_like(values[..., :1])
-    before = np.cumprod(np.concat([ones, values[..., :-1]], -1), -1)
-    after = np.flip(np.cumprod(np.concat([ones, np.flip(values[..., 1:], -1)], -1), -1), -1)
-    sign = np.linalg.det(left) * np.linalg.det(right)
-    others = np.sign(sign)[..., None] * before * after
-    return (left * others[..., None, :]) @ right
+    turned = [_swapped(left) @ each @ _swapped(right) for each in directions]
+    inner = _diagonal_cofactor(values, turned)
+    sign = np.sign(np.linalg.det(left) * np.linalg.det(right))
+    return sign[..., None, None] * (left @ inner @ right)
+
+
+def _diagonal_cofactor(values: Array, directions: list[Array]) -> Array:
+    """The same of diagonal matrices: from each product of all values but those of some rows, where
+    the directions have columns that are a permutation of the rows.
+    """
+    rows = _LETTERS[: len(directions) + 1]
+    without = _products_without(values, len(rows))
+    eye = np.eye(values.shape[-1], dtype=values.dtype)
+    total = np.zeros_like(eye)
+    for columns in permutations(rows):
+        *factors, place = (row + column for row, column in zip(rows, columns, strict=True))
+        out = place if place[0] != place[1] else place[0]
+        terms = ",".join(f"...{each}" for each in (rows, *factors))
+        part = np.einsum(f"{terms}->...{out}", without, *directions)
+        total = total + _parity(columns) * (part if len(out) == 2 else part[..., None] * eye)
+    return total
+
+
+_LETTERS = "abcdefghij"
+
+
+def _parity(order: Sequence[str]) -> int:
+    """1 for an even permutation, -1 for an odd one."""
+    swaps = builtins.sum(first > second for first, second in combinations(order, 2))
+    return -1 if swaps % 2 else 1
+
+
+def _products_without(values: Array, count: int) -> Array:
+    """Products of all values but those at `count` places, an axis for each; 0 where two agree."""
+    size = values.shape[-1]
+    places = np.sort(np.indices((size,) * count), axis=0)
+    before = cumulative_product(values, -1, True)
+    after = cumulative_product(values, -1, True, True)
+    product = before[..., places[0]] * after[..., places[-1]]
+    if count > 1:
+        later = np.triu(np.ones((size, size), bool), 1)
+        rows = np.where(later, values[..., None, :], 1)
+        between = cumulative_product(rows, -1, True)  # of what is after one and before another
+        for first, second in pairwise(places):
+            product = product * between[..., first, second]
+    return np.where((np.diff(places, axis=0) > 0).all(axis=0), product, 0)
+
+
+def _swapped(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
 
 
 def round_to(x: Array, dtype: str) -> Array:

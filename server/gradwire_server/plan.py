@@ -230,7 +230,7 @@ def _plan_gradient(plan: Plan, own: OwnGradient, inputs: list[int]) -> GradientP
     constants = [leaf for leaf in gradient.leaves if leaf.kind == "constant"]
     values = tuple(arrays.constant(leaf.value) for leaf in constants if leaf.value is not None)
     stored = [
-        TensorSpec(value.shape, str(value.dtype), known_value(value) if place in static else None)
+        known_spec(value) if place in static else TensorSpec(value.shape, str(value.dtype))
         for place, value in enumerate(values, takes + 2 * len(made))
     ]
     batched = [plan.is_batched(i) for i in inputs]
@@ -309,11 +309,12 @@ def _followed(graph: Graph, wanted: list[int]) -> list[int]:
     return list(seen)
 
 
-def known_value(array: arrays.Array) -> tuple[float, ...] | None:
-    """The elements as a spec holds them, if they are few."""
+def known_spec(array: arrays.Array) -> TensorSpec:
+    """The spec of an array, with its elements if they are few."""
+    spec = TensorSpec(array.shape, str(array.dtype))
     if array.size > KNOWN_SIZE:
-        return None
-    return tuple(array.reshape(-1).tolist())
+        return spec
+    return replace(spec, value=tuple(array.reshape(-1).tolist()), data=array.tobytes())
 
 
 class _SpecTable:
@@ -392,15 +393,15 @@ def fold(
         out = row.gate.forward(arrays, *given, **row.gate.complete(row.attributes))
     outs = first_outputs(out, len(found))
     return tuple(
-        replace(spec, value=tuple(np.reshape(array, -1).tolist()))
+        known_spec(np.asarray(array, spec.dtype).reshape(spec.shape))
         for spec, array in zip(found, outs, strict=True)
     )
 
 
 def _as_given(gate: Gate, spec: TensorSpec) -> arrays.Array:
     """The known elements as an engine would give them to the gate."""
-    dtype = spec.dtype if gate.takes_halves else computed_in(spec.dtype)
-    return np.array(spec.value, dtype).reshape(spec.shape)
+    held = np.frombuffer(spec.data or b"", spec.dtype).reshape(spec.shape)
+    return held if gate.takes_halves else arrays.astype(held, computed_in(spec.dtype))
 
 
 def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:

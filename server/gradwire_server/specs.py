@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from gradwire_server.errors import Invalid
 
@@ -52,11 +55,20 @@ def computed_in(dtype: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Shape and data type of a value; and its elements, row-major, where they are known."""
+    """Shape and data type of a value; and its elements, row-major, where they are known.
+
+    Known elements are compared by their bytes. 0.0 == -0.0, and no NaN equals itself, but a gate
+    that reads bits tells the zeros apart, and a plan for a NaN serves the same NaN again.
+    """
 
     shape: Shape
     dtype: str = "float64"
-    value: tuple[float, ...] | None = None
+    value: tuple[float, ...] | None = field(default=None, compare=False)
+    data: bytes | None = field(default=None, repr=False)  # those of the value
+
+    def __post_init__(self) -> None:
+        if self.value is not None and self.data is None:
+            object.__setattr__(self, "data", _packed(self.value, self.dtype))
 
     @property
     def rank(self) -> int:
@@ -87,6 +99,35 @@ class Tensor:
     dtype: str
     shape: Shape
     data: bytes
+
+
+#: How the struct module packs an element of each data type.
+_CODES = {
+    "float16": "e", "float32": "f", "float64": "d", "bool": "?",
+    "int8": "b", "int16": "h", "int32": "i", "int64": "q",
+    "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q",
+}  # fmt: skip
+
+
+def _packed(values: tuple[float, ...], dtype: str) -> bytes:
+    """Elements as little-endian bytes."""
+    if dtype == "bfloat16":  # the upper half of a float32
+        whole = _packed(values, "float32")
+        return b"".join(whole[at : at + 2] for at in range(2, len(whole), 4))
+    return struct.pack(f"<{len(values)}{_CODES[dtype]}", *values)
+
+
+def attributes_key(attributes: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:
+    """What attributes are equal by: their names, kinds and bits, in any order of names."""
+    return tuple((name, _bits(value)) for name, value in sorted(attributes))
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, float):
+        return float, struct.pack("<d", value)
+    if isinstance(value, tuple):
+        return tuple(map(_bits, value))
+    return type(value), value
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:

@@ -109,17 +109,10 @@ def _row_key(row: Row) -> tuple[Any, ...]:
     return (
         row.module,
         row.operator,
-        *map(_hashable, row.attributes.items()),
+        *((name, tensors.key_of(value)) for name, value in row.attributes.items()),
         row.inputs,
         row.outputs,
     )
-
-
-def _hashable(item: tuple[str, Any]) -> tuple[str, Any]:
-    name, value = item
-    if isinstance(value, np.ndarray):
-        return name, (str(value.dtype), value.shape, value.tobytes())
-    return name, repr(value)  # which tells 1 from 1.0, and 0.0 from -0.0
 
 
 _ENCODERS: dict[str, Callable[[str, Any], graph_pb2.Attribute]] = {

@@ -7,6 +7,7 @@ done, or give up, within a block.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from time import monotonic
@@ -19,7 +20,7 @@ from gradwire_server.gates.base import Array, Namespace, first_outputs
 from gradwire_server.graph import Graph
 from gradwire_server.memory import Kept, Releases
 from gradwire_server.plan import Plan
-from gradwire_server.specs import HALVES, Shape, TensorSpec
+from gradwire_server.specs import HALVES, Shape
 
 #: A block ends after this long; a single node is never interrupted.
 BLOCK_SECONDS = 0.01
@@ -344,7 +345,7 @@ def _lay_out(plan: Plan, use: _Use, ids: list[int], marks: tuple[int, ...]) -> _
         (*rows, *shape) if mark else shape for mark, shape in zip(marks, aligned, strict=True)
     )
     lying = [
-        None if spec is None else TensorSpec(shape, spec.dtype, spec.value)
+        None if spec is None else replace(spec, shape=shape)
         for spec, shape in zip(specs, aligned, strict=True)
     ]
     out, pulled = (

@@ -39,7 +39,7 @@ from gradwire_server.memory import Kept, Lifetimes, require_peak
 from gradwire_server.plan import (
     Plan,
     bind_symbols,
-    known_value,
+    known_spec,
     make_plan,
     reached,
     static_leaves,
@@ -218,7 +218,7 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
             binding = Binding(arrays.constant(leaf.value))
         shape = _row_shape(leaf, binding, batch_size)
         bind_symbols(leaf, shape, symbols)
-        value = None
+        spec = TensorSpec(shape, leaf.dtype)
         if position in static:
             if binding.batched:
                 raise Invalid(
@@ -226,8 +226,8 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
                     f"{leaf.place}: shapes depend on its elements, so it cannot be batched",
                     leaf=leaf.name,
                 )
-            value = known_value(binding.array)
-        found.append((binding, TensorSpec(shape, leaf.dtype, value)))
+            spec = known_spec(binding.array)
+        found.append((binding, spec))
     return Point(
         tuple(binding.array for binding, _ in found),
         tuple(spec for _, spec in found),

@@ -369,4 +369,5 @@ def _literal(x: float) -> str:
         return "F(nan)"
     if isinf(x):
         return "F(inf)" if x > 0 else "-F(inf)"
-    return f"F({int(x)})" if x.is_integer() and abs(x) < 1e15 else f"F({x!r})"
+    is_short = x.is_integer() and abs(x) < 1e15 and repr(x) != "-0.0"
+    return f"F({int(x)})" if is_short else f"F({x!r})"

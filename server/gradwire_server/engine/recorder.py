@@ -18,8 +18,8 @@ from gradwire_server.errors import OverLimit
 from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Row
 from gradwire_server.limits import Limits
-from gradwire_server.plan import known_value
-from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec
+from gradwire_server.plan import known_spec
+from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec, attributes_key
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
 
@@ -168,8 +168,9 @@ class Recorder:
         """Records a node of a gates table's row; its outputs."""
         given = row.attributes
         specs = row.gate.check(tuple(None if each is None else each.spec for each in inputs), given)
-        attributes = tuple(sorted(given.items()))
-        key = (row.operator, row.own, attributes, len(inputs), row.output_count)
+        key = (
+            row.operator, row.own, attributes_key(given.items()), len(inputs), row.output_count
+        )  # fmt: skip
         number = self.rows.setdefault(key, len(self.rows))
         if number == len(self.row_list):
             self.row_list.append(row)
@@ -188,8 +189,7 @@ class Recorder:
         """A stored tensor; equal ones are stored once."""
         key = (tensor.dtype, tensor.shape, tensor.data)
         if key not in self.constants:
-            value = known_value(arrays.constant(tensor))
-            spec = TensorSpec(tensor.shape, tensor.dtype, value)
+            spec = known_spec(arrays.constant(tensor))
             name = ("constant", len(self.constants))
             self.constants[key] = Handle(self, name, spec), tensor
         return self.constants[key][0]
@@ -317,6 +317,12 @@ class Recorder:
     ) -> Handle:
         found: Handle = self.apply("ScatterND", x, indices, updates, reduction=reduction)
         return found
+
+    def top_indices(self, x: Handle, count: int, axis: int, largest: bool) -> Handle:
+        known = self.integers((count,))
+        _, found = self.apply("TopK", x, known, outputs=2, axis=axis, largest=int(largest))
+        places: Handle = found
+        return places
 
     def dft(self, x: Handle, length: int, axis: int, inverse: int, onesided: int) -> Handle:
         numbers = self.number(length, "int64"), self.number(axis, "int64")

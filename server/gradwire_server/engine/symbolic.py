@@ -26,7 +26,7 @@ from gradwire_server.graph import (
     leaves_to_differentiate,
 )
 from gradwire_server.limits import Limits
-from gradwire_server.plan import Plan, bind_symbols, known_value, make_plan, reached, static_leaves
+from gradwire_server.plan import Plan, bind_symbols, known_spec, make_plan, reached, static_leaves
 from gradwire_server.specs import HALVES, Shape, TensorSpec
 
 _BLOCK = 256  # nodes between two looks whether anybody still waits
@@ -107,9 +107,10 @@ def leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
                     symbol=axis,
                 )
         shape = tuple(axis if isinstance(axis, int) else symbols[axis][0] for axis in leaf.axes)
-        known = leaf.value is not None and position in static
-        value = known_value(arrays.constant(leaf.value)) if known and leaf.value else None
-        specs.append(TensorSpec(shape, leaf.dtype, value))
+        stored = leaf.value if position in static else None
+        specs.append(
+            known_spec(arrays.constant(stored)) if stored else TensorSpec(shape, leaf.dtype)
+        )
     return specs
 
 
@@ -261,7 +262,7 @@ class _Halves:
             return wide if outputs > 1 else (wide,)
 
         def deferred(slot: int, half: Handle) -> Handle:
-            spec = replace(half.spec, dtype="float32")
+            spec = TensorSpec(half.shape, "float32")
             return _Deferred(self._recorder, spec, lambda: again()[slot])
 
         return tuple(

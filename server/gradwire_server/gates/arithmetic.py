@@ -133,7 +133,9 @@ class Pow(ElementwiseGate):
 
     Formula:   out = X ** Y
     Gradient:  d out/dX = Y * X ** (Y - 1),  d out/dY = out * log(X)
-    Kinks:     d out/dX is 0 where Y is 0; d out/dY is 0 where X is not above 0.
+    Kinks:     d out/dX is 0 where Y is 0. Where X is 0, log(X) counts as a number near the lowest
+               one, so that d out/dY is 0 if Y is above 0. Where X is below 0 and Y whole, d out/dY
+               is that of the real part of the power, out * log(-X).
     Shapes:    X and Y broadcast.
     """
 
@@ -146,10 +148,11 @@ class Pow(ElementwiseGate):
         Example((2.0, 3.0), 8.0, gradients=(12.0, 5.545177444479562)),
         Example((-2.0, 2), 4.0, gradients=(-4.0, None)),
         Example((0.0, 2.0), 0.0, gradients=(0.0, 0.0), at_kink=True),
-        Example((0.0, 0.0), 1.0, gradients=(0.0, 0.0), at_kink=True),
+        Example((0.0, 0.0), 1.0, gradients=(0.0, -1e308), at_kink=True),
         Example((0.0, 1.0), 0.0, gradients=(1.0, 0.0), at_kink=True),
         Example(([1, 2, 3], 2), [1, 4, 9]),
         Example((3, [39, -1]), [4052555153018976267, 0]),
+        Example((-2.0, 3.0), -8.0, gradients=(12.0, -5.545177444479562), at_kink=True),
     )
     rejections = (
         Rejection((TensorSpec((2,)), TensorSpec((3,))), "shapes (2,) and (3,) do not broadcast"),
@@ -167,16 +170,23 @@ class Pow(ElementwiseGate):
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, y: Array) -> tuple[Array, ...]:
         has_gradient = str(y.dtype) in FLOATS
         y = xp.astype(y, x.dtype)
-        constant = xp.equal(y, 0.0)
-        exponent = xp.where(constant, 1.0, y)
+        largest = _LARGEST[str(x.dtype)]
+        power = xp.pow(x, y - 1.0)
+        # 0 times the largest number is 0, and its derivative is as good as infinite
+        not_finite = xp.logical_or(xp.isinf(power), xp.isnan(power))
+        stuck = xp.logical_and(not_finite, xp.equal(y, 0.0))
 
         def to_y() -> Array:
-            positive = xp.greater(x, 0.0)
-            power = xp.where(positive, out, 0.0)
-            return guarded(xp, grad, power) * xp.log(xp.where(positive, x, 1.0))
+            is_zero = xp.equal(x, 0.0)
+            logarithm = xp.log(xp.abs(xp.where(is_zero, 1.0, x)))
+            return guarded(xp, grad, out) * xp.where(is_zero, -largest, logarithm)
 
-        to_x = guarded(xp, grad, exponent * xp.pow(x, exponent - 1.0))
-        return xp.where(constant, 0.0, to_x), to_y if has_gradient else None
+        to_x = guarded(xp, grad, y * xp.where(stuck, largest, power))
+        return to_x, to_y if has_gradient else None
+
+
+#: A number of each data type that is near its largest one.
+_LARGEST = {"float32": 3e38, "float64": 1e308}
 
 
 class Neg(ElementwiseGate):

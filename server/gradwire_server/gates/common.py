@@ -9,7 +9,14 @@ from typing import Any
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array, Input, Namespace
-from gradwire_server.specs import ITEM_SIZES, ONNX_NUMBERS, Shape, Tensor, TensorSpec
+from gradwire_server.specs import (
+    ITEM_SIZES,
+    ONNX_NUMBERS,
+    Shape,
+    Tensor,
+    TensorSpec,
+    broadcast_shapes,
+)
 
 Ints = tuple[int, ...]
 
@@ -41,6 +48,27 @@ def checked_shape(shape: Shape, what: str) -> Shape:
     if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) > _LARGEST:
         raise Invalid("SHAPE_MISMATCH", f"{what} gives the shape {shape}, which no tensor has")
     return shape
+
+
+def matmul_shape(a: Shape, b: Shape, names: tuple[str, str] = ("A", "B")) -> Shape:
+    """The shape of a matrix product (SHAPE_MISMATCH)."""
+    for name, shape in zip(names, (a, b), strict=True):
+        if not shape:
+            raise Invalid(
+                "SHAPE_MISMATCH", f"{name} has rank 0; MatMul needs rank 1 or more, use Mul"
+            )
+    rows = b[-2] if len(b) > 1 else b[0]
+    if a[-1] != rows:
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"{names[0]} has {a[-1]} {'columns' if len(a) > 1 else 'elements'} but "
+            f"{names[1]} has {rows} {'rows' if len(b) > 1 else 'elements'}",
+        )
+    try:
+        batch = broadcast_shapes(a[:-2], b[:-2])
+    except Invalid as refusal:
+        raise refusal.at(f"batch axes of {names[0]} and {names[1]}") from None
+    return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
 
 def vector_shape(axis: int, size: int, rank: int) -> Shape:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, prod
+from fractions import Fraction
+from math import ceil, floor, isfinite, lcm, prod
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -199,49 +201,65 @@ class _Resizing:
     axis: int
     size: int
     length: int
-    scale: float
+    scale: Fraction
     crop: tuple[float, float] | None
 
     def rows(self, attributes: dict[str, Any]) -> Rows:
         """What each element of the output is made from; nothing outside the crop."""
-        places = [self._place(i, attributes) for i in range(self.length)]
-        if attributes["mode"] == "nearest":
-            nearest = _NEAREST[attributes["nearest_mode"]]
-            rows = [{self._inside(nearest(place)): 1.0} for place in places]
-        else:
-            rows = [self._filtered(place, attributes) for place in places]
-        if self.crop:
-            rows = [
-                row if 0 <= place <= self.size - 1 else {}
-                for row, place in zip(rows, places, strict=True)
-            ]
+        places, unit = self._places(attributes["coordinate_transformation_mode"])
+        nearest = _NEAREST[attributes["nearest_mode"]]
+        rows: Rows = []
+        for place in places:
+            if self.crop and not 0 <= place <= (self.size - 1) * unit:
+                rows.append({})
+            elif attributes["mode"] == "nearest":
+                rows.append({self._inside(nearest(place, unit)): 1.0})
+            else:
+                rows.append(self._filtered(place / unit, attributes))
         return rows
 
-    def _place(self, i: int, attributes: dict[str, Any]) -> float:
-        """Where in the input element i of the output lies."""
+    def _places(self, mode: str) -> tuple[Sequence[int], int]:
+        """Where in the input the elements of the output lie, as whole numbers of a unit.
+
+        They are in equal steps, and nothing is rounded: what lies between two elements must not
+        come to lie on one side.
+        """
+        if not self.length:
+            return range(0), 1
+        first, step = self._first_and_step(mode)
+        unit = lcm(first.denominator, step.denominator)
+        start, stride = int(first * unit), int(step * unit)
+        if not stride:
+            return [start] * self.length, unit
+        return range(start, start + stride * self.length, stride), unit
+
+    def _first_and_step(self, mode: str) -> tuple[Fraction, Fraction]:
+        """The place of the first element of the output, and how far it is from one to the next."""
         last, width = self.size - 1, self.scale * self.size
-        match attributes["coordinate_transformation_mode"]:
+        half = Fraction(1, 2)
+        step = 1 / self.scale
+        match mode:
             case "asymmetric":
-                return i / self.scale
+                return Fraction(0), step
             case "align_corners":
-                return 0.0 if width == 1 else i * last / (width - 1)
+                return Fraction(0), Fraction(0) if width == 1 else last / (width - 1)
             case "tf_crop_and_resize":
                 assert self.crop is not None
-                start, end = self.crop
+                start, end = map(Fraction, self.crop)
                 if self.length == 1:
-                    return 0.5 * (start + end) * last
-                return start * last + i * (end - start) * last / (self.length - 1)
+                    return half * (start + end) * last, Fraction(0)
+                return start * last, (end - start) * last / (self.length - 1)
             case "pytorch_half_pixel" if self.length == 1:
-                return 0.0
+                return Fraction(0), step
             case "half_pixel_symmetric":
-                center = self.size / 2 * (1 - self.length / width)
-                return center + (i + 0.5) / self.scale - 0.5
-        return (i + 0.5) / self.scale - 0.5
+                center = self.size * half * (1 - self.length / width)
+                return center + half * step - half, step
+        return half * step - half, step
 
     def _filtered(self, place: float, attributes: dict[str, Any]) -> dict[int, float]:
         """Weights around a place; what lies outside counts for the edge, or not at all."""
         linear = attributes["mode"] == "linear"
-        stretch = min(self.scale, 1.0) if attributes["antialias"] else 1.0
+        stretch = min(float(self.scale), 1.0) if attributes["antialias"] else 1.0
         reach = (1 if linear else 2) / stretch
         taps = {}
         for i in range(ceil(place - reach), floor(place + reach) + 1):
@@ -261,11 +279,12 @@ class _Resizing:
         return min(max(i, 0), self.size - 1)
 
 
-_NEAREST: dict[str, Callable[[float], int]] = {
-    "round_prefer_floor": lambda place: ceil(place - 0.5),
-    "round_prefer_ceil": lambda place: floor(place + 0.5),
-    "floor": floor,
-    "ceil": ceil,
+#: The nearest element to a place that is a whole number of a unit.
+_NEAREST: dict[str, Callable[[int, int], int]] = {
+    "round_prefer_floor": lambda place, unit: -((unit - 2 * place) // (2 * unit)),
+    "round_prefer_ceil": lambda place, unit: (2 * place + unit) // (2 * unit),
+    "floor": lambda place, unit: place // unit,
+    "ceil": lambda place, unit: -(-place // unit),
 }
 
 
@@ -291,19 +310,19 @@ def _resizings(shape: Shape, values: Sequence[Any], attributes: dict[str, Any]) 
     crops = _crops(roi, len(along), attributes["coordinate_transformation_mode"])
     if scales:
         lengths = [
-            _scaled(axis, shape[axis], scale, crop)
-            for axis, scale, crop in zip(along, scales, crops, strict=True)
+            _scaled(axis, shape[axis], each) for axis, each in zip(along, scales, strict=True)
         ]
+        ratios = list(map(Fraction, scales))
     else:
-        lengths, scales = _fitted(
+        lengths, ratios = _fitted(
             [shape[axis] for axis in along],
             list(map(int, sizes)),
             attributes["keep_aspect_ratio_policy"],
         )
     return [
-        _Resizing(axis, shape[axis], length, float(scale), crop)
-        for axis, length, scale, crop in zip(along, lengths, scales, crops, strict=True)
-        if crop or length != shape[axis] or scale != 1
+        _Resizing(axis, shape[axis], length, ratio, crop)
+        for axis, length, ratio, crop in zip(along, lengths, ratios, crops, strict=True)
+        if crop or length != shape[axis] or ratio != 1
     ]
 
 
@@ -319,21 +338,36 @@ def _crops(roi: Any, count: int, mode: str) -> list[tuple[float, float] | None]:
     return list(zip(roi[:count], roi[count:], strict=True))
 
 
-def _scaled(axis: int, size: int, scale: float, crop: tuple[float, float] | None) -> int:
-    """The new length of an axis (SHAPE_MISMATCH)."""
+def _scaled(axis: int, size: int, scale: float) -> int:
+    """The new length of an axis (SHAPE_MISMATCH).
+
+    The product is rounded to float32, if the scale is one: 0.7 of 10 elements are 7, though the
+    float32 that is nearest to 0.7 lies below it.
+    """
     if not (isfinite(scale) and scale > 0):
         raise Invalid("SHAPE_MISMATCH", f"scale {scale} along axis {axis} is not a number above 0")
-    start, end = crop or (0.0, 1.0)
-    return floor(size * (end - start) * scale)
+    product = size * scale
+    return floor(_single(product) if _single(scale) == scale else product)
 
 
-def _fitted(shape: list[int], sizes: list[int], policy: str) -> tuple[list[int], list[float]]:
+def _single(x: float) -> float:
+    """The nearest float32; what is beyond them stays."""
+    try:
+        (found,) = struct.unpack("<f", struct.pack("<f", x))
+    except OverflowError:
+        return x
+    return float(found)
+
+
+def _fitted(shape: list[int], sizes: list[int], policy: str) -> tuple[list[int], list[Fraction]]:
     """New lengths and scales; with one scale for all unless they may be stretched."""
-    scales = [size / old if old else 1.0 for old, size in zip(shape, sizes, strict=True)]
+    scales = [
+        Fraction(size, old) if old else Fraction(1) for old, size in zip(shape, sizes, strict=True)
+    ]
     if policy == "stretch":
         return sizes, scales
     scale = min(scales) if policy == "not_larger" else max(scales)
-    return [floor(scale * old + 0.5) for old in shape], [scale] * len(shape)
+    return [floor(scale * old + Fraction(1, 2)) for old in shape], [scale] * len(shape)
 
 
 def _weighted_take(xp: Namespace, x: Array, rows: Rows, axis: int) -> Array:

@@ -16,6 +16,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    guarded,
 )
 from gradwire_server.gates.common import Ints, integers, ints, scatter_along, vector_shape
 from gradwire_server.specs import (
@@ -99,14 +100,50 @@ def _pull_set(
 def _pull_product(
     xp: Namespace, grad: Array, data: Array, updates: Array, take: Take, put: Put
 ) -> tuple[Any, ...]:
-    is_zero = xp.equal(updates, 0.0)
-    factors = xp.where(is_zero, 1.0, updates)
-    product = put(xp.ones_like(data), factors, "mul")
-    marks = xp.astype(is_zero, str(grad.dtype))
-    zeros = put(xp.zeros_like(data), marks, "add")
-    others = xp.where(xp.equal(take(zeros) - marks, 0.0), take(product) / factors, 0.0)
-    to_data = grad * xp.where(xp.equal(zeros, 0.0), product, 0.0)
-    return to_data, None, take(grad * data) * others
+    def to_updates() -> Array:
+        count = prod(updates.shape)
+        numbers = integers(xp, range(prod(data.shape)), data.shape)
+        others = _products_of_others(
+            xp, xp.reshape(updates, (count,)), xp.reshape(take(numbers), (count,))
+        )
+        slope = take(data) * xp.reshape(others, updates.shape)
+        return guarded(xp, take(grad), slope)
+
+    return guarded(xp, grad, put(xp.ones_like(data), updates, "mul")), None, to_updates
+
+
+def _products_of_others(xp: Namespace, factors: Array, places: Array) -> Array:
+    """For each factor the product of all others that have its place.
+
+    Nothing is divided, so zeros are exact, in derivatives of every order too: factors are sorted by
+    their places, and each is multiplied with those before it, and with those behind it, of its
+    place; of one, two, four, ... more in each round.
+    """
+    (count,) = factors.shape
+    if count < 2:
+        return xp.ones_like(factors)
+    order = xp.top_indices(places, count, 0, False)
+    sorted_places = xp.take(places, order, axis=0)
+    before = after = xp.take(factors, order, axis=0)
+    ones = xp.ones_like(factors)
+
+    def part(x: Array, start: int, stop: int) -> Array:
+        return xp.slice(x, (start,), (stop,), (1,))
+
+    def neighbours(x: Array, step: int, toward: int) -> Array:
+        """x[i + step * toward] where that has the same place; 1 where it has not."""
+        same = xp.equal(part(sorted_places, step, count), part(sorted_places, 0, count - step))
+        source = part(x, step, count) if toward > 0 else part(x, 0, count - step)
+        near, rest = xp.where(same, source, 1.0), part(ones, 0, step)
+        return xp.concat([near, rest] if toward > 0 else [rest, near], axis=0)
+
+    before, after = neighbours(before, 1, -1), neighbours(after, 1, 1)
+    step = 1
+    while step < count:
+        before = before * neighbours(before, step, -1)
+        after = after * neighbours(after, step, 1)
+        step *= 2
+    return xp.scatter(xp.zeros_like(factors), order, before * after, 0)
 
 
 def _pull_extreme(
@@ -220,10 +257,10 @@ class ScatterElements(Gate):
 
     Formula:   out = data, then out[indices[i, j], j] = updates[i, j] for axis 0; or with reduction
                add, mul, max, min what was there combined with it
-    Gradient:  to data and updates what the reduction gives each; where indices repeat without
-               one, the last update counts
-    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
-               second derivative ignores updates of 0.
+    Gradient:  to data and updates what the reduction gives each, for mul the product of all others,
+               which divides nothing, so zeros are exact, in every order; where indices repeat
+               without one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally.
     Shapes:    As data; indices and updates equal, of data's rank, no longer along other axes.
     """
 
@@ -245,7 +282,6 @@ class ScatterElements(Gate):
         Example(
             ([1.0, 2.0], [1, 1], [5.0, 0.0]), [1.0, 0.0],
             gradients=([1.0, 0.0], None, [0.0, 10.0]), attributes={"reduction": "mul"},
-            at_kink=True,
         ),
         Example(
             ([1.0, 2.0], [1, -1], [2.0, 1.0]), [1.0, 2.0],
@@ -396,10 +432,10 @@ class ScatterND(Gate):
 
     Formula:   out = data, then out[indices[i, 0], indices[i, 1], ..] = updates[i]; or with
                reduction add, mul, max, min what was there combined with it
-    Gradient:  to data and updates what the reduction gives each; where indices repeat without
-               one, the last update counts
-    Kinks:     For max and min, data and updates that tie share the gradient equally; for mul, the
-               second derivative ignores updates of 0.
+    Gradient:  to data and updates what the reduction gives each, for mul the product of all others,
+               which divides nothing, so zeros are exact, in every order; where indices repeat
+               without one, the last update counts
+    Kinks:     For max and min, data and updates that tie share the gradient equally.
     Shapes:    As data; updates as indices without its last axis, whose size is how many axes it
                counts along, and then the rest of data's.
     """
@@ -420,7 +456,6 @@ class ScatterND(Gate):
         Example(
             ([1.0, 2.0], [[1], [1]], [5.0, 0.0]), [1.0, 0.0],
             gradients=([1.0, 0.0], None, [0.0, 10.0]), attributes={"reduction": "mul"},
-            at_kink=True,
         ),
         Example(
             ([1.0, 2.0], [[1], [-1]], [2.0, 1.0]), [1.0, 2.0],

@@ -18,6 +18,7 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
+from gradwire_server.gates.common import matmul_shape
 from gradwire_server.specs import FLOATS, NUMBERS, Shape, Tensor, TensorSpec, broadcast_shapes
 
 #: What ONNX lets matrix products multiply.
@@ -68,23 +69,7 @@ class MatMul(Gate):
     )  # fmt: skip
 
     def infer(self, a: TensorSpec, b: TensorSpec) -> TensorSpec:
-        for name, spec in (("A", a), ("B", b)):
-            if not spec.rank:
-                raise Invalid(
-                    "SHAPE_MISMATCH", f"{name} has rank 0; MatMul needs rank 1 or more, use Mul"
-                )
-        rows = b.shape[-2] if b.rank > 1 else b.shape[0]
-        if a.shape[-1] != rows:
-            raise Invalid(
-                "SHAPE_MISMATCH",
-                f"A has {a.shape[-1]} {'columns' if a.rank > 1 else 'elements'} but "
-                f"B has {rows} {'rows' if b.rank > 1 else 'elements'}",
-            )
-        try:
-            batch = broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        except Invalid as refusal:
-            raise refusal.at("batch axes of A and B") from None
-        return TensorSpec((*batch, *a.shape[-2:-1], *(b.shape[-1:] if b.rank > 1 else ())), a.dtype)
+        return TensorSpec(matmul_shape(a.shape, b.shape), a.dtype)
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> Array:
         return _product(xp, a, b)
@@ -596,15 +581,13 @@ class Det(Gate):
 
     Formula:   Y = det(X)
     Gradient:  d Y/dX = the cofactors of X: Y * transpose(inverse(X)), where there is an inverse
-    Kinks:     None; the second derivative at a singular X is taken as 0.
     Shapes:    X's without the last two axes, which are equal; 1 for a matrix of size 0.
     """
 
     operator = "Det"
     examples = (
         Example(([[1.0, 2.0], [3.0, 4.0]],), -2.0, gradients=([[4.0, -3.0], [-2.0, 1.0]],)),
-        Example(([[1.0, 2.0], [2.0, 4.0]],), 0.0, gradients=([[4.0, -2.0], [-2.0, 1.0]],),
-                at_kink=True),
+        Example(([[1.0, 2.0], [2.0, 4.0]],), 0.0, gradients=([[4.0, -2.0], [-2.0, 1.0]],)),
     )  # fmt: skip
     samples = (
         Sample((TensorSpec((2, 3, 3)),)),
@@ -634,43 +617,99 @@ class Det(Gate):
 class Cofactor(Gate):
     """The cofactors of square matrices: the gradient of Det. This operator is not ONNX's.
 
-    Formula:   Y[i, j] = (-1)^(i + j) * det(X without row i and column j)
-    Gradient:  to X: (sum(grad * Y) * Y - Y @ transpose(grad) @ Y) / det(X)
-    Kinks:     The gradient at a singular X, which this form cannot give, is taken as 0.
-    Shapes:    As X, whose last two axes are equal.
+    Formula:   Y[i, j] = (-1)^(i + j) * det(X without row i and column j); with directions, its
+               derivative along each of them
+    Gradient:  to X and to each direction: that derivative along grad too, in place of the direction
+    Shapes:    As X, whose last two axes are equal; directions as X. Two of them, as third
+               derivatives of Det have, are for up to 101 rows, three for 32, four for 16.
     """
 
     operator = "Cofactor"
+    inputs = (Input("X"), Input("directions", optional=True, variadic=True))
     examples = (
         Example(([[1.0, 2.0], [3.0, 4.0]],), [[4.0, -3.0], [-2.0, 1.0]],
                 gradients=([[1.0, -1.0], [-1.0, 1.0]],)),
         Example(([[1.0, 0.0], [0.0, 0.0]],), [[0.0, 0.0], [0.0, 1.0]],
-                gradients=([[0.0, 0.0], [0.0, 0.0]],), at_kink=True),
+                gradients=([[1.0, -1.0], [-1.0, 1.0]],)),
         Example(([[3.0]],), [[1.0]], gradients=([[0.0]],)),
+        Example(([[1.0, 2.0], [2.0, 4.0]], [[1.0, 2.0], [3.0, 4.0]]), [[4.0, -3.0], [-2.0, 1.0]],
+                gradients=([[0.0, 0.0], [0.0, 0.0]], [[1.0, -1.0], [-1.0, 1.0]])),
     )  # fmt: skip
-    samples = (Sample((TensorSpec((2, 3, 3)),)), Sample((TensorSpec((0, 2, 2)),)))
-    rejections = (Rejection((TensorSpec((2, 3)),), "X has shape (2, 3)"),)
+    samples = (
+        Sample((TensorSpec((2, 3, 3)),)),
+        Sample((TensorSpec((0, 2, 2)),)),
+        Sample((TensorSpec((2, 4, 4)), TensorSpec((2, 4, 4)))),
+        Sample((TensorSpec((4, 4)),) * 3),
+        Sample((TensorSpec((1, 1)),) * 3),
+    )
+    rejections = (
+        Rejection((TensorSpec((2, 3)),), "X has shape (2, 3)"),
+        Rejection((TensorSpec((2, 2)), TensorSpec((2,))),
+                  "directions have shape (2,) but X has shape (2, 2)"),
+        Rejection((TensorSpec((102, 102)),) * 3, "along two for up to 101 rows"),
+        Rejection((TensorSpec((2, 2)),) * 6, "no derivatives along 5 directions"),
+    )  # fmt: skip
 
-    def infer(self, x: TensorSpec) -> TensorSpec:
+    def infer(self, x: TensorSpec, *directions: TensorSpec | None) -> TensorSpec:
         _require_square(x)
+        for each in directions:
+            if each is None or each.shape != x.shape:
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"directions have shape {None if each is None else each.shape} but X has shape "
+                    f"{x.shape}",
+                )
+        _require_computed(x.shape, len(directions))
         return TensorSpec(x.shape, x.dtype)
 
-    def forward(self, xp: Namespace, x: Array) -> Array:
-        return xp.cofactor(x)
+    def forward(self, xp: Namespace, x: Array, *directions: Array) -> Array:
+        return xp.cofactor(x, *directions)
 
-    def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Any, ...]:
+    def vjp(
+        self, xp: Namespace, grad: Array, out: Array, x: Array, *directions: Array
+    ) -> tuple[Any, ...]:
+        # a derivative of a polynomial, so it is the same in whatever order it is taken
+        def to_direction(own: int) -> Array:
+            return xp.cofactor(x, *directions[:own], grad, *directions[own + 1 :])
+
         def to_x() -> Array:
-            total = xp.sum(grad * out, axis=(-2, -1), keepdims=True)
-            order = (*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2)
-            across = xp.matmul(xp.matmul(out, xp.permute_dims(grad, order)), out)
-            size = _over_matrices(xp, xp.det(x))
-            singular = xp.equal(size, 0.0)
-            return xp.where(singular, 0.0, (total * out - across) / xp.where(singular, 1.0, size))
+            _require_computed(x.shape, len(directions) + 1)
+            return xp.cofactor(x, *directions, grad)
 
-        return (to_x,)
+        return (
+            to_x,
+            *(partial(to_direction, own) for own in range(len(directions))),
+        )
 
-    def aligned_shapes(self, x: TensorSpec) -> tuple[Shape, ...]:
-        return (x.shape,)
+    def aligned_shapes(self, x: TensorSpec, *directions: TensorSpec) -> tuple[Shape, ...]:
+        return x.shape, *(each.shape for each in directions)
+
+    def workspace(self, x: TensorSpec, *directions: TensorSpec) -> int:
+        *batch, rows, _ = x.shape
+        axes = len(directions) + 1  # of the products, which the gradient has one more of
+        if _is_computed(x.shape, axes):
+            axes += 1
+        return 9 * prod((*batch, *(rows,) * axes))
+
+
+#: Derivatives of order k take a power k of a matrix's size; so many numbers, and directions.
+_MOST_PRODUCTS = 1 << 20
+_MOST_DIRECTIONS = 4
+
+
+def _is_computed(shape: Shape, directions: int) -> bool:
+    many = directions > 1 and shape[-1] ** (directions + 1) > _MOST_PRODUCTS
+    return directions <= _MOST_DIRECTIONS and not many
+
+
+def _require_computed(shape: Shape, directions: int) -> None:
+    """Whether a derivative of cofactors along so many directions is computed (SHAPE_MISMATCH)."""
+    if not _is_computed(shape, directions):
+        raise Invalid(
+            "SHAPE_MISMATCH",
+            f"X has shape {shape}, of which no derivatives along {directions} directions are "
+            "computed: along two for up to 101 rows, three for 32, four for 16",
+        )
 
 
 def _require_square(x: TensorSpec) -> None:

@@ -25,6 +25,7 @@ from gradwire_server.gates.common import (
     dtype_choices,
     dtype_numbered,
     integers,
+    matmul_shape,
     scatter_along,
     vector_shape,
 )
@@ -45,7 +46,6 @@ from gradwire_server.specs import (
     Shape,
     Tensor,
     TensorSpec,
-    broadcast_shapes,
     computed_in,
     normalize_axis,
 )
@@ -406,8 +406,8 @@ class QLinearMatMul(Gate):
     Formula:   y = saturate(round(((a - a_zero_point) @ (b - b_zero_point)) * a_scale * b_scale /
                y_scale) + y_zero_point), rounded to even
     Gradient:  None: y is an integer.
-    Shapes:    Those of a matrix product. Scales and zero points are one number; a vector for the
-               rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
+    Shapes:    Those of MatMul. Scales and zero points are one number; for matrices also a vector
+               for the rows of a, or the columns of b; or shaped [.., M, 1] and [.., 1, N].
     """
 
     operator = "QLinearMatMul"
@@ -438,6 +438,10 @@ class QLinearMatMul(Gate):
             (_bytes((2, 3)), TensorSpec((2,)), _bytes((2,)), _bytes((3, 4)), TensorSpec((1, 4)),
              _bytes((1, 4)), TensorSpec((1,)), _bytes((1,))),
         ),
+        Sample(
+            (_bytes((3,)), TensorSpec((1,)), _bytes(()), _bytes((2, 3, 4)), TensorSpec((4,)),
+             _bytes((2, 1, 4)), TensorSpec(()), _bytes(())),
+        ),
     )  # fmt: skip
     rejections = (
         Rejection(
@@ -452,7 +456,7 @@ class QLinearMatMul(Gate):
 
     def infer(self, *specs: TensorSpec) -> TensorSpec:
         a, _, _, b, _, _, y_scale, y_zero = specs
-        shape = _product_shape(a.shape, b.shape, "a", "b")
+        shape = matmul_shape(a.shape, b.shape, ("a", "b"))
         for name, spec, of in (
             ("a_scale", specs[1], a), ("a_zero_point", specs[2], a), ("b_scale", specs[4], b),
             ("b_zero_point", specs[5], b),
@@ -482,8 +486,8 @@ class MatMulInteger(Gate):
 
     Formula:   Y = (A - a_zero_point) @ (B - b_zero_point)
     Gradient:  None: Y is an integer.
-    Shapes:    Those of a matrix product. Zero points are one number; a vector for the rows of A,
-               or the columns of B; or shaped [.., M, 1] and [.., 1, N].
+    Shapes:    Those of MatMul. Zero points are one number; for matrices also a vector for the rows
+               of A, or the columns of B; or shaped [.., M, 1] and [.., 1, N].
     """
 
     operator = "MatMulInteger"
@@ -500,18 +504,26 @@ class MatMulInteger(Gate):
     samples = (
         Sample((_bytes((2, 2, 3)), _bytes((3, 4)), None, _bytes((4,)))),
         Sample((_bytes((2, 3)), _bytes((3, 4)), _bytes((2,)), _bytes((1, 4)))),
+        Sample((_bytes((3,)), _bytes((3, 4)), _bytes((1,)), _bytes((4,)))),
+        Sample((_bytes((2, 2, 3)), _bytes((3,)), _bytes(()), _bytes((1,)))),
+        Sample((_bytes((3,)), _bytes((3,)), None, _bytes(()))),
+        Sample((_bytes((1, 3)), _bytes((2, 3, 1)), _bytes((1, 1)), _bytes((2, 1, 1)))),
     )
     rejections = (
+        Rejection((_bytes((3,)), _bytes((3, 2)), _bytes((3,))),
+                  "a_zero_point of shape (3,) does not fit a vector of shape (3,)"),
+        Rejection((_bytes(()), _bytes((4, 2)), _bytes((4,))), "A has rank 0"),
         Rejection((_bytes((2, 3)), _bytes((4, 2))), "A has 3 columns but B has 4 rows"),
         Rejection((_bytes((2, 3)), _bytes((3, 2)), _bytes((3,))),
                   "a_zero_point of shape (3,) does not fit"),
     )  # fmt: skip
 
     def infer(self, a: TensorSpec, b: TensorSpec, *zeros: TensorSpec | None) -> TensorSpec:
+        shape = matmul_shape(a.shape, b.shape)
         for name, zero, of in zip(("a_zero_point", "b_zero_point"), zeros, (a, b), strict=False):
             if zero is not None:
                 _require_along(name, zero.shape, of.shape, rows=of is a)
-        return TensorSpec(_product_shape(a.shape, b.shape, "A", "B"), "int32")
+        return TensorSpec(shape, "int32")
 
     def forward(self, xp: Namespace, a: Array, b: Array, *zeros: Array | None) -> Array:
         a_zero, b_zero = (*zeros, None, None)[:2]
@@ -522,24 +534,19 @@ class MatMulInteger(Gate):
         return (None,) * len(inputs)
 
 
-def _product_shape(a: Shape, b: Shape, a_name: str, b_name: str) -> Shape:
-    """The shape of a matrix product (SHAPE_MISMATCH)."""
-    if min(len(a), len(b)) < 2:
-        raise Invalid(
-            "SHAPE_MISMATCH", f"{a_name} and {b_name} have shapes {a} and {b} but must be matrices"
-        )
-    if a[-1] != b[-2]:
-        raise Invalid(
-            "SHAPE_MISMATCH", f"{a_name} has {a[-1]} columns but {b_name} has {b[-2]} rows"
-        )
-    return (*broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
-
-
 def _require_along(name: str, numbers: Shape, matrix: Shape, rows: bool) -> None:
     """Whether there is a number for all, or one for each row or column (SHAPE_MISMATCH)."""
+    if len(matrix) < 2:
+        if numbers not in _SINGLE:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"{name} of shape {numbers} does not fit a vector of shape {matrix}: it is one "
+                "number",
+            )
+        return
     count = matrix[-2 if rows else -1]
     along = (count, 1) if rows else (1, count)
-    fitting: tuple[Shape, ...] = ((), (1,), (count,), along, (*matrix[:-2], *along))
+    fitting: tuple[Shape, ...] = (*_SINGLE, (count,), along, (*matrix[:-2], *along))
     if numbers not in fitting:
         raise Invalid(
             "SHAPE_MISMATCH",
@@ -549,7 +556,9 @@ def _require_along(name: str, numbers: Shape, matrix: Shape, rows: bool) -> None
 
 
 def _lying(xp: Namespace, numbers: Array, rows: bool) -> Array:
-    """Numbers for rows as a column, those for columns as a row."""
+    """Numbers for rows as a column, those for columns as a row; one number as that."""
+    if prod(numbers.shape) == 1:
+        return xp.reshape(numbers, ())
     vector = rows and len(numbers.shape) == 1
     return xp.expand_dims(numbers, axis=-1) if vector else numbers
 

@@ -130,8 +130,9 @@ class GridSample(Gate):
                grid[n, i], with weights of the nearest element, linear or cubic interpolation
     Gradient:  d Y/dX = w; d Y/d grid = w', through the place
     Kinks:     On an element, where linear weights have a kink, the slope on its higher side
-               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid is 0 for
-               border, and turns its sign at each reflection.
+               counts. Mode nearest has gradient 0 to grid. Outside X the gradient to grid turns its
+               sign at each reflection; for border it is 0, save that of cubic weights, some of
+               whose elements may be inside.
     Shapes:    X is [N, C, D1, .., Dr], grid [N, O1, .., Or, r] with the last axis first in it, and
                Y [N, C, O1, .., Or].
     """
@@ -310,12 +311,12 @@ def _grid_line(xp: Namespace, number: Array, size: int, attributes: dict[str, An
     if mode == "nearest":
         place = xp.round(place)
     turn = xp.ones_like(place)
-    if padding != "zeros":
+    if padding == "reflection" or (padding == "border" and mode != "cubic"):
         place, turn = _brought_in(xp, place, low, high, size, padding)
     weigh = _FILTERS[mode][1]
     taps, steps, part = _around(xp, place, mode)
     inside = xp.logical_and(xp.greater_equal(taps, 0.0), xp.less_equal(taps, size - 1.0))
-    if padding != "zeros":
+    if padding != "zeros":  # each tap is put on the edge, or reflected
         inside = xp.logical_or(inside, xp.logical_not(inside))
     if padding == "reflection":
         taps, _ = _brought_in(xp, taps, low, high, size, padding)

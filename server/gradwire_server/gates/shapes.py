@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -290,7 +291,7 @@ class Reshape(Gate):
         found = checked_shape(tuple(wanted), "shape")
         if prod(found) != data.size:
             raise Invalid("SHAPE_MISMATCH", f"{data.size} elements do not fit the shape {found}")
-        return TensorSpec(found, data.dtype, data.value)
+        return replace(data, shape=found)
 
     def forward(self, xp: Namespace, data: Array, shape: Ints, allowzero: int) -> Array:
         spec = TensorSpec(data.shape, "float64")
@@ -410,7 +411,7 @@ class Squeeze(Gate):
     def infer(self, data: TensorSpec, axes: TensorSpec | None = None) -> TensorSpec:
         lost = self._lost(data.shape, None if axes is None else axes.value)
         kept = tuple(size for axis, size in enumerate(data.shape) if axis not in lost)
-        return TensorSpec(kept, data.dtype, data.value)
+        return replace(data, shape=kept)
 
     def forward(self, xp: Namespace, data: Array, axes: Ints | None = None) -> Array:
         return xp.squeeze(data, axis=self._lost(data.shape, axes))
@@ -461,7 +462,7 @@ class Unsqueeze(Gate):
         new = normalize_axes(tuple(map(int, axes.value or ())), data.rank + axes.size)
         sizes = iter(data.shape)
         shape = tuple(1 if axis in new else next(sizes) for axis in range(data.rank + len(new)))
-        return TensorSpec(shape, data.dtype, data.value)
+        return replace(data, shape=shape)
 
     def forward(self, xp: Namespace, data: Array, axes: Ints) -> Array:
         return xp.expand_dims(data, axis=tuple(axes))
@@ -738,7 +739,7 @@ class Slice(Gate):
 
 
 class Pad(Gate):
-    """Elements put around a tensor; negative pads take away.
+    """Elements put around a tensor; negative pads take away, before others are put.
 
     Formula:   out = data, between pads[i] elements before and pads[i + n] after along axis i: a
                constant, or data reflected, its edge repeated, or wrapped around
@@ -779,6 +780,11 @@ class Pad(Gate):
         Rejection((TensorSpec((2, 3)), ints(1, 1)), "2 pads but 2 axes need 4"),
         Rejection((TensorSpec((2,)), ints(-3, 0)), "take 3 elements from axis 0 of size 2"),
         Rejection((TensorSpec((0,)), ints(1, 0)), "axis 0 is empty", attributes={"mode": "edge"}),
+        Rejection(
+            (TensorSpec((2,)), ints(-2, 1)),
+            "axis 0 is empty after what the pads take",
+            attributes={"mode": "wrap"},
+        ),
         Rejection(
             (TensorSpec((2,)), ints(0, 0), TensorSpec((2,))), "constant_value has shape (2,)"
         ),
@@ -854,9 +860,11 @@ class Pad(Gate):
                     "SHAPE_MISMATCH",
                     f"the pads take {taken} elements from axis {axis} of size {shape[axis]}",
                 )
-            if mode != "constant" and shape[axis] == 0 and before + after:
+            if mode != "constant" and taken == shape[axis] and max(before, after) > 0:
                 raise Invalid(
-                    "SHAPE_MISMATCH", f"axis {axis} is empty, so there is nothing to {mode}"
+                    "SHAPE_MISMATCH",
+                    f"axis {axis} is empty{' after what the pads take' if taken else ''}, so there "
+                    f"is nothing to {mode}",
                 )
             around[axis] = (before, after)
         return around
@@ -877,16 +885,22 @@ class Pad(Gate):
     def _sources(
         self, shape: Shape, around: list[tuple[int, int]], mode: str
     ) -> Iterable[list[int]]:
-        """For each axis, which element of data each element of out repeats."""
-        for size, (before, after) in zip(shape, around, strict=True):
-            places = range(-before, size + after)
+        """For each axis, which element of data each element of out repeats.
+
+        What negative pads take away is not there to be repeated.
+        """
+        kept = self._kept_shape(shape, around)
+        for size, (before, after) in zip(kept, around, strict=True):
+            first = max(-before, 0)
+            places = range(-max(before, 0), size + max(after, 0))
             if mode == "edge":
-                yield [min(max(place, 0), size - 1) for place in places]
+                yield [first + min(max(place, 0), size - 1) for place in places]
             elif mode == "wrap":
-                yield [place % size for place in places]
+                yield [first + place % size for place in places]
             else:
                 period = max(2 * (size - 1), 1)
-                yield [min(place % period, period - place % period) % size for place in places]
+                turned = (place % period for place in places)
+                yield [first + min(place, period - place) % size for place in turned]
 
     def _pull_sources(
         self, xp: Namespace, grad: Array, shape: Shape, around: list[tuple[int, int]], mode: str

@@ -96,6 +96,7 @@ class DFT(Gate):
                   attributes={"onesided": 1, "inverse": 1}),
         Rejection((TensorSpec((4, 1)), None, _scalar(1)), "axis 1 holds the parts",
                   "ATTRIBUTE_INVALID"),
+        Rejection((TensorSpec((4, 1)), TensorSpec((0,), "int64", ())), "dft_length has 0 elements"),
         Rejection((TensorSpec((4, 1)), _scalar(0)), "dft_length is 0 but must be 1 or more"),
     )  # fmt: skip
 
@@ -144,6 +145,9 @@ class DFT(Gate):
                 "SHAPE_MISMATCH",
                 f"input has shape {shape} but its last axis must be 1 (real) or 2 (complex)",
             )
+        for name, known in (("dft_length", length), ("axis", axis)):
+            if known is not None and len(known) != 1:
+                raise Invalid("SHAPE_MISMATCH", f"{name} has {len(known)} elements but must have 1")
         along = normalize_axis(-2 if axis is None else int(axis[0]), len(shape))
         if along == len(shape) - 1:
             raise Invalid("ATTRIBUTE_INVALID", f"axis {along} holds the parts of numbers")
