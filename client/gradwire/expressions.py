@@ -363,9 +363,10 @@ class _Parser:
         if gate in _AMONG_NUMBERS and len(numbers) == len(given):
             with np.errstate(all="ignore"):
                 return float(_AMONG_NUMBERS[gate](*numbers))
-        if gate == "Div" and given[0] == 1:
+        number = given[0] if isinstance(given[0], float) else None
+        if gate == "Div" and number == 1:
             return self._gate(token, "Reciprocal", given[1:])
-        if gate == "Pow" and given[0] == math.e:
+        if gate == "Pow" and number == math.e:
             return self._gate(token, "Exp", given[1:])
         found = self._gate(token, gate, given)
         return self._gate(token, "Not", [found]) if token.text == "!=" else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradwire.builder import Handle, Operand, apply, apply_several, apply_split
+from gradwire.builder import Handle, Operand, apply, apply_among, apply_several, apply_split
 
 __all__ = [
     "abs",
@@ -384,7 +384,7 @@ def sum(*data: Operand) -> Handle:
     Gradient:  d out/d data_i = 1
     Shapes:    All inputs broadcast.
     """
-    return apply("Sum", (*data,), {})
+    return apply_among("Sum", (*data,), {})
 
 
 def mean(*data: Operand) -> Handle:
@@ -394,7 +394,7 @@ def mean(*data: Operand) -> Handle:
     Gradient:  d out/d data_i = 1 / n
     Shapes:    All inputs broadcast.
     """
-    return apply("Mean", (*data,), {})
+    return apply_among("Mean", (*data,), {})
 
 
 def max(*data: Operand) -> Handle:
@@ -405,7 +405,7 @@ def max(*data: Operand) -> Handle:
     Kinks:     Inputs that tie share the gradient equally.
     Shapes:    All inputs broadcast.
     """
-    return apply("Max", (*data,), {})
+    return apply_among("Max", (*data,), {})
 
 
 def min(*data: Operand) -> Handle:
@@ -416,7 +416,7 @@ def min(*data: Operand) -> Handle:
     Kinks:     Inputs that tie share the gradient equally.
     Shapes:    All inputs broadcast.
     """
-    return apply("Min", (*data,), {})
+    return apply_among("Min", (*data,), {})
 
 
 def exp(x: Operand) -> Handle:
@@ -3043,7 +3043,7 @@ def batch_normalization(
             input_var,
         ),
         {"epsilon": epsilon, "momentum": momentum, "training_mode": training_mode},
-        3,
+        3 if training_mode else 1,
     )
 
 
