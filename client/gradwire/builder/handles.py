@@ -240,30 +240,41 @@ def _stored(number: Operand, dtype: str) -> Array:
 
 
 def true_divide(x: Operand, y: Operand) -> Handle:
-    """x / y, which is no gate of integers (DATA_TYPE_UNSUPPORTED): Div rounds towards zero."""
+    """x / y."""
+    require_division(x, y)
+    return _one("Div", x, y)
+
+
+def power(x: Operand, y: Operand) -> Handle:
+    """x ** y."""
+    require_power(x, y)
+    return _one("Pow", x, y)
+
+
+def require_division(x: Operand, y: Operand) -> None:
+    """x / y is of floats (DATA_TYPE_UNSUPPORTED): of integers, Div rounds towards zero."""
     dtypes = [str(each.dtype) for each in (x, y) if hasattr(each, "dtype")]
-    if not any(dtype in FLOATS for dtype in dtypes):
+    if dtypes and not any(dtype in FLOATS for dtype in dtypes):
         raise InvalidRequestError(
             "DATA_TYPE_UNSUPPORTED",
             f"/ divides {' by '.join(dtypes)} as floats in Python; cast one, as with "
             f"{promotion.cast_hint('float64')}, or round towards zero with gw.div(x, y)",
         )
-    return _one("Div", x, y)
 
 
-def power(x: Operand, y: Operand) -> Handle:
-    """x ** y where that has the data type of x, which is what Pow yields (DATA_TYPE_MISMATCH)."""
+def require_power(x: Operand, y: Operand) -> None:
+    """x ** y has the data type of x, which is what Pow yields (DATA_TYPE_MISMATCH)."""
     if isinstance(x, Handle) and isinstance(y, Handle):
         promotion.require_base(x.dtype, y.dtype)
     elif isinstance(x, Handle) and x.dtype not in FLOATS:
         exponents = raw("Pow: Y", y)
-        if exponents.dtype.kind == "i" and exponents.min(initial=0) < 0:
+        is_whole = promotion.is_weak(y) or exponents.dtype.kind == "i"
+        if is_whole and exponents.dtype.kind in "if" and exponents.min(initial=0) < 0:
             raise InvalidRequestError(
                 "DATA_TYPE_MISMATCH",
                 f"{x.dtype} to a negative power is no integer; cast the base, as with "
                 f"{promotion.cast_hint('float64')}",
             )
-    return _one("Pow", x, y)
 
 
 def not_equal(x: Operand, y: Operand) -> Handle:
