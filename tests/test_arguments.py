@@ -39,6 +39,7 @@ CALLS: list[tuple[Any, dict[str, Any], str]] = [
     (2.0, {}, r"inputs: is 2\.0; give \{leaf: value\}"),
     ({1: 2.0}, {}, r"inputs: has the name 1; names are strings"),
     (POINT, {"grads": True}, r"there is no option 'grads'; did you mean 'gradients'\?"),
+    (POINT, {"input": POINT}, r"there is no option 'input'; did you mean 'inputs'\?"),
     (POINT, {"wrt": ["x"]}, r"there is no option 'wrt'"),
     (POINT, {"complete": False}, r"there is no option 'complete'"),
     (POINT, {"seeds": [1.0]}, r"seeds: is \[1\.0\]; give \{output: gradient\}"),

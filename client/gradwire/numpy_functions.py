@@ -13,7 +13,7 @@ import numpy as np
 from gradwire.builder import Handle, Operand, apply
 from gradwire.builder.handles import not_equal, power, true_divide
 from gradwire.builder.promotion import cast_hint
-from gradwire.errors import InvalidRequestError, nearest
+from gradwire.errors import InvalidRequestError
 from gradwire.tensors import FLOATS, data_type, dtype_name
 
 #: Operators by the names of NumPy's functions of numbers.
@@ -111,19 +111,28 @@ def _qualified(function: Any) -> str:
     return f"{module.replace('numpy', 'np', 1)}.{function.__name__}"
 
 
+#: What to write in place of functions that have no gate of their own.
+_INSTEAD = {
+    "argsort": "gw.top_k", "average": "np.mean", "fft": "gw.dft", "floor_divide": "np.floor(x / y)",
+    "hstack": "np.concatenate", "inner": "np.einsum", "linalg.norm": "gw.reduce_l2",
+    "log10": "np.log(x) / np.log(10)", "log2": "np.log(x) / np.log(2)",
+    "moveaxis": "np.transpose(x, axes)", "outer": "np.einsum('i,j->ij', x, y)",
+    "ravel": "np.reshape(x, -1)", "remainder": "gw.mod", "rfft": "gw.dft", "sort": "gw.top_k",
+    "swapaxes": "np.transpose(x, axes)", "tensordot": "np.einsum", "trace": "np.einsum('ii', x)",
+    "var": "np.mean(np.square(x - np.mean(x)))", "vstack": "np.concatenate or np.stack",
+}  # fmt: skip
+
+
 def _unknown(function: Any) -> InvalidRequestError:
-    """A refusal that names the nearest function: ours by the same name, or another of NumPy."""
+    """A refusal that names what to write: our function of the same name, or others."""
     from gradwire import operators
 
-    ours = {name.replace("_", ""): name for name in operators.__all__}
+    ours = {name.replace("_", ""): f"gw.{name}" for name in operators.__all__}
+    full = _qualified(function)
     name = function.__name__
-    known = [*UFUNCS, *_OTHER_UFUNCS, *(_qualified(each)[3:] for each in _FUNCTIONS)]
-    hint = nearest(name, known) or "; the functions of gradwire are all the gates"
-    if name.replace("_", "") in ours:
-        hint = f"; write gw.{ours[name.replace('_', '')]}"
-    return InvalidRequestError(
-        "OPERATOR_UNKNOWN", f"{_qualified(function)} is not known on handles{hint}"
-    )
+    instead = ours.get(name.replace("_", "")) or _INSTEAD.get(name) or _INSTEAD.get(full[3:])
+    hint = f"write {instead}" if instead else "write it with gates: docs/gates.md lists them"
+    return InvalidRequestError("OPERATOR_UNKNOWN", f"{full} is not known on handles; {hint}")
 
 
 def _floating(name: str, x: Operand) -> Operand:

@@ -54,7 +54,7 @@ def require_arguments(
         if name not in _OPTIONS:
             raise InvalidRequestError(
                 "OPTION_UNKNOWN",
-                f"there is no option {name!r}{nearest(name, (*_OPTIONS, *others))}",
+                f"there is no option {name!r}{nearest(name, (*_OPTIONS, 'inputs', *others))}",
             )
         match _OPTIONS[name]:
             case "names":

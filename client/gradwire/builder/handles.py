@@ -283,6 +283,10 @@ def not_equal(x: Operand, y: Operand) -> Handle:
 
 
 def _one(operator: str, *operands: Operand) -> Handle:
+    if any(operand is None for operand in operands):
+        raise InvalidRequestError(
+            "INPUT_COUNT_INVALID", f"{operator}: an operand is None; ask for that with `is None`"
+        )
     return apply(operator, operands, {})
 
 
