@@ -74,7 +74,7 @@ def operators() -> Iterator[str]:
     yield HEADER.format(what="One function for each operator")
     yield "from __future__ import annotations\n\nfrom collections.abc import Sequence\n"
     yield "from typing import Any\n\nfrom gradwire.builder import Handle, Operand"
-    yield ", apply, apply_several, apply_split\n\n"
+    yield ", apply, apply_among, apply_several, apply_split\n\n"
     yield f"__all__ = {names!r}\n"
     for gate in GATES.values():
         if gate.operator != "Constant":
@@ -113,14 +113,15 @@ def function(gate: Gate) -> Iterator[str]:
     yield '    """\n'
     attributes = ", ".join(f"{each.name!r}: {snake(each.name)}" for each in gate.attributes)
     given = "".join(f"{each}, " for each in operands)
-    call = {1: "apply", 0: "apply_split"}.get(gate.outputs[1], "apply_all")
-    if call == "apply_all":
-        yield (
-            f"    return apply({gate.operator!r}, ({given}), {{{attributes}}}, "
-            f"{gate.outputs[1]})\n".replace("return apply(", "return apply_several(")
-        )
+    arguments = f"{gate.operator!r}, ({given}), {{{attributes}}}"
+    most = gate.outputs[1]
+    if f"Reduce{gate.operator}" in GATES:
+        yield f"    return apply_among({arguments})\n"
+    elif most in (0, 1):
+        yield f"    return {'apply' if most else 'apply_split'}({arguments})\n"
     else:
-        yield f"    return {call}({gate.operator!r}, ({given}), {{{attributes}}})\n"
+        count = f"{most} if {gate.more_outputs_with} else 1" if gate.more_outputs_with else most
+        yield f"    return apply_several({arguments}, {count})\n"
 
 
 def wrapped(line: str) -> Iterator[str]:

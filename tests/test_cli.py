@@ -155,7 +155,7 @@ def test_diff_tells_by_its_exit_code() -> None:
         (["eval", NEURON, "--set", "w0=two"], 2, "'two' is not a number"),
         (["eval", NEURON, "--set", "w0=null"], 2, "'null' is not a number"),
         (["eval", NEURON, "--set", "w0=" + "[" * 9999], 2, "is not a number, a JSON list"),
-        (["eval", NEURON, "--seed", 'f="a"'], 1, "seed of output 'f': could not convert string"),
+        (["eval", NEURON, "--seed", 'f="a"'], 1, "seed of output 'f': is 'a', which is no number"),
         (["eval", NEURON, "--server", "127.0.0.1:1"], 1, "no server answers at 127.0.0.1:1"),
         (["gates", "Sigmoi"], 1, "there is no gate 'Sigmoi'; did you mean 'Sigmoid'?"),
         (["eval", "nowhere.onnx"], 1, "nowhere.onnx: cannot be read: No such file"),

@@ -104,6 +104,7 @@ class Connection:
         `modules`, paths of uses inside of which all are wanted, as `summary` or in full; `batched`
         names of inputs with a leading axis of rows; `forward_only`.
         """
+        requests.require_arguments(inputs, options)
         graph, digest = self._found(graph)
         form = self._forms.evaluate(graph, digest, inputs or {}, options)
         with self._exchange() as exchange:
@@ -128,6 +129,7 @@ class Connection:
         The last item is the Result. Options as for `evaluate`; all values and gradients are
         streamed unless some are chosen.
         """
+        requests.require_arguments(inputs, options)
         graph, digest = self._found(graph)
         with self._exchange() as exchange:
             call = self._stub.EvaluateStream(
@@ -155,6 +157,7 @@ class Connection:
 
         Inputs may be left to the steps, save the `batched` ones, which say how many rows there are.
         """
+        requests.require_arguments(inputs, {"batched": batched, **options})
         graph, digest = self._found(graph)
         with self._exchange() as exchange:
             opening = requests.evaluation(
@@ -271,6 +274,7 @@ class Connection:
         """A graph, and its digest where the server has it."""
         if isinstance(graph, str):
             return self._fetched(graph, self._known, None, None)
+        requests.require_graph(graph)
         return graph, b""
 
     def _fetched(
@@ -419,7 +423,8 @@ class Session(_Steps):
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """Forward and backward with these leaves changed; they stay changed."""
-        inputs = inputs or {}
+        inputs = {} if inputs is None else inputs
+        requests.require_mapping("inputs", inputs)
         form = self._forms.step(self.graph, self._batched, inputs, forward_only)
         with self._connection._exchange() as exchange:
             answer = self._receive(self._send(*form.request(inputs, exchange)))
@@ -460,7 +465,7 @@ class Session(_Steps):
             result = self.step(x)
             gradient: Any = result.gradients
         else:
-            flat = np.asarray(x)
+            flat = requests.flat_vector(x)
             if not self._memory.wanted:
                 answer = self._receive(self._send(*self._vector_form.request(flat)))
                 with self._refusals:
@@ -471,7 +476,7 @@ class Session(_Steps):
 
     def values_and_gradients(self, points: Any) -> tuple[Array, Array]:
         """`value_and_gradient` at many flat vectors [points, n]: values [points], [points, n]."""
-        flat = np.asarray(points)
+        flat = requests.flat_vector(points)
         if flat.ndim != 2:
             raise InvalidRequestError(
                 "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
@@ -542,6 +547,7 @@ class AsyncConnection:
         **options: Any,
     ) -> Result:
         """As Connection.evaluate."""
+        requests.require_arguments(inputs, options)
         graph, digest = await self._found(graph)
         form = self._forms.evaluate(graph, digest, inputs or {}, options)
         with await self._exchange() as exchange:
@@ -559,6 +565,7 @@ class AsyncConnection:
         **options: Any,
     ) -> AsyncIterator[Event | Result]:
         """As Connection.stream."""
+        requests.require_arguments(inputs, options)
         graph, digest = await self._found(graph)
         with await self._exchange() as exchange:
             call = self._stub.EvaluateStream(
@@ -584,6 +591,7 @@ class AsyncConnection:
         **options: Any,
     ) -> AsyncSession:
         """As Connection.session."""
+        requests.require_arguments(inputs, {"batched": batched, **options})
         graph, digest = await self._found(graph)
         with await self._exchange() as exchange:
             opening = requests.evaluation(
@@ -692,6 +700,7 @@ class AsyncConnection:
         """As Connection._found."""
         if isinstance(graph, str):
             return await self._fetched(graph, self._known, None, None)
+        requests.require_graph(graph)
         return graph, b""
 
     async def _fetched(
@@ -760,7 +769,8 @@ class AsyncSession(_Steps):
         self, inputs: Mapping[str, Any] | None = None, *, forward_only: bool = False
     ) -> Result:
         """As Session.step."""
-        inputs = inputs or {}
+        inputs = {} if inputs is None else inputs
+        requests.require_mapping("inputs", inputs)
         form = self._forms.step(self.graph, self._batched, inputs, forward_only)
         with await self._connection._exchange() as exchange:
             answer = await self._ask(*form.request(inputs, exchange))
@@ -795,7 +805,7 @@ class AsyncSession(_Steps):
             result = await self.step(x)
             gradient: Any = result.gradients
         else:
-            flat = np.asarray(x)
+            flat = requests.flat_vector(x)
             if not self._memory.wanted:
                 answer = await self._ask(*self._vector_form.request(flat))
                 with self._refusals:
@@ -902,6 +912,8 @@ def _stream_request(
 def _gradient_request(
     graph: Graph, digest: bytes, wrt: Sequence[str], sizes: Mapping[str, int]
 ) -> service_pb2.DifferentiateGraphRequest:
+    requests.require_names("wrt", wrt)
+    requests.require_mapping("sizes", sizes, "{symbol: size}")
     return service_pb2.DifferentiateGraphRequest(
         graph=requests.source(graph, digest),
         with_respect_to=[wrt] if isinstance(wrt, str) else wrt,

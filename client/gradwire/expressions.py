@@ -18,6 +18,7 @@ import numpy as np
 
 from gradwire import tensors
 from gradwire.builder import Graph, Handle
+from gradwire.builder.handles import require_division, require_power
 from gradwire.errors import (
     GradwireError,
     InvalidRequestError,
@@ -95,6 +96,8 @@ _AMONG_NUMBERS: dict[str, Callable[..., Any]] = {
     "Add": operator.add, "Div": operator.truediv, "Mul": operator.mul, "Neg": operator.neg,
     "Pow": operator.pow, "Sub": operator.sub,
 }  # fmt: skip
+#: Operators whose gate computes something else of integers than the operator means.
+_REQUIRED: dict[str, Callable[..., None]] = {"Div": require_division, "Pow": require_power}
 
 
 def parse_expression(
@@ -363,10 +366,16 @@ class _Parser:
         if gate in _AMONG_NUMBERS and len(numbers) == len(given):
             with np.errstate(all="ignore"):
                 return float(_AMONG_NUMBERS[gate](*numbers))
-        if gate == "Div" and given[0] == 1:
+        number = given[0] if isinstance(given[0], float) else None
+        if gate == "Div" and number == 1:
             return self._gate(token, "Reciprocal", given[1:])
-        if gate == "Pow" and given[0] == math.e:
+        if gate == "Pow" and number == math.e:
             return self._gate(token, "Exp", given[1:])
+        if gate in _REQUIRED:
+            try:
+                _REQUIRED[gate](*given)
+            except GradwireError as failure:
+                self._fail(token.at, failure.message, failure.reason, failure.facts)
         found = self._gate(token, gate, given)
         return self._gate(token, "Not", [found]) if token.text == "!=" else found
 

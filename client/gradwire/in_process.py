@@ -51,8 +51,10 @@ class Evaluator:
         Options are those of `Connection.evaluate`, refused with the same errors; and limits of a
         server, such as max_memory_bytes.
         """
-        names = {limit.name for limit in fields(Limits)} & options.keys()
-        limits = Limits(**{name: options.pop(name) for name in names})
+        known = {limit.name for limit in fields(Limits)}
+        limits = Limits(**{name: options.pop(name) for name in known & options.keys()})
+        requests.require_graph(graph)
+        requests.require_arguments(inputs, options, known)
         self.graph = graph
         message = requests.evaluation(graph, inputs, **options)
         if not kernels.load_all():
@@ -91,7 +93,7 @@ class Evaluator:
             self.run()
             gradient: Any = {name: np.array(each) for name, each in self.gradients.items()}
         else:
-            flat = np.asarray(x)
+            flat = requests.flat_vector(x)
             for name, part in self._vector.split(flat).items():
                 self.inputs[name][...] = part
             self.run()

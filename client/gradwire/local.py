@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from gradwire.connection import Connection
 from gradwire.errors import (
     FileError,
     GradwireError,
+    InvalidRequestError,
     ServerError,
     UnavailableError,
     UnsupportedError,
+    nearest,
 )
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import kernels
@@ -46,6 +48,11 @@ def local(
     warm_up they do not, for programs that end soon. shared_memory is that of `connect`. Graphs are
     saved in memory, until the connection is closed.
     """
+    known = [limit.name for limit in fields(Limits)]
+    for name in limits:
+        if name not in known:
+            message = f"there is no limit {name!r}{nearest(name, known)}"
+            raise InvalidRequestError("OPTION_UNKNOWN", message)
     try:
         server = EmbeddedServer(Limits(**limits), warms_up=warm_up, shares_memory=shared_memory)
     except SharedMemoryError as failure:

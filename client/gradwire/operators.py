@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradwire.builder import Handle, Operand, apply, apply_several, apply_split
+from gradwire.builder import Handle, Operand, apply, apply_among, apply_several, apply_split
 
 __all__ = [
     "abs",
@@ -386,7 +386,7 @@ def sum(*data: Operand) -> Handle:
     Gradient:  d out/d data_i = 1
     Shapes:    All inputs broadcast.
     """
-    return apply("Sum", (*data,), {})
+    return apply_among("Sum", (*data,), {})
 
 
 def mean(*data: Operand) -> Handle:
@@ -396,7 +396,7 @@ def mean(*data: Operand) -> Handle:
     Gradient:  d out/d data_i = 1 / n
     Shapes:    All inputs broadcast.
     """
-    return apply("Mean", (*data,), {})
+    return apply_among("Mean", (*data,), {})
 
 
 def max(*data: Operand) -> Handle:
@@ -407,7 +407,7 @@ def max(*data: Operand) -> Handle:
     Kinks:     Inputs that tie share the gradient equally.
     Shapes:    All inputs broadcast.
     """
-    return apply("Max", (*data,), {})
+    return apply_among("Max", (*data,), {})
 
 
 def min(*data: Operand) -> Handle:
@@ -418,7 +418,7 @@ def min(*data: Operand) -> Handle:
     Kinks:     Inputs that tie share the gradient equally.
     Shapes:    All inputs broadcast.
     """
-    return apply("Min", (*data,), {})
+    return apply_among("Min", (*data,), {})
 
 
 def exp(x: Operand) -> Handle:
@@ -3054,7 +3054,7 @@ def batch_normalization(
             input_var,
         ),
         {"epsilon": epsilon, "momentum": momentum, "training_mode": training_mode},
-        3,
+        3 if training_mode else 1,
     )
 
 

@@ -25,6 +25,88 @@ _SIZES = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # gRPC's o
 
 #: False: none. True: all. Otherwise names, ids and handles.
 Chosen = bool | Iterable[str | int | Handle]
+#: Options of an evaluation, and what each of them is.
+_OPTIONS = {
+    "seeds": "{output: gradient}", "with_respect_to": "names", "values": "a choice",
+    "gradients": "a choice", "modules": "names", "summary": "a truth", "batched": "names",
+    "forward_only": "a truth",
+}  # fmt: skip
+
+
+def require_graph(graph: object) -> None:
+    """GRAPH_INVALID where it is none."""
+    if not isinstance(graph, Graph):
+        raise InvalidRequestError(
+            "GRAPH_INVALID",
+            f"the graph is {_shown(graph)}; give a gw.Graph, or a saved one by its name or digest",
+        )
+
+
+def require_arguments(
+    inputs: object, options: Mapping[str, Any], others: Iterable[str] = ()
+) -> None:
+    """Inputs and options of an evaluation are of their kinds.
+
+    BINDING_INVALID, OPTION_UNKNOWN, OPTION_INVALID. `others` are options that are known elsewhere.
+    """
+    require_mapping("inputs", {} if inputs is None else inputs)
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise InvalidRequestError(
+                "OPTION_UNKNOWN",
+                f"there is no option {name!r}{nearest(name, (*_OPTIONS, 'inputs', *others))}",
+            )
+        match _OPTIONS[name]:
+            case "names":
+                require_names(name, value)
+            case "a truth" if not isinstance(value, (bool, np.bool)):
+                raise _not_of_kind(name, value, "give True or False")
+            case "a choice" if not isinstance(value, (bool, Iterable)):
+                raise _not_of_kind(name, value, "give True, or a list of names, ids and handles")
+            case "{output: gradient}":
+                require_mapping(name, {} if value is None else value, _OPTIONS[name])
+
+
+def require_mapping(what: str, given: object, form: str = "{leaf: value}") -> None:
+    """BINDING_INVALID where values do not come by name."""
+    if not isinstance(given, Mapping):
+        raise InvalidRequestError("BINDING_INVALID", f"{what}: is {_shown(given)}; give {form}")
+    for name in given:
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                "BINDING_INVALID", f"{what}: has the name {_shown(name)}; names are strings"
+            )
+
+
+def require_names(what: str, given: object) -> None:
+    """OPTION_INVALID where it is neither a name nor a list of them."""
+    if isinstance(given, str):
+        return
+    if not isinstance(given, Iterable) or isinstance(given, (Mapping, Handle)):
+        raise _not_of_kind(what, given, "give a name, or a list of them")
+    for name in given if isinstance(given, (list, tuple, set, frozenset)) else ():
+        if not isinstance(name, str):
+            raise _not_of_kind(what, name, "give names, such as 'x'")
+
+
+def flat_vector(x: object) -> tensors.Array:
+    """A vector of floats, from numbers of any kind (TENSOR_INVALID)."""
+    if type(x) is np.ndarray and x.dtype.kind == "f":  # of which loops have no time to lose
+        return x
+    found = tensors.raw("x", x)
+    if found.dtype.kind == "c":
+        raise InvalidRequestError("TENSOR_INVALID", f"x: is {found.dtype}; give real numbers")
+    return found.astype(np.float64) if found.dtype.kind in "biu" else found
+
+
+def _not_of_kind(what: str, value: object, instead: str) -> InvalidRequestError:
+    return InvalidRequestError("OPTION_INVALID", f"{what}: is {_shown(value)}; {instead}")
+
+
+def _shown(value: object) -> str:
+    """A value in a message: itself where it is short, else its type."""
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def source(graph: Graph, digest: bytes = b"") -> service_pb2.GraphSource:
@@ -174,8 +256,8 @@ def evaluation(
     return message
 
 
-def _names(given: str | Sequence[str]) -> Sequence[str]:
-    return (given,) if isinstance(given, str) else given
+def _names(given: str | Iterable[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _require_leaves(graph: Graph, names: Iterable[str], with_respect_to: Iterable[str]) -> None:
@@ -217,6 +299,7 @@ def bindings(
     apart: list[tensors.Array] | None = None,
 ) -> list[service_pb2.Binding]:
     """Arrays, numbers or lists for leaves, in their declared data types."""
+    require_mapping("a point", inputs)
     leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
     found = []
     for name, given in inputs.items():
@@ -295,6 +378,7 @@ def seed_messages(
     graph: Graph, seeds: Mapping[str, Any], exchange: Exchange = INLINE
 ) -> list[tensor_pb2.NamedTensor]:
     """Seeds by the output's name, in the output's data type (OUTPUT_UNKNOWN)."""
+    require_mapping("seeds", seeds, _OPTIONS["seeds"])
     found = []
     for name, given in seeds.items():
         if name not in graph.outputs:
@@ -423,6 +507,10 @@ def _choose(
                 near = nearest(each, graph.ids_by_name())
                 raise InvalidRequestError("VALUE_UNKNOWN", f"there is no value {each!r}{near}")
             message.names.append(each)
+        elif isinstance(each, bool) or not isinstance(each, (int, np.integer)):
+            raise InvalidRequestError(
+                "VALUE_UNKNOWN", f"there is no value {_shown(each)}; give names, ids or handles"
+            )
         elif not 1 <= each <= graph.value_count:
             raise InvalidRequestError(
                 "VALUE_UNKNOWN",

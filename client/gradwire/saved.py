@@ -95,6 +95,10 @@ class Download:
 
 def digest_of(text: str) -> bytes | None:
     """The digest that 64 hexadecimal digits are; None where they are a name."""
+    if not isinstance(text, str):
+        raise InvalidRequestError(
+            "NAME_INVALID", f"a saved graph is {text!r}; give its name, or its digest as text"
+        )
     if len(text) != 64 or not set(text.lower()) <= set("0123456789abcdef"):
         return None
     return bytes.fromhex(text)
@@ -130,6 +134,10 @@ def name_change(name: str, expected: str | None) -> pb.NameChange | None:
 def save_request(
     graph: bytes | str, change: pb.NameChange | None, validate_only: bool
 ) -> pb.SaveGraphRequest:
+    if not isinstance(graph, (bytes, str)):
+        raise InvalidRequestError(
+            "GRAPH_INVALID", f"the graph is {graph!r}; give a gw.Graph, its bytes, or its digest"
+        )
     source = reference(graph) if isinstance(graph, str) else pb.GraphSource(graph=graph)
     return pb.SaveGraphRequest(graph=source, name=change, validate_only=validate_only)
 

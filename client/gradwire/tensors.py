@@ -111,17 +111,50 @@ def recognized(given: Any, dtype: str) -> Any:
 
 def from_value(what: str, given: Any, dtype: str) -> Array:
     """Numbers and lists as an array of that data type (TENSOR_INVALID)."""
+    if not isinstance(given, (float, int)):
+        raw(what, given)
     try:
         if dtype in _SHORT_INTEGERS and getattr(given, "dtype", None) != dtype:
             return _short_integers(given, dtype)
         found: Array = np.asarray(given, dtype=dtype, order="C")
     except (TypeError, ValueError, OverflowError) as failure:
         raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
-    if found.dtype.kind in "iu" and found is not given and not np.array_equal(found, given):
+    if found.dtype.kind in "iub" and found is not given and not np.array_equal(found, given):
+        kinds = "numbers but 0 and 1" if dtype == "bool" else "fractions"
         raise InvalidRequestError(
-            "TENSOR_INVALID", f"{what}: has elements that {dtype} cannot hold, such as fractions"
+            "TENSOR_INVALID", f"{what}: has elements that {dtype} cannot hold, such as {kinds}"
         )
     return found
+
+
+def raw(what: str, given: Any) -> Array:
+    """Numbers and lists as NumPy reads them (TENSOR_INVALID where any is no number).
+
+    NumPy would read None as NaN, text as the number in it, and take masked elements for given.
+    """
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise InvalidRequestError(
+            "TENSOR_INVALID", f"{what}: has masked elements; fill them: array.filled(0)"
+        )
+    try:
+        found: Array = np.asarray(given)
+    except (TypeError, ValueError, OverflowError) as failure:
+        raise InvalidRequestError("TENSOR_INVALID", f"{what}: {failure}") from None
+    if found.dtype.kind in "OUSMm":
+        for place, each in np.ndenumerate(found):
+            is_number = isinstance(each, (int, float, complex, np.number, np.bool))
+            if found.dtype.kind != "O" or not is_number:
+                each = each.item() if isinstance(each, np.generic) else each
+                at = f"element {', '.join(map(str, place))} is" if place else "is"
+                raise InvalidRequestError(
+                    "TENSOR_INVALID", f"{what}: {at} {_short(each)}, which is no number"
+                )
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _short_integers(given: Any, dtype: str) -> Array:

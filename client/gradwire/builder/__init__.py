@@ -7,7 +7,14 @@ when the graph is evaluated.
 from __future__ import annotations
 
 from gradwire.builder.graph import Graph
-from gradwire.builder.handles import Handle, Operand, apply, apply_several, apply_split
+from gradwire.builder.handles import (
+    Handle,
+    Operand,
+    apply,
+    apply_among,
+    apply_several,
+    apply_split,
+)
 from gradwire.builder.leaves import Leaf
 from gradwire.builder.shared import Module, Node
 from gradwire.builder.writing import OPERATOR_SET_VERSION
@@ -21,6 +28,7 @@ __all__ = [
     "Node",
     "Operand",
     "apply",
+    "apply_among",
     "apply_several",
     "apply_split",
 ]

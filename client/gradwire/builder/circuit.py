@@ -100,8 +100,9 @@ class Circuit:
 
     def take(self, name: str) -> None:
         """Takes a name for a value (NAME_INVALID)."""
-        if not name:
-            raise InvalidRequestError("NAME_INVALID", "a value has an empty name")
+        if not isinstance(name, str) or not name:
+            fault = "an empty name" if name == "" else f"the name {name!r}, which is no string"
+            raise InvalidRequestError("NAME_INVALID", f"a value has {fault}")
         if name in self.taken:
             raise InvalidRequestError("NAME_INVALID", f"the value name {name!r} is used 2 times")
         self.taken.add(name)
@@ -250,7 +251,11 @@ class Circuit:
             node = bisect_right(self.node_firsts, key) - 1
             dtypes = self.node_dtypes[node]
             return dtypes[min(key - self.node_firsts[node], len(dtypes) - 1)]
-        return self.leaves[int(np.searchsorted(self.leaf_slots, -key, "right")) - 1].dtype
+        return self.leaf_of(key).dtype
+
+    def leaf_of(self, key: int) -> Leaf:
+        """The leaf that a key is of."""
+        return self.leaves[int(np.searchsorted(self.leaf_slots, -key, "right")) - 1]
 
     def input_start(self, node: int) -> int:
         """Where the inputs of a node begin in their column."""

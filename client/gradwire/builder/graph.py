@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -20,7 +20,8 @@ from gradwire.builder.handles import Handle, Operand, lifted
 from gradwire.builder.leaves import Leaf
 from gradwire.builder.rows import Row, result_dtypes
 from gradwire.builder.shared import Module, Node, Shared, nodes_of
-from gradwire.errors import FileError, GradwireError, InvalidRequestError
+from gradwire.errors import FileError, GradwireError, InvalidRequestError, nearest
+from gradwire.signature import Signature
 from gradwire.signatures import SIGNATURES
 from gradwire.v1 import graph_pb2
 
@@ -68,7 +69,7 @@ class Graph:
 
         `shape` has a size, or a symbol such as "batch", for each axis.
         """
-        axes = (shape,) if isinstance(shape, int) else tuple(shape)
+        axes = _axes(name, shape)
         return self._leaf("input", name, axes, tensors.dtype_name(dtype), value)
 
     def parameter(self, name: str, value: Any, dtype: Any = None) -> Handle:
@@ -84,9 +85,10 @@ class Graph:
         self, name: str, shape: int | Sequence[int], dtype: Any = "float64", value: Any = None
     ) -> list[Handle]:
         """An input with one handle for each element, row-major: one tensor feeds many gates."""
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        axes = _axes(name, shape)
         known = tensors.dtype_name(dtype)
-        first = self._leaf("input", name, sizes, known, value, elements=True)
+        first = self._leaf("input", name, axes, known, value, elements=True)
+        sizes = (axis for axis in axes if isinstance(axis, int))  # all of them
         return [Handle(self, first.key - offset, known) for offset in range(prod(sizes))]
 
     def constant(self, value: Any, dtype: Any = None) -> Handle:
@@ -113,6 +115,10 @@ class Graph:
 
     def output(self, name: str, *handles: Handle) -> None:
         """Names a result: one value; or several scalars, stacked into a vector."""
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                "NAME_INVALID", f"an output's name is {name!r}; write graph.output('f', handle)"
+            )
         if not handles or not name or name in self._circuit.outputs:
             fault = "has no value" if not handles else "is empty" if not name else "is used twice"
             reason = "OUTPUT_INVALID" if not handles else "NAME_INVALID"
@@ -222,19 +228,30 @@ class Graph:
         outputs: int = 1,
     ) -> tuple[Handle, ...]:
         """The same for a node that was made at a given place, which its errors do not tell."""
-        signature = SIGNATURES[operator]
+        signature = _signature(operator)
         given = list(inputs)
         while given and given[-1] is None and len(given) > 1:
             given.pop()
-        handles = lifted(self, signature, given)
-        dtypes = [None if each is None else each.dtype for each in handles]
-        signature.check_dtypes(dtypes)
         checked = signature.check_attributes(attributes)
+        handles = lifted(self, made_at, signature, given)
+        dtypes = [None if each is None else each.dtype for each in handles]
         self._made_at[self._circuit.node_count] = made_at
         keys = [0 if each is None else each.key for each in handles]
         return self._add(
             operator, checked, keys, result_dtypes(signature, dtypes, checked, outputs)
         )
+
+    def lift(self, operator: str, inputs: Sequence[Operand]) -> list[Handle]:
+        """Handles of what a node of an operator would take, numbers and arrays as constants."""
+        handles = lifted(self, caller(), _signature(operator), inputs)
+        return [each for each in handles if each is not None]
+
+    def rank(self, handle: Handle) -> int | None:
+        """How many axes a leaf has; None of other values, and of the inputs of modules."""
+        leaf = self._circuit.leaf_of(handle.key) if handle.key < 0 else None
+        if leaf is None or not leaf.dtype:
+            return None
+        return 0 if leaf.elements else len(leaf.axes)
 
     def with_modules(self) -> Graph:
         """A graph that has the same modules, and nothing else."""
@@ -501,7 +518,13 @@ class Graph:
 
     def _own(self, handle: Handle) -> None:
         if not isinstance(handle, Handle):
-            raise TypeError(f"{handle!r} is no handle; make one with graph.input or graph.constant")
+            several = isinstance(handle, (list, tuple)) and any(
+                isinstance(each, Handle) for each in handle
+            )
+            instead = (
+                "unpack it with *" if several else "make one with graph.input or graph.constant"
+            )
+            raise TypeError(f"{handle!r} is no handle; {instead}")
         if handle.graph is not self:
             raise self._shared.foreign(handle)
 
@@ -528,6 +551,27 @@ class Graph:
         found: list[tuple[str, ...]] = []
         self._shared.settle(circuit.typed([leaf.dtype for leaf in circuit.leaves], found))
         circuit.node_dtypes = found  # all or none
+
+
+def _axes(name: str, shape: Any) -> tuple[int | str, ...]:
+    """A size or a symbol for each axis (TENSOR_INVALID)."""
+    if isinstance(shape, (int, np.integer)):
+        return (int(shape),)
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise InvalidRequestError(
+            "TENSOR_INVALID",
+            f"input {name!r}: its shape is {shape!r}; give a size or a symbol for each axis, as in "
+            "('batch', 3)",
+        )
+    return tuple(int(axis) if isinstance(axis, np.integer) else axis for axis in shape)
+
+
+def _signature(operator: str) -> Signature:
+    if operator not in SIGNATURES:
+        raise InvalidRequestError(
+            "OPERATOR_UNKNOWN", f"there is no operator {operator!r}{nearest(operator, SIGNATURES)}"
+        )
+    return SIGNATURES[operator]
 
 
 def _dtype_of(value: Any) -> str:

@@ -144,6 +144,8 @@ class Gate:
     attributes: ClassVar[tuple[Attribute, ...]] = ()
     #: Fewest and most outputs; most = 0 means as many as `infer` yields, exactly.
     outputs: ClassVar[tuple[int, int]] = (1, 1)
+    #: The attribute that decides whether there are outputs but the first; none means the request.
+    more_outputs_with: ClassVar[str] = ""
     #: Where clients, who infer nothing, find each output's data type (gradwire/signature.py says
     #: how it is written). The last entry holds for further outputs; none means "input:0" or
     #: whichever input is the first of group T.

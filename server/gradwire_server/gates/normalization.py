@@ -477,6 +477,7 @@ class BatchNormalization(Gate):
                   doc="1 takes X's own statistics, and yields running ones."),
     )  # fmt: skip
     outputs = (1, 3)
+    more_outputs_with = "training_mode"
     examples = (
         Example(([[1.0], [3.0]], [2.0], [0.5], [2.0], [4.0]), ([[-0.5], [1.5]],),
                 gradients=([[1.0], [1.0]], [0.0], [2.0], [-2.0], [0.0]),
