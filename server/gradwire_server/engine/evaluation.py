@@ -9,7 +9,7 @@ prepare all of these                 -> Job, which engine/runs.py carries out
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,6 +45,10 @@ from gradwire_server.plan import (
     static_leaves,
 )
 from gradwire_server.specs import HALVES, Shape, TensorSpec
+
+#: Bytes read and written after which values that are complete are handed out.
+BLOCK_BYTES = 8 << 20
+_LEAST_BYTES = 64  # of a value: a smaller one takes as long
 
 
 @dataclass(frozen=True)
@@ -160,12 +164,24 @@ class Choice:
         plan = self.lifetimes.plan
         return [_place(plan, position) for position in self.leaves]
 
+    def values_before(self, stop: int) -> int:
+        """How many of `values` are in parts that are complete once flat ids below `stop` are."""
+        done = int(self.values.flat_ids.searchsorted(stop))
+        edges = self._value_edges
+        return edges[bisect_right(edges, done) - 1]
+
+    def gradients_before(self, start: int) -> int:
+        """How many of `gradients` are in parts that may lack some from flat id `start` on."""
+        missing = int(self.gradients.flat_ids.searchsorted(start))
+        edges = self._gradient_edges
+        return edges[bisect_left(edges, missing)]
+
     def value_parts(self, low: int, high: int) -> list[Part]:
-        """Some of `values`."""
+        """Some of `values`, from edge to edge."""
         return self._parts(self.values, self._value_edges, low, high, self.values_as_summary)
 
     def gradient_parts(self, low: int, high: int) -> list[Part]:
-        """Some of `gradients`, the last ones first."""
+        """Some of `gradients`, from edge to edge, the last ones first."""
         edges, as_summary = self._gradient_edges, self.gradients_as_summary
         return self._parts(self.gradients, edges, low, high, as_summary)[::-1]
 
@@ -174,7 +190,7 @@ class Choice:
     ) -> list[Part]:
         plan, parts = self.lifetimes.plan, []
         while low < high:
-            end = min(edges[bisect_right(edges, low)], high)
+            end = edges[bisect_right(edges, low)]
             ids, flat_ids = chosen.ids[low:end], chosen.flat_ids[low:end]
             if plan.graph.inside is not None:
                 order = ids.argsort()
@@ -187,7 +203,7 @@ class Choice:
 
     @cached_property
     def _value_edges(self) -> list[int]:
-        """Where in `values` the data type or the shape changes; the end is the last edge."""
+        """Where in `values` a part may begin; the end is the last edge."""
         return _edges(self.lifetimes.plan, self.values.flat_ids)
 
     @cached_property
@@ -563,7 +579,29 @@ def _place(plan: Plan, position: int) -> LeafPlace:
 
 
 def _edges(plan: Plan, ids: Ids) -> list[int]:
+    """Where the data type or the shape changes, and where a block of work ends.
+
+    The graph and its shapes alone decide, and neither the engine nor the time it took, so that the
+    same evaluation is always answered in the same parts.
+    """
     kinds = plan.spec_ids[ids]
     if plan.batch_size:
         kinds = kinds * 2 + plan.batched[ids]
-    return [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
+    changes = np.flatnonzero(np.diff(kinds)) + 1
+    ends = np.searchsorted(ids, _block_ends(plan))
+    edges: list[int] = np.unique(np.concatenate([[0, len(ids)], changes, ends])).tolist()
+    return edges
+
+
+def _block_ends(plan: Plan) -> Ids:
+    """Values before which BLOCK_BYTES more have been read and written, ascending."""
+    graph = plan.graph
+    sizes = np.array([max(spec.nbytes, _LEAST_BYTES) for spec in plan.specs])
+    nbytes = sizes[plan.spec_ids]
+    if plan.batch_size:
+        nbytes[plan.batched] *= plan.batch_size
+    nbytes[0] = 0
+    read = np.append(0, np.cumsum(nbytes[graph.node_inputs]))[graph.input_starts]
+    nbytes[graph.first_ids[:-1]] += np.diff(read)
+    ends: Ids = np.flatnonzero(np.diff(np.cumsum(nbytes) // BLOCK_BYTES)) + 2
+    return ends
