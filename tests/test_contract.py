@@ -183,6 +183,10 @@ def test_streams_over_the_limit_are_refused() -> None:
         first.cancel()
     server.close()
     assert refused(failed.value).metadata["limit"] == "max-streams"
+    assert failed.value.details() == (
+        "open streams: 2 is over the limit of 1; read one to its end, ask again later, or start "
+        "the server with a larger --max-streams"
+    )
 
 
 def test_gradient_graph_evaluates_to_the_gradients(
@@ -240,6 +244,10 @@ def test_silent_session_is_closed() -> None:
             next(session)
         hold.set()
         assert refused(failed.value).metadata["limit"] == "session-idle-seconds"
+        assert failed.value.details() == (
+            "no request came for 1 seconds, so the server ended the call; begin again, or start "
+            "the server with a larger --session-idle-seconds"
+        )
     server.close()
 
 

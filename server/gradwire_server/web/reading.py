@@ -77,7 +77,10 @@ class Reading:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            raise OverLimit.of("max-message-bytes", self._max_bytes, size, "bytes")
+            what = "bytes of the file"
+            raise OverLimit.of(
+                "max-message-bytes", self._max_bytes, size, what, "open a smaller one"
+            )
 
     async def _on_thread(self, work: Callable[[], bytes]) -> bytes:
         loop = asyncio.get_running_loop()
