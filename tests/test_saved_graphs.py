@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from patience import Clock
 from wire import neuron, source
 
 import gradwire as gw
@@ -22,6 +24,7 @@ from gradwire import saved
 from gradwire.cli import main
 from gradwire.v1 import service_pb2 as pb
 from gradwire.v1 import service_pb2_grpc
+from gradwire_server import silence
 from gradwire_server.cache import GraphCache
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.entry import EmbeddedServer, Server
@@ -29,7 +32,7 @@ from gradwire_server.limits import Limits
 from gradwire_server.store import MemoryStore
 from gradwire_server.store.sqlite import SqliteStore
 
-LIMITS = Limits(max_graph_bytes=16 << 20, session_idle_seconds=1)
+LIMITS = Limits(max_graph_bytes=16 << 20)
 DATA = neuron().SerializeToString()
 DIGEST = sha256(DATA).digest()
 LARGE_COUNT = 400_000  # elements, over 3 MB
@@ -333,23 +336,32 @@ def test_token_is_for_its_prefix_only(stub: service_pb2_grpc.GradientServiceStub
 
 @pytest.mark.parametrize("sent", [[begin(DATA)], [begin(DATA), chunk(0, DATA)]])
 def test_silent_upload_is_ended(
-    stub: service_pb2_grpc.GradientServiceStub,
     sent: list[pb.UploadGraphRequest],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    over = threading.Event()
+    clock, over = Clock(), threading.Event()
+    monkeypatch.setattr(silence, "monotonic", clock)
+    server = EmbeddedServer(replace(LIMITS, session_idle_seconds=1), warms_up=False)
 
     def parts() -> Iterator[pb.UploadGraphRequest]:
         yield from sent
         over.wait()
 
-    call = stub.UploadGraph.future(parts())
-    assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "--session-idle-seconds" in call.details()
-    over.set()
-    answer = stub.UploadGraph(iter(sent[:1]))
-    assert answer.HasField("graph") == (len(sent) == 2)  # what came is there
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        call = stub.UploadGraph.future(parts())
+        while stub.UploadGraph(iter(sent[:1])).received < len(DATA) * (len(sent) - 1):
+            pass  # until all has come
+        while not call.done():
+            clock.pass_some()
+        assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "--session-idle-seconds" in call.details()
+        over.set()
+        answer = stub.UploadGraph(iter(sent[:1]))
+        assert answer.HasField("graph") == (len(sent) == 2)  # what came is there
     assert not caplog.records
+    server.close()
 
 
 def test_deleted_graph_is_gone_from_the_plans_too(connection: gw.Connection) -> None:

@@ -60,7 +60,8 @@ class ModuleFunction:
     def __reduce__(self) -> str | tuple[Any, ...]:
         """By name where it can be imported, else by its functions, which cloudpickle can send."""
         home = self._function.__module__
-        if home != "__main__" and getattr(sys.modules.get(home), self.name, None) is self:
+        is_found = getattr(sys.modules.get(home), self.name, None) is self
+        if is_found and home != "__main__":
             return self.name
         return _module_of, (self._function, self._gradient)
 
