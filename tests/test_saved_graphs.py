@@ -445,6 +445,25 @@ def test_store_that_lost_bytes_gives_no_other_graph() -> None:
     server.close()
 
 
+def test_command_evaluates_a_graph_by_its_name(server: EmbeddedServer) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        found = CliRunner().invoke(main, [*arguments, "--server", server.address])
+        assert found.exit_code == code, found.output
+        return found.output.strip()
+
+    graph = scaled(2.0)
+    with gw.connect(server.address) as connection:
+        connection.save_graph(graph, "models/double")
+    for known in ("models/double", graph.digest):
+        found = json.loads(run("eval", known, "--set", "x=[1, 2, 3]", "--json"))
+        assert found["outputs"] == {"f": [12.0]}
+    said = run("eval", "models/double", code=1)
+    assert said.startswith("gradwire: models/double: input 'x' has no value; add --set x=@x.npy")
+    said = run("eval", "models/double", "--set", "x=[1, 2, 3]", "--set", "image=1", code=1)
+    assert said == "gradwire: there is no input or parameter 'image'"
+    assert "output out = 5" in run("eval", "x + y", "--set", "x=2", "--set", "y=3")
+
+
 def test_commands_save_list_get_and_delete(server: EmbeddedServer, tmp_path: Path) -> None:
     def run(*arguments: str, code: int = 0) -> str:
         found = CliRunner().invoke(main, [*arguments, "--server", server.address])

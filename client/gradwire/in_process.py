@@ -134,7 +134,8 @@ class Evaluator:
         if not self.inputs[name].flags.writeable:
             raise InvalidRequestError(
                 "BINDING_INVALID",
-                f"{name!r}: shapes depend on its elements, so it stays; make another evaluator",
+                f"{name!r}: shapes depend on its elements, so it is read-only here; make another "
+                "evaluator for other elements",
             )
 
 

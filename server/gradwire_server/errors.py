@@ -168,8 +168,8 @@ class Unavailable(Refusal):
     status = "UNAVAILABLE"
 
 
-class Stopped(Exception):  # noqa: N818 -- not an error: nobody asks any more
-    """The caller went away or its deadline passed; nobody reads an answer."""
+class Stopped(Exception):  # noqa: N818 -- not an error: there is nobody to answer
+    """The client cancelled the call, or its deadline passed."""
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def require_expected(name: str, expected: bytes | None, actual: bytes) -> None:
         wanted = f"to refer to {expected.hex()}" if expected else "not to exist"
         raise Conflict(
             "NAME_CONFLICT",
-            f"name {name!r}: {found} but was expected {wanted}; somebody else has moved it",
+            f"name {name!r}: {found} but was expected {wanted}; get what is there now, then decide",
             name=name,
             digest=actual.hex(),
         )

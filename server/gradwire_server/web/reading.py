@@ -60,7 +60,8 @@ class Reading:
         except Refusal as refusal:
             return refused(refusal, 400)
         except TimeoutError:
-            return refused(Invalid("REQUEST_INVALID", "the file came too slowly"), 408)
+            message = f"the file did not arrive within {_BODY_SECONDS} seconds; send it again"
+            return refused(Invalid("REQUEST_INVALID", message), 408)
         except ClientDisconnect:
             return Response()  # nobody is there to read it
         except Exception:
