@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from wire import F64, gate, leaf, neuron, scalar, source
+from wire import F64, field_of, gate, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
@@ -53,19 +53,6 @@ def reason_of(call: grpc.RpcError) -> str:
     assert status.details[0].Unpack(info)
     assert info.domain == "gradwire"
     return info.reason
-
-
-def field_of(call: grpc.RpcError) -> str:
-    """The path of the field that a refusal is about; empty where it names none."""
-    status = rpc_status.from_call(call)
-    assert status is not None
-    for detail in status.details:
-        bad = error_details_pb2.BadRequest()
-        if detail.Unpack(bad):
-            (violation,) = bad.field_violations
-            assert violation.description == call.details()
-            return violation.field
-    return ""
 
 
 def at_path(message: Any, path: str) -> Any:

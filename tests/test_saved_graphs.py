@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from patience import Clock
-from wire import neuron, source
+from wire import field_of, neuron, source
 
 import gradwire as gw
 from gradwire import saved
@@ -362,6 +362,30 @@ def test_silent_upload_is_ended(
         assert answer.HasField("graph") == (len(sent) == 2)  # what came is there
     assert not caplog.records
     server.close()
+
+
+def test_fields_that_are_wrong_are_named(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    bad, short = pb.NameChange(name=" f"), b"short"
+    broken = neuron()
+    broken.circuit.inputs[1].name = broken.circuit.inputs[0].name
+    data = broken.SerializeToString()
+    for field, call in (
+        (
+            "name.name",
+            lambda: stub.SaveGraph(pb.SaveGraphRequest(graph=source(neuron()), name=bad)),
+        ),
+        (
+            "graph.graph.circuit.inputs[1].name",
+            lambda: stub.SaveGraph(pb.SaveGraphRequest(graph=source(broken))),
+        ),
+        ("page_size", lambda: stub.ListGraphs(pb.ListGraphsRequest(page_size=9999))),
+        ("digest", lambda: [*stub.GetGraph(pb.GetGraphRequest(digest=short))]),
+        ("begin.name.name", lambda: stub.UploadGraph(iter([begin(DATA, name=bad)]))),
+        ("chunk.data", lambda: stub.UploadGraph(iter([begin(data), chunk(0, data)]))),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            call()
+        assert field_of(failed.value) == field
 
 
 def test_deleted_graph_is_gone_from_the_plans_too(connection: gw.Connection) -> None:

@@ -299,10 +299,8 @@ class _Flattening:
         done = self._work
         self._work = _Sizes(done.nodes + nodes, done.values + values, done.inputs + inputs)
         most_nodes, most_values = self._limits.max_nodes, self._limits.max_values
-        inside, times = (
-            ", with those inside of modules",
-            f", at most {_WORK} times those of a graph",
-        )
+        inside = ", with those inside of modules"
+        times = f", at most {_WORK} times those of a graph"
         for flag, limit, actual, what in (
             ("max-nodes", most_nodes, nodes, f"number of nodes{inside}"),
             ("max-values", most_values, values, f"number of values{inside}"),

@@ -237,9 +237,9 @@ class SavedGraphs:
             try:
                 _require_same_digest(data, digest)
                 self._cache.find(data)
-            except Refusal:
+            except Refusal as refusal:
                 store.discard(digest)
-                raise
+                raise refusal.at_field("chunk.data") from None
         store.finish(digest, data)
 
 

@@ -205,7 +205,7 @@ class GradientService(grpc.GenericRpcHandler):
             with self._turns:
                 return encode_response(Run(job).complete(stopped))
         except Refusal as refusal:
-            raise sent_as(refusal, "graph") from None  # no request has a mould that names its graph
+            raise sent_as(refusal, "graph") from None  # a request with a mould holds its graph
 
     def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.EvaluateRequest, data)

@@ -631,6 +631,8 @@ def _edges(plan: Plan, ids: Ids) -> list[int]:
     The graph and its shapes alone decide, and neither the engine nor the time it took, so that the
     same evaluation is always answered in the same parts.
     """
+    if not len(ids):
+        return [0]
     kinds = plan.spec_ids[ids]
     if plan.batch_size:
         kinds = kinds * 2 + plan.batched[ids]
