@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from patience import PATIENCE
+
 
 def test_once_all_is_loaded_collections_pass_over_it() -> None:
     program = """
@@ -23,4 +25,4 @@ for thread in all_threads():
         thread.join()
 assert gc.get_freeze_count() > 1000
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)

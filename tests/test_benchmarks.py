@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 SUITE = ["engines", "batches", "chain", "servers", "memory"]
@@ -21,7 +22,7 @@ def test_the_suite_runs(tmp_path):
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
         check=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     for name in SUITE:
         report = json.loads((tmp_path / f"{name}.json").read_text())

@@ -202,7 +202,9 @@ def test_graph_over_the_servers_limit_says_which_flag(tmp_path: Path) -> None:
     path, _ = saved(tmp_path)
     with gw.local(max_message_bytes=10_000) as server, pytest.raises(gw.LimitError) as refused:
         server.evaluate(gw.load(path))
-    assert "is over the limit of 10000; send less, or start the server with" in str(refused.value)
+    assert "is over the limit of 10000; send less in one message, or start the server with" in str(
+        refused.value
+    )
 
 
 def test_array_that_may_not_be_written_is_kept_and_any_other_copied(tmp_path: Path) -> None:

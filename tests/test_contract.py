@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import exp
+from queue import SimpleQueue
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,9 +14,12 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from patience import PATIENCE, Clock
 from wire import F64, LEAVES, chain, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
+from gradwire_server import silence
+from gradwire_server.engine.runs import Found, Run
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import REASONS
 from gradwire_server.gates import GATES
@@ -183,6 +188,10 @@ def test_streams_over_the_limit_are_refused() -> None:
         first.cancel()
     server.close()
     assert refused(failed.value).metadata["limit"] == "max-streams"
+    assert failed.value.details() == (
+        "open streams: 2 is over the limit of 1; read one to its end, ask again later, or start "
+        "the server with a larger --max-streams"
+    )
 
 
 def test_gradient_graph_evaluates_to_the_gradients(
@@ -209,22 +218,33 @@ def test_too_many_values_are_refused(stub: service_pb2_grpc.GradientServiceStub)
     assert refused(failed.value).metadata["limit"] == "max-values"
 
 
-def test_evaluations_over_the_queue_are_refused() -> None:
+def test_evaluations_over_the_queue_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, complete = threading.Event(), Run.complete
+
+    def held(run: Run, stopped: Callable[[], bool]) -> Found:
+        go_on.wait(PATIENCE)
+        return complete(run, stopped)
+
+    monkeypatch.setattr(Run, "complete", held)
     server = EmbeddedServer(Limits(max_evaluations=1, max_waiting=1))
     with grpc.insecure_channel(server.address) as channel:
         stub = service_pb2_grpc.GradientServiceStub(channel)
-        request = service_pb2.EvaluateRequest(graph=source(chain(100_000)))
-        calls = [stub.Evaluate.future(request) for _ in range(20)]
-        failures = [call.exception() for call in calls if call.exception() is not None]
-        assert failures
-        assert len(failures) < 20
-        for failure in failures:
+        request = service_pb2.EvaluateRequest(graph=source(neuron()))
+        ended: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(20):
+            stub.Evaluate.future(request).add_done_callback(ended.put)
+        for _ in range(18):  # one computes, and one waits
+            failure = ended.get(timeout=PATIENCE).exception()
             assert refused(failure).metadata["limit"] == "max-waiting"
             assert refused(failure).metadata["actual"] == "2"
+        go_on.set()
+        assert all(ended.get(timeout=PATIENCE).result().result.outputs for _ in range(2))
     server.close()
 
 
-def test_silent_session_is_closed() -> None:
+def test_silent_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(silence, "monotonic", clock)
     server = EmbeddedServer(Limits(session_idle_seconds=1))
     with grpc.insecure_channel(server.address) as channel:
         stub = service_pb2_grpc.GradientServiceStub(channel)
@@ -232,14 +252,20 @@ def test_silent_session_is_closed() -> None:
 
         def requests() -> Iterator[service_pb2.SessionRequest]:
             yield service_pb2.SessionRequest(open=service_pb2.Open(graph=source(neuron())))
-            hold.wait(10)
+            hold.wait(PATIENCE)
 
         session = stub.Session(requests())
         assert next(session).WhichOneof("outcome") == "started"
+        while not session.done():
+            clock.pass_some()
         with pytest.raises(grpc.RpcError) as failed:
             next(session)
         hold.set()
         assert refused(failed.value).metadata["limit"] == "session-idle-seconds"
+        assert failed.value.details() == (
+            "no request came for 1 seconds, so the server ended the call; begin again, or start "
+            "the server with a larger --session-idle-seconds"
+        )
     server.close()
 
 

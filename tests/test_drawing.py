@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 
 import gradwire as gw
 from gradwire.drawing import circuit, formulas, numbers, opened, png, svg
@@ -686,7 +687,7 @@ def test_importing_the_module_local_does_not_hide_the_function() -> None:
 
 def drawn_by_the_command_line(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gradwire.cli", "draw", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from patience import PATIENCE
 
 import gradwire as gw
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 def run(*command: object, cwd: Path = ROOT) -> str:
     found = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, timeout=300, cwd=cwd
+        [*map(str, command)], capture_output=True, text=True, check=False, timeout=PATIENCE, cwd=cwd
     )
     assert found.returncode == 0, found.stderr
     return found.stdout

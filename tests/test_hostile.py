@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
-import time
+import signal
 import tracemalloc
 from collections.abc import Iterator
+from typing import NoReturn
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
+from patience import PATIENCE
 from wire import chain, module_neuron, neuron, scalar, source
 
 import gradwire as gw
@@ -110,19 +112,25 @@ def answer(data: bytes) -> str:
     return "OK"
 
 
+def hangs(*_: object) -> NoReturn:
+    raise TimeoutError("does not end")
+
+
 def test_mutated_requests_are_answered_or_refused() -> None:
+    before = signal.signal(signal.SIGALRM, hangs)
     chance = random.Random(5)
     originals = seeds()
     outcomes = set()
     with np.errstate(all="ignore"):
         for number in range(MUTATIONS):
             data = mutate(chance.choice(originals), chance)
-            began = time.monotonic()
+            signal.alarm(PATIENCE)
             try:
                 outcomes.add(answer(data))
             except Exception as fault:
                 pytest.fail(f"answer({data!r}) raised {fault!r} (mutation {number})")
-            assert time.monotonic() - began < 5, f"answer({data!r}) hangs"
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
     assert outcomes <= {"OK", "DECODE", *REASONS}
     assert len(outcomes) > 12, outcomes  # the mutations reach far into the checks
 
@@ -181,7 +189,7 @@ def code_of(channel: grpc.Channel, method: str, data: bytes) -> grpc.StatusCode:
     backward = service_pb2.SessionRequest(backward=service_pb2.Backward()).SerializeToString()
     requests = [data, step, backward] if method == "Session" else [data]
     call = channel.stream_stream(SERVICE + method, lambda sent: sent, lambda found: found)(
-        iter(requests), timeout=30
+        iter(requests), timeout=PATIENCE
     )
     with contextlib.suppress(grpc.RpcError):
         for _ in call:

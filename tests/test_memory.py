@@ -77,7 +77,7 @@ def elementwise() -> Made:
     return graph, {"x": RANDOM.normal(0, 1, (300, 300))}
 
 
-def scalars(nodes: int = 50_000) -> Made:
+def scalars(nodes: int = 25_000) -> Made:
     """Every value is used by later ones, and the output depends on all."""
     graph = gw.Graph()
     found = list(graph.elements("x", (100,)))

@@ -6,12 +6,12 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from patience import counted_calls
 from test_cli import gradwire
 from test_modules import WRONG, neuron
 from test_text import random_graph
@@ -325,7 +325,11 @@ def nested(depth: int, uses: int, used: bool) -> bytes:
 
 
 def test_modules_that_double_forty_times_are_read_at_once_and_not_used() -> None:
-    began = perf_counter()
+    with counted_calls(100_000):
+        read_doublings()
+
+
+def read_doublings() -> None:
     assert gw.Graph.from_bytes(nested(40, 2, used=False)).value_count == 1
     with pytest.raises(gw.InvalidRequestError, match="over 4294967295 values with those inside"):
         gw.Graph.from_bytes(nested(40, 2, used=True))
@@ -335,7 +339,6 @@ def test_modules_that_double_forty_times_are_read_at_once_and_not_used() -> None
     assert graph.path_of(graph.find(f"{deep}/in")[0]) == f"{deep}/in"  # type: ignore[index]
     assert graph.output_dtype("f") == "float32"
     assert gw.from_text(graph.to_text()).digest == graph.digest
-    assert perf_counter() - began < 1
 
 
 def test_mutated_graphs_with_modules_are_refused_or_can_be_used() -> None:
@@ -465,12 +468,12 @@ def test_hundred_thousand_uses_are_looked_up_without_a_list_of_them() -> None:
     message.circuit.node_inputs[:1] = [1] * 100_000
     message.circuit.named_ids[0] += 99_999
     graph = gw.Graph.from_bytes(message.SerializeToString())
-    began = perf_counter()
-    assert graph.value_count == 1 + 5 * 100_001
-    assert graph.find("last/e") == range(graph.value_count - 2, graph.value_count - 1)
-    for value_id in range(graph.value_count - 1000, graph.value_count):
-        graph.path_of(value_id)
-    assert perf_counter() - began < 0.3
+    with counted_calls(1_000_000):  # a few for each use, once
+        assert graph.value_count == 1 + 5 * 100_001
+        assert graph.find("last/e") == range(graph.value_count - 2, graph.value_count - 1)
+    with counted_calls(50_000):
+        for value_id in range(graph.value_count - 1000, graph.value_count):
+            graph.path_of(value_id)
 
 
 def test_errors_inside_tell_the_line_of_the_function(server: gw.Connection) -> None:

@@ -242,7 +242,7 @@ def test_inputs_that_are_left_out_are_refused_and_not_stumbled_over() -> None:
 def test_newer_operator_sets_are_refused_where_the_operator_may_have_changed() -> None:
     model, _ = one_node("Add", OPERATOR_SET_VERSION + 100, [X, X], {}, 1)
     with pytest.raises(
-        gw.UnsupportedError, match=f"gates mean operator set {OPERATOR_SET_VERSION}"
+        gw.UnsupportedError, match=f"Gradwire implements operator set {OPERATOR_SET_VERSION}"
     ):
         gw.from_onnx(model)
 

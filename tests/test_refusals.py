@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from wire import F64, gate, leaf, neuron, scalar, source
+from wire import F64, field_of, gate, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
-from gradwire_server.errors import REASONS
+from gradwire_server.errors import ADVICE, REASONS
 from gradwire_server.limits import Limits
 
 SMALL = Limits(max_nodes=100, max_values=200, max_memory_bytes=1 << 20, max_message_bytes=1 << 20)
@@ -51,6 +53,23 @@ def reason_of(call: grpc.RpcError) -> str:
     assert status.details[0].Unpack(info)
     assert info.domain == "gradwire"
     return info.reason
+
+
+def at_path(message: Any, path: str) -> Any:
+    """What a request has at a path, such as evaluation.bindings[0].tensor."""
+    for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?(?:\.|$)", path):
+        message = getattr(message, name)
+        if index:
+            message = message[int(index)]
+        if isinstance(message, bytes) and not path.endswith(name):
+            message = graph_pb2.Graph.FromString(message)  # the path goes on in it
+    return message
+
+
+def require_field(request: Any, call: grpc.RpcError) -> None:
+    """What is wrong with a request is in one of its fields, and the refusal says in which."""
+    if call.code() is grpc.StatusCode.INVALID_ARGUMENT:
+        assert at_path(request, field_of(call)) is not request, "a path that leads somewhere"
 
 
 def integers(*values: int, rank: int = 1) -> tensor_pb2.Tensor:
@@ -368,6 +387,7 @@ def test_bad_graph_is_refused_with_its_reason(
         with pytest.raises(grpc.RpcError) as failed:
             call()
         assert reason_of(failed.value) == reason, failed.value.details()
+        require_field(request, failed.value)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +402,7 @@ def test_bad_evaluation_is_refused_with_its_reason(
     with pytest.raises(grpc.RpcError) as failed:
         stub.Evaluate(request)
     assert reason_of(failed.value) == reason, failed.value.details()
+    require_field(request, failed.value)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +429,36 @@ def test_graph_that_cannot_be_differentiated_is_refused_with_its_reason(
     with pytest.raises(grpc.RpcError) as failed:
         stub.DifferentiateGraph(request_)
     assert reason_of(failed.value) == reason, failed.value.details()
+    require_field(request_, failed.value)
+
+
+def test_field_is_a_path_in_the_request(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    def field(call: Any) -> str:
+        with pytest.raises(grpc.RpcError) as failed:
+            call()
+        return field_of(failed.value)
+
+    bare, nothing = service_pb2.Binding(leaf="x0"), service_pb2.Evaluation()
+    bound = service_pb2.Evaluation(
+        bindings=[service_pb2.Binding(leaf="w0", tensor=scalar(1.0)), bare]
+    )
+    opening = service_pb2.Open(graph=source(neuron()), evaluation=bound)
+    cut = neuron()
+    cut.modules.add(name="m").circuit.constants.add(name="c", value=scalar(1.0))
+    cut.required_features.append("modules")
+    by_digest = service_pb2.GraphSource(digest=b"short")
+    evaluate, ask = stub.Evaluate, service_pb2.EvaluateRequest
+    assert field(lambda: evaluate(ask(graph=source(neuron()), evaluation=bound))) == (
+        "evaluation.bindings[1].tensor"
+    )
+    assert field(lambda: [*stub.Session(iter([service_pb2.SessionRequest(open=opening)]))]) == (
+        "open.evaluation.bindings[1].tensor"
+    )
+    assert field(lambda: evaluate(ask(graph=source(cut), evaluation=nothing))) == (
+        "graph.graph.modules[0].circuit.constants[0].type"
+    )
+    assert field(lambda: evaluate(ask(graph=by_digest))) == "graph.digest"
+    assert field(lambda: evaluate(ask())) == "graph"
 
 
 def test_refusal_while_computing_names_the_node(
@@ -417,6 +468,17 @@ def test_refusal_while_computing_names_the_node(
     with pytest.raises(grpc.RpcError) as failed:
         stub.Evaluate(service_pb2.EvaluateRequest(graph=source(graph)))
     assert failed.value.details().startswith("node 3 (Gather): ")
+
+
+def test_every_limit_that_refuses_says_what_helps() -> None:
+    others = {
+        "max-evaluations",  # more wait
+        "max-cache-bytes",  # the oldest go
+        "max-shared-bytes",  # in a message of its own, to the client that shares
+        "session-idle-seconds",  # in a message of its own
+        "upload-idle-seconds",  # the next call begins again
+    }
+    assert {limit.name for limit in Limits().describe()} == {*ADVICE} | others
 
 
 def test_every_reason_is_provoked_here() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import pytest
 from click.testing import CliRunner
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from wire import neuron, source
+from patience import Clock
+from wire import field_of, neuron, source
 
 import gradwire as gw
 from gradwire import saved
 from gradwire.cli import main
 from gradwire.v1 import service_pb2 as pb
 from gradwire.v1 import service_pb2_grpc
+from gradwire_server import silence
 from gradwire_server.cache import GraphCache
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.entry import EmbeddedServer, Server
@@ -29,7 +32,7 @@ from gradwire_server.limits import Limits
 from gradwire_server.store import MemoryStore
 from gradwire_server.store.sqlite import SqliteStore
 
-LIMITS = Limits(max_graph_bytes=16 << 20, session_idle_seconds=1)
+LIMITS = Limits(max_graph_bytes=16 << 20)
 DATA = neuron().SerializeToString()
 DIGEST = sha256(DATA).digest()
 LARGE_COUNT = 400_000  # elements, over 3 MB
@@ -333,23 +336,56 @@ def test_token_is_for_its_prefix_only(stub: service_pb2_grpc.GradientServiceStub
 
 @pytest.mark.parametrize("sent", [[begin(DATA)], [begin(DATA), chunk(0, DATA)]])
 def test_silent_upload_is_ended(
-    stub: service_pb2_grpc.GradientServiceStub,
     sent: list[pb.UploadGraphRequest],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    over = threading.Event()
+    clock, over = Clock(), threading.Event()
+    monkeypatch.setattr(silence, "monotonic", clock)
+    server = EmbeddedServer(replace(LIMITS, session_idle_seconds=1), warms_up=False)
 
     def parts() -> Iterator[pb.UploadGraphRequest]:
         yield from sent
         over.wait()
 
-    call = stub.UploadGraph.future(parts())
-    assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "--session-idle-seconds" in call.details()
-    over.set()
-    answer = stub.UploadGraph(iter(sent[:1]))
-    assert answer.HasField("graph") == (len(sent) == 2)  # what came is there
+    with grpc.insecure_channel(server.address) as channel:
+        stub = service_pb2_grpc.GradientServiceStub(channel)
+        call = stub.UploadGraph.future(parts())
+        while stub.UploadGraph(iter(sent[:1])).received < len(DATA) * (len(sent) - 1):
+            pass  # until all has come
+        while not call.done():
+            clock.pass_some()
+        assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "--session-idle-seconds" in call.details()
+        over.set()
+        answer = stub.UploadGraph(iter(sent[:1]))
+        assert answer.HasField("graph") == (len(sent) == 2)  # what came is there
     assert not caplog.records
+    server.close()
+
+
+def test_fields_that_are_wrong_are_named(stub: service_pb2_grpc.GradientServiceStub) -> None:
+    bad, short = pb.NameChange(name=" f"), b"short"
+    broken = neuron()
+    broken.circuit.inputs[1].name = broken.circuit.inputs[0].name
+    data = broken.SerializeToString()
+    for field, call in (
+        (
+            "name.name",
+            lambda: stub.SaveGraph(pb.SaveGraphRequest(graph=source(neuron()), name=bad)),
+        ),
+        (
+            "graph.graph.circuit.inputs[1].name",
+            lambda: stub.SaveGraph(pb.SaveGraphRequest(graph=source(broken))),
+        ),
+        ("page_size", lambda: stub.ListGraphs(pb.ListGraphsRequest(page_size=9999))),
+        ("digest", lambda: [*stub.GetGraph(pb.GetGraphRequest(digest=short))]),
+        ("begin.name.name", lambda: stub.UploadGraph(iter([begin(DATA, name=bad)]))),
+        ("chunk.data", lambda: stub.UploadGraph(iter([begin(data), chunk(0, data)]))),
+    ):
+        with pytest.raises(grpc.RpcError) as failed:
+            call()
+        assert field_of(failed.value) == field
 
 
 def test_deleted_graph_is_gone_from_the_plans_too(connection: gw.Connection) -> None:
@@ -431,6 +467,25 @@ def test_store_that_lost_bytes_gives_no_other_graph() -> None:
         with pytest.raises(gw.ServerError, match="are not the graph"):
             connection.get_graph("f")
     server.close()
+
+
+def test_command_evaluates_a_graph_by_its_name(server: EmbeddedServer) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        found = CliRunner().invoke(main, [*arguments, "--server", server.address])
+        assert found.exit_code == code, found.output
+        return found.output.strip()
+
+    graph = scaled(2.0)
+    with gw.connect(server.address) as connection:
+        connection.save_graph(graph, "models/double")
+    for known in ("models/double", graph.digest):
+        found = json.loads(run("eval", known, "--set", "x=[1, 2, 3]", "--json"))
+        assert found["outputs"] == {"f": [12.0]}
+    said = run("eval", "models/double", code=1)
+    assert said.startswith("gradwire: models/double: input 'x' has no value; add --set x=@x.npy")
+    said = run("eval", "models/double", "--set", "x=[1, 2, 3]", "--set", "image=1", code=1)
+    assert said == "gradwire: there is no input or parameter 'image'"
+    assert "output out = 5" in run("eval", "x + y", "--set", "x=2", "--set", "y=3")
 
 
 def test_commands_save_list_get_and_delete(server: EmbeddedServer, tmp_path: Path) -> None:

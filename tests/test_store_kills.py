@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from wire import F64, leaf, neuron
 
 import gradwire as gw
@@ -187,7 +188,8 @@ def endure(folder: Path, kills: int, saves: int, seed: int) -> int:
     database = sqlite3.connect(place / FILE)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
-    print(f"{done} kills, {len(savers.acknowledged)} graphs, counted to {max(savers.counted)}")
+    counted = max(savers.counted, default=0)
+    print(f"{done} kills, {len(savers.acknowledged)} graphs, counted to {counted}")
     return len(savers.acknowledged)
 
 
@@ -215,7 +217,7 @@ def test_server_does_not_start_without_its_store(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradwire.cli", "serve", "--store", str(tmp_path)]
     found = subprocess.run(
         [*command, "--listen", f"unix:{tmp_path}/socket"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert found.returncode == 1
     assert found.stderr == (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 
 import pytest
+from patience import PATIENCE
 
 from gradwire_server import threads
 from gradwire_server.errors import OverLimit
@@ -22,7 +23,7 @@ def test_lane_is_full_until_work_is_done() -> None:
     assert lane.full
     lane.submit(done.put, 2)  # queues
     hold.set()
-    assert {done.get(timeout=10) for _ in range(3)} == {0, 1, 2}
+    assert {done.get(timeout=PATIENCE) for _ in range(3)} == {0, 1, 2}
     lane.shutdown()
 
 
@@ -31,7 +32,7 @@ def test_last_thread_to_rest_runs_next() -> None:
     names: SimpleQueue[str] = SimpleQueue()
     for _ in range(20):
         lane.submit(lambda: names.put(threading.current_thread().name))
-        names.get(timeout=10)
+        names.get(timeout=PATIENCE)
         while lane.full or not lane.resting:  # the thread is about to rest
             pass
     assert lane.resting == 1
@@ -44,7 +45,7 @@ def test_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     found: SimpleQueue[threading.Thread] = SimpleQueue()
     for _ in range(3):
         lane.submit(lambda: found.put(threading.current_thread()))
-        found.get(timeout=10).join(10)
+        found.get(timeout=PATIENCE).join(PATIENCE)
         assert lane.resting == 0
     assert not lane.full
     lane.shutdown()
@@ -55,7 +56,7 @@ def test_fault_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
     found: SimpleQueue[int] = SimpleQueue()
     lane.submit(lambda: 1 / 0)
     lane.submit(found.put, 1)
-    assert found.get(timeout=10) == 1
+    assert found.get(timeout=PATIENCE) == 1
     assert "ZeroDivisionError" in caplog.text
     lane.shutdown()
 
@@ -65,22 +66,22 @@ def test_turns_are_taken_and_given_back() -> None:
     began, order = threading.Barrier(2), SimpleQueue[str]()
 
     def second() -> None:
-        began.wait(10)
+        began.wait(PATIENCE)
         with turns:
             order.put("second")
 
     thread = threading.Thread(target=second)
     with turns:
         thread.start()
-        began.wait(10)
+        began.wait(PATIENCE)
         while not turns.waiting:
             pass
         with pytest.raises(OverLimit) as refused, turns:
             pass
         assert refused.value.facts["limit"] == "max-waiting"
         order.put("first")
-    thread.join(10)
-    assert [order.get(timeout=1) for _ in range(2)] == ["first", "second"]
+    thread.join(PATIENCE)
+    assert [order.get(timeout=PATIENCE) for _ in range(2)] == ["first", "second"]
     with turns:
         assert turns.waiting == 0
 
@@ -96,7 +97,7 @@ def test_items_are_made_ahead_and_no_further() -> None:
 
     found = ahead(items(), lane, 2)
     assert next(found) == 0
-    assert [made.get(timeout=10) for _ in range(3)] == [0, 1, 2]
+    assert [made.get(timeout=PATIENCE) for _ in range(3)] == [0, 1, 2]
     assert [*found] == [*range(1, 100)]
     lane.shutdown()
 
@@ -131,5 +132,5 @@ def test_maker_stops_when_nobody_takes() -> None:
     next(found)
     found.close()
     del found
-    assert ended.get(timeout=10) <= 4
+    assert ended.get(timeout=PATIENCE) <= 4
     lane.shutdown()

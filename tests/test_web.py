@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import pytest
 from google.rpc import status_pb2
+from patience import PATIENCE
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from wire import chain, neuron, source
@@ -67,7 +68,7 @@ class Shown:
         self, method: str, path: str, body: bytes = b"", **headers: str
     ) -> tuple[http.client.HTTPResponse, bytes]:
         """One request; headers are written with underscores."""
-        connection = http.client.HTTPConnection(self.host, timeout=20)
+        connection = http.client.HTTPConnection(self.host, timeout=PATIENCE)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body or None, named)
         answer = connection.getresponse()
@@ -82,6 +83,7 @@ class Shown:
         return self.ask("POST", path, body, content_type=kind)[1]
 
     def session(self, **options: Any) -> ClientConnection:
+        options = {"open_timeout": PATIENCE, "ping_interval": None, **options}
         return connect(f"ws://{self.host}/session", compression=None, **options)
 
     def stub(self) -> service_pb2_grpc.GradientServiceStub:
@@ -114,7 +116,7 @@ class Outcomes(logging.Handler):
     def next_of(self, port: int) -> str:
         """That of the next call from a client's port to end."""
         while True:
-            record = self._found.get(timeout=20)
+            record = self._found.get(timeout=PATIENCE)
             if getattr(record, "peer", "").endswith(f":{port}"):
                 found: str = getattr(record, "outcome", "")
                 return found
@@ -146,10 +148,10 @@ def long_stream(
     """A stream that has begun; it waits for its reader, as more follows than the way holds."""
     body = service_pb2.EvaluateStreamRequest(graph=source(chain(400_000))).SerializeToString()
     body = struct.pack(">BI", 0, len(body)) + body
-    connection = http.client.HTTPConnection(page.host, timeout=20)
+    connection = http.client.HTTPConnection(page.host, timeout=PATIENCE)
     connection.sock = socket.socket()
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
-    connection.sock.settimeout(20)
+    connection.sock.settimeout(PATIENCE)
     connection.sock.connect(("127.0.0.1", page.port))
     connection.request("POST", STREAM, body, {"Content-Type": GRPC_WEB})
     with closing(connection), connection.getresponse() as answer:
@@ -166,7 +168,7 @@ def opening(number: int = 1) -> bytes:
 
 
 def heard(session: ClientConnection) -> service_pb2.SessionResponse:
-    data = session.recv(timeout=20)
+    data = session.recv(timeout=PATIENCE)
     assert isinstance(data, bytes)
     return service_pb2.SessionResponse.FromString(data)
 
@@ -304,7 +306,7 @@ def test_session_that_fails_says_why_and_ends(page: Shown) -> None:
             "the first message of a session is open",
         )
         with pytest.raises(ConnectionClosed) as closed:
-            session.recv(timeout=20)
+            session.recv(timeout=PATIENCE)
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "REQUEST_INVALID")
 
@@ -332,7 +334,7 @@ def test_text_ends_a_session(page: Shown) -> None:
     with page.session() as session:
         session.send("open")
         with pytest.raises(ConnectionClosed) as closed:
-            session.recv(timeout=20)
+            session.recv(timeout=PATIENCE)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1003
 
@@ -342,7 +344,7 @@ def test_messages_over_the_limit_end_a_session(page: Shown) -> None:
         announced = struct.pack(">BBQ", 0x82, 0xFF, 20_000_001)  # a masked frame of bytes
         session.socket.sendall(announced + bytes(4))
         with pytest.raises(ConnectionClosed) as closed:
-            session.recv(timeout=20)
+            session.recv(timeout=PATIENCE)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
 
@@ -416,7 +418,7 @@ def test_file_needs_a_name_of_its_own(page: Shown, name: str) -> None:
 
 
 def test_file_over_the_limit_is_refused_before_it_is_read(page: Shown) -> None:
-    with socket.create_connection(("127.0.0.1", page.port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", page.port), timeout=PATIENCE) as raw:
         raw.sendall(
             f"POST /open?name=big.onnx HTTP/1.1\r\nHost: {page.host}\r\nContent-Type: {BYTES}\r\n"
             "Content-Length: 20000001\r\n\r\n".encode()
@@ -430,7 +432,7 @@ def test_file_over_the_limit_is_refused_before_it_is_read(page: Shown) -> None:
 
 
 def test_body_of_unknown_length_is_read_up_to_the_limit(page: Shown) -> None:
-    connection = http.client.HTTPConnection(page.host, timeout=20)
+    connection = http.client.HTTPConnection(page.host, timeout=PATIENCE)
     pieces = (bytes(1_000_000) for _ in range(21))
     headers = {"Content-Type": BYTES}
     connection.request("POST", "/open?name=big.gate", pieces, headers, encode_chunked=True)
@@ -591,17 +593,17 @@ def test_draining_lets_a_stream_end_and_ends_sessions(tmp_path: Path) -> None:
     with long_stream(shown) as (_, answer), shown.session() as session:
         session.send(opening())
         heard(session)
-        stopping = threading.Thread(target=shown.server.stop, args=(20,))
+        stopping = threading.Thread(target=shown.server.stop, args=(PATIENCE,))
         stopping.start()
         with pytest.raises(ConnectionClosed) as closed:
-            session.recv(timeout=20)
+            session.recv(timeout=PATIENCE)
         *_, (flags, trailers) = frames(answer.read())
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
     assert (flags, b"grpc-status: 0" in trailers) == (TRAILERS, True)
     stopping.join()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", shown.port), timeout=5)
+        socket.create_connection(("127.0.0.1", shown.port), timeout=PATIENCE)
 
 
 READERS = Readers(lambda name, content: name.encode() + content, str.encode)
@@ -671,13 +673,13 @@ def test_command_says_where_the_page_is(workers: str) -> None:
         port = int(sentence.rpartition(":")[2].rstrip("/\n"))
         assert sentence == f"gradwire shows its page on http://127.0.0.1:{port}/\n"
         for _ in range(8):  # by whichever worker
-            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
                 connection.request("POST", EVALUATE, request, {"Content-Type": CONNECT})
                 answer = connection.getresponse()
                 assert answer.status == 200
                 assert service_pb2.EvaluateResponse.FromString(answer.read()).result.outputs
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.slow
@@ -705,6 +707,6 @@ print(sorted({"connectrpc", "starlette", "uvicorn", "websockets"} & set(sys.modu
 @pytest.mark.slow
 def test_page_that_nobody_visits_loads_nothing() -> None:
     found = subprocess.run(
-        [sys.executable, "-c", UNVISITED], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", UNVISITED], capture_output=True, text=True, check=True
     )
     assert found.stdout == "[]\n"

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from patience import PATIENCE
 from wire import chain, neuron, source
 
 from gradwire.v1 import service_pb2, service_pb2_grpc
 
-COMMAND = [sys.executable, "-m", "gradwire.cli", "serve", "--log-level", "info"]
+COMMAND = [
+    sys.executable, "-m", "gradwire.cli", "serve", "--log-level", "info",
+    "--drain-seconds", str(PATIENCE),
+]  # fmt: skip
 OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own for each channel
 
 
@@ -55,7 +59,7 @@ def evaluate(address: str) -> service_pb2.EvaluateResponse:
         stub = service_pb2_grpc.GradientServiceStub(channel)
         request = service_pb2.EvaluateRequest(graph=source(neuron()))
         found: service_pb2.EvaluateResponse = stub.Evaluate(
-            request, timeout=30, wait_for_ready=True
+            request, timeout=PATIENCE, wait_for_ready=True
         )
         return found
 
@@ -71,7 +75,7 @@ def test_workers_answer_alike(server: Running) -> None:
 def test_second_server_on_the_port_is_refused(server: Running, workers: int) -> None:
     second = subprocess.run(
         [*COMMAND, "--listen", server.address, "--workers", str(workers)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert second.returncode == 1
     assert f"cannot listen on {server.address}: it is in use" in second.stderr
@@ -87,7 +91,7 @@ def test_workers_refuse_the_port_of_a_single_server() -> None:
     address = single.stdout.readline().split()[-1]
     second = subprocess.run(
         [*COMMAND, "--listen", address, "--workers", "2"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     single.kill()
     single.communicate()
@@ -98,7 +102,7 @@ def test_workers_refuse_the_port_of_a_single_server() -> None:
 def test_workers_do_not_share_a_unix_socket() -> None:
     found = subprocess.run(
         [*COMMAND, "--listen", "unix:socket", "--workers", "2"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert found.returncode == 1
     assert "leave --workers out" in found.stderr
@@ -122,7 +126,7 @@ def test_sigterm_drains_every_worker(server: Running) -> None:
         assert next(stream).WhichOneof("event") == "started"
         server.process.send_signal(signal.SIGTERM)
         assert [event.WhichOneof("event") for event in stream][-1] == "finished"
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import grpc
 import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from gradwire.v1 import graph_pb2, service_pb2, tensor_pb2
 
@@ -83,3 +86,16 @@ def chain(nodes: int) -> graph_pb2.Graph:
 
 def source(graph: graph_pb2.Graph) -> service_pb2.GraphSource:
     return service_pb2.GraphSource(graph=graph.SerializeToString())
+
+
+def field_of(call: grpc.RpcError) -> str:
+    """The path of the field that a refusal is about; empty where it names none."""
+    status = rpc_status.from_call(call)
+    assert status is not None
+    for detail in status.details:
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad):
+            (violation,) = bad.field_violations
+            assert violation.description == call.details()
+            return violation.field
+    return ""

@@ -130,6 +130,10 @@ class _Package(ModuleType):
         is_module = name == "local" and isinstance(value, ModuleType)
         super().__setattr__(name, value.local if is_module else value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as any module is pickled: cloudpickle sends functions that use this one."""
+        return import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package
 

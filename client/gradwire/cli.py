@@ -108,7 +108,8 @@ def evaluate(
     """Evaluate a graph: every node's value and gradient.
 
     It is a .gate, .onnx or text file, or an expression such as "sigmoid(w*x + b)", or @FILE with
-    one, which may have several lines. One that begins with a minus comes last, after --.
+    one, which may have several lines. One that begins with a minus comes last, after --. With
+    --server it may also be the name or the digest of a graph that is saved there.
 
     The JSON object has `outputs` {name: value}, `gradients` {leaf: value} and `nodes` [{id, name,
     operator, value, gradient}]. A gradient of null was not computed, which is not 0. NaN and
@@ -133,7 +134,7 @@ def evaluate(
         with _connected(server) as connection:
             _at_changes(file, lambda before: shown(connection, _bound(source, inputs), before))
     else:
-        bound = _bound(source, inputs)
+        bound = _saved(server, source, inputs) or _bound(source, inputs)
         with _connected(server) as connection:
             shown(connection, bound)
 
@@ -197,7 +198,8 @@ def draw(
 
     if os.path.splitext(output)[1].lower() not in FORMATS:
         raise click.UsageError(f"-o {output}: must end in one of {', '.join(FORMATS)}")
-    graph, inputs = _bound(source, dict(map(_setting, settings)))
+    inputs = dict(map(_setting, settings))
+    graph, inputs = _saved(server, source, inputs) or _bound(source, inputs)
     given = dict(map(_seed, seeds))
     with _connected(server) as connection:
         drawing = drawn(
@@ -714,8 +716,28 @@ def _bound(source: str, inputs: dict[str, Any]) -> _Bound:
     """A graph and what to bind; an expression's inputs have their values already."""
     graph = _load(source, inputs)
     bound = inputs if _is_file(source) else {}
-    _require_inputs(source, graph, bound)
+    _require_inputs(f"{source}: " if _is_file(source) else _no_file(source), graph, bound)
     return graph, bound
+
+
+def _saved(server: str | None, source: str, inputs: dict[str, Any]) -> _Bound | None:
+    """A graph that the server has saved, and what to bind; None where it has none so named."""
+    if server is None or source.startswith("@") or _is_file(source):
+        return None
+    from gradwire.connection import Connection
+    from gradwire.errors import InvalidRequestError, NotFoundError, UnsupportedError
+
+    try:
+        with Connection(server) as connection:
+            graph = connection.get_graph(source)
+    except (NotFoundError, UnsupportedError):  # or a server that saves nothing
+        return None
+    except InvalidRequestError as failure:
+        if failure.reason != "NAME_INVALID":
+            raise
+        return None
+    _require_inputs(f"{source}: ", graph, inputs)
+    return graph, inputs
 
 
 def _evaluated(
@@ -732,8 +754,8 @@ def _evaluated(
     return Evaluation.of(graph, result)
 
 
-def _require_inputs(source: str, graph: Graph, given: dict[str, Any]) -> None:
-    """Every input has a value, or the error says what to type (INPUT_MISSING)."""
+def _require_inputs(place: str, graph: Graph, given: dict[str, Any]) -> None:
+    """Every input has a value, or the error says where, and what to type (INPUT_MISSING)."""
     import shlex
 
     from gradwire.errors import InvalidRequestError
@@ -748,7 +770,6 @@ def _require_inputs(source: str, graph: Graph, given: dict[str, Any]) -> None:
     ]
     tensors = [f"{leaf.name} is {leaf.dtype}{list(leaf.axes)}" for leaf in shown if leaf.axes]
     whose = f"input {missing[0].name!r} has" if len(missing) == 1 else f"{len(missing)} inputs have"
-    place = _no_file(source) if not _is_file(source) else f"{source}: "
     raise InvalidRequestError(
         "INPUT_MISSING",
         f"{place}{whose} no value; add {' '.join(options)}"

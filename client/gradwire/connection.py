@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import count
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 import numpy as np
@@ -76,6 +76,9 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        _uncopied(f"a connection to {self.target}", "connect again where it is needed")
 
     def close(self) -> None:
         """Closes the connection; calls that still run are cancelled."""
@@ -330,6 +333,10 @@ class Connection:
         return self._memory.seen(requests.error_from(failure, graph, self.target))
 
 
+def _uncopied(what: str, instead: str) -> NoReturn:
+    raise TypeError(f"{what} cannot be copied or pickled; {instead}")
+
+
 class _SharedMemory:
     """Memory shared with whichever process answers, if that is wanted."""
 
@@ -373,6 +380,9 @@ class _Steps:
         self._batched = [each.leaf for each in evaluation.bindings if each.batched]
         self._forms = Forms()
         self._next_id = 0
+
+    def __reduce__(self) -> NoReturn:
+        _uncopied("a session", "open another one where it is needed")
 
     @cached_property
     def _vector(self) -> Vector:
@@ -532,6 +542,9 @@ class AsyncConnection:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        _uncopied(f"a connection to {self.target}", "connect again where it is needed")
 
     async def close(self) -> None:
         """Closes the connection."""

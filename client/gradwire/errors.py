@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 __all__ = [
     "CancelledError",
@@ -46,6 +47,9 @@ class GradwireError(Exception):
         self.reason = reason
         self.message = message
         self.facts = dict(facts or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.message, self.facts), self.__dict__
 
 
 class InvalidRequestError(GradwireError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -71,6 +71,11 @@ class Evaluator:
         self.outputs: Mapping[str, Array] = self._repeated.outputs
         self.gradients: Mapping[str, Array] = self._repeated.gradients
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an evaluator cannot be copied or pickled; send its graph, and make another one there"
+        )
+
     def result(self) -> Result:
         """What the last run has found, with the chosen values and gradients; copies."""
         values, gradients = self._repeated.chosen()
@@ -131,7 +136,8 @@ class Evaluator:
         if not self.inputs[name].flags.writeable:
             raise InvalidRequestError(
                 "BINDING_INVALID",
-                f"{name!r}: shapes depend on its elements, so it stays; make another evaluator",
+                f"{name!r}: shapes depend on its elements, so it is read-only here; make another "
+                "evaluator for other elements",
             )
 
 

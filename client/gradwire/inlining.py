@@ -25,8 +25,8 @@ def inlined(graph: Graph) -> Graph:
     if graph.value_count > MOST_VALUES:
         raise LimitError(
             "LIMIT_EXCEEDED",
-            f"the graph has {graph.value_count} values with those inside of modules, but at most "
-            f"{MOST_VALUES} are written out",
+            f"the graph has {graph.value_count} values with those inside of modules, but without "
+            f"modules it may have {MOST_VALUES} at most",
         )
     return _Inliner(graph).flat
 

@@ -12,6 +12,7 @@ def sigmoid_gradient(x, out, grad):  # inputs, then outputs, then output gradien
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import update_wrapper
@@ -38,16 +39,31 @@ def module(function: Callable[..., Any]) -> ModuleFunction:
     return ModuleFunction(function)
 
 
+def _module_of(function: Callable[..., Any], gradient: Callable[..., Any] | None) -> ModuleFunction:
+    found = ModuleFunction(function)
+    if gradient is not None:
+        found.gradient(gradient)
+    return found
+
+
 class ModuleFunction:
     """A function that adds one node, which uses a module, to the graph of its handles."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         update_wrapper(self, function)
-        self.name = function.__name__
+        self.name: str = function.__name__
         self._function = function
         self._signature = inspect.signature(function)
         self._gradient: Callable[..., Any] | None = None
         self._used = False
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """By name where it can be imported, else by its functions, which cloudpickle can send."""
+        home = self._function.__module__
+        is_found = getattr(sys.modules.get(home), self.name, None) is self
+        if is_found and home != "__main__":
+            return self.name
+        return _module_of, (self._function, self._gradient)
 
     def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Gives the module its own gradient, used instead of that of what is inside.

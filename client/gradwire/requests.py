@@ -404,6 +404,7 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
     else:
         status = rpc_status.from_call(call)
     code, message = call.code().name, call.details() or ""
+    reason, facts = "", {}
     if code == "UNAVAILABLE" and status is None:
         message = f"no server answers at {target}; start one with: gradwire serve"
     elif code == "DEADLINE_EXCEEDED":
@@ -412,10 +413,11 @@ def error_from(call: Any, graph: Graph | None, target: str) -> GradwireError:
         message = f"the call to {target} was cancelled"
     elif code == "RESOURCE_EXHAUSTED" and (sizes := _SIZES.search(message)):
         message = (
-            f"bytes of the message: {sizes[1]} is over the limit of {sizes[2]}; send less, or "
-            "start the server with a larger --max-message-bytes"
+            f"bytes of the message: {sizes[1]} is over the limit of {sizes[2]}; send less in one "
+            "message, or start the server with a larger --max-message-bytes"
         )
-    reason, facts = "", {}
+        reason, flag = "LIMIT_EXCEEDED", "max-message-bytes"
+        facts = {"limit": flag, "value": sizes[2], "actual": sizes[1], "flag": f"--{flag}"}
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):

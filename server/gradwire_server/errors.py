@@ -3,7 +3,7 @@
 Refusal         the request cannot be done; carries `reason`, the message and its facts
 ├── Invalid     the request is wrong: change it                       INVALID_ARGUMENT
 ├── Unsupported this server lacks what is asked: ask another          UNIMPLEMENTED
-├── OverLimit   a limit is passed: send less, or raise the flag       RESOURCE_EXHAUSTED
+├── OverLimit   a limit is passed: what helps, and the flag           RESOURCE_EXHAUSTED
 ├── NotFound    no such graph is saved                                NOT_FOUND
 ├── Conflict    somebody else was first: look again, then ask again   ABORTED
 └── Unavailable the store cannot be reached now: ask again later      UNAVAILABLE
@@ -13,7 +13,8 @@ Form of a message: where: what, with both actual values; what to do if we know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Self
 
@@ -67,20 +68,50 @@ REASONS = {
 }
 
 
+#: What a client can do about a limit, by its flag without dashes.
+ADVICE = {
+    "max-message-bytes": "send less in one message",
+    "max-nodes": "send a smaller graph",
+    "max-values": "send a smaller graph",
+    "max-memory-bytes": "ask for fewer values and gradients, or for fewer rows at once",
+    "max-graph-bytes": "save a smaller graph",
+    "max-stored-bytes": "delete graphs that are not needed",
+    "max-stored-graphs": "delete some that are not needed",
+    "max-waiting": "ask again later",
+    "max-streams": "read one to its end, ask again later",
+    "max-transfers": "wait for one to end",
+    "max-sessions": "close one, ask again later",
+}
+
+
 class Refusal(Exception):  # noqa: N818 -- the word this project uses
-    """The request cannot be done; nothing was changed."""
+    """The request cannot be done; nothing was changed.
+
+    `field` is the path of what is wrong, as google.rpc.BadRequest has it, in the message that is
+    being read: `circuit.inputs[2].value` in a graph. Empty where no one field is to blame.
+    """
 
     status: str
 
-    def __init__(self, reason: str, message: str, **facts: object) -> None:
+    def __init__(self, reason: str, message: str, *, field: str = "", **facts: object) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.field = field
         self.facts = {key: str(fact) for key, fact in facts.items()}
 
-    def at(self, place: str, **facts: object) -> Self:
+    def at(self, place: str, *, field: str = "", **facts: object) -> Self:
         """The same refusal, saying where: a gate states the fact, the plan adds the node."""
-        return type(self)(self.reason, f"{place}: {self.message}", **(self.facts | facts))
+        message, inner = f"{place}: {self.message}", _path(field, self.field)
+        return type(self)(self.reason, message, field=inner, **(self.facts | facts))
+
+    def within(self, field: str) -> Self:
+        """The same refusal, its field inside of another."""
+        return self.at_field(_path(field, self.field))
+
+    def at_field(self, field: str) -> Self:
+        """The same refusal of another field."""
+        return type(self)(self.reason, self.message, field=field, **self.facts)
 
 
 class Invalid(Refusal):
@@ -101,15 +132,22 @@ class OverLimit(Refusal):
     status = "RESOURCE_EXHAUSTED"
 
     @classmethod
-    def of(cls, limit: str, value: int, actual: int, what: str) -> Self:
-        """A limit's own refusal; `limit` is the name of its flag without dashes."""
-        message = (
-            f"{what}: {actual} is over the limit of {value}; "
-            f"send less, or start the server with a larger --{limit}"
-        )
-        return cls(
-            "LIMIT_EXCEEDED", message, limit=limit, value=value, actual=actual, flag=f"--{limit}"
-        )
+    def of(cls, limit: str, value: int, actual: int, what: str, advice: str = "") -> Self:
+        """A limit's own refusal; `limit` is the name of its flag without dashes.
+
+        `advice` is what helps here, where that is not what helps with the limit as a rule.
+        """
+        return cls.because(
+            f"{what}: {actual} is over the limit of {value}; {advice or ADVICE[limit]}, "
+            f"or start the server with a larger --{limit}",
+            limit, value, actual,
+        )  # fmt: skip
+
+    @classmethod
+    def because(cls, message: str, limit: str, value: int, actual: int) -> Self:
+        """The same in other words."""
+        flag = f"--{limit}"
+        return cls("LIMIT_EXCEEDED", message, limit=limit, value=value, actual=actual, flag=flag)
 
 
 class NotFound(Refusal):
@@ -130,8 +168,23 @@ class Unavailable(Refusal):
     status = "UNAVAILABLE"
 
 
-class Stopped(Exception):  # noqa: N818 -- not an error: nobody asks any more
-    """The caller went away or its deadline passed; nobody reads an answer."""
+class Stopped(Exception):  # noqa: N818 -- not an error: there is nobody to answer
+    """The client cancelled the call, or its deadline passed."""
+
+
+@contextmanager
+def within(field: str) -> Iterator[None]:
+    """What is refused here has its field inside of another."""
+    try:
+        yield
+    except Refusal as refusal:
+        raise refusal.within(field) from None
+
+
+def _path(outer: str, inner: str) -> str:
+    if not outer or not inner or inner.startswith("["):
+        return outer + inner
+    return f"{outer}.{inner}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,8 +7,7 @@ know.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradwire_server.errors import Invalid, OverLimit, Unsupported, nearest
+from gradwire_server.errors import Invalid, OverLimit, Unsupported, nearest, within
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import AttributeValue, Input
 from gradwire_server.limits import Limits
@@ -125,6 +124,7 @@ class Leaf:
                 raise Invalid(
                     "LEAF_INVALID",
                     f"{self.place}: layout ELEMENTS needs fixed sizes but an axis is {axis!r}",
+                    field="layout",
                 )
             count *= axis
         return count
@@ -356,6 +356,16 @@ class Graph:
         value_id = int(self.inside.ids[first])
         return {"value_id": value_id} if value_id else {}
 
+    def field_of_leaf(self, position: int) -> str:
+        """Where a leaf is in the message of its graph."""
+        kind = self.leaves[position].kind
+        before = sum(1 for leaf in self.leaves[:position] if leaf.kind == kind)
+        return f"circuit.{kind}s[{before}]"
+
+    def field_of_node(self, node: int) -> str:
+        """Where a node is in the message of its graph; empty once modules are written out."""
+        return "" if self.inside is not None else f"circuit.node_gates[{node}]"
+
     def place_of_value(self, value_id: int) -> str:
         """How messages name a value, by flat id."""
         for leaf, first in zip(self.leaves, self.leaf_first_ids, strict=False):
@@ -370,13 +380,14 @@ def check_structure(graph: Graph, limits: Limits) -> None:
     GRAPH_INVALID, and the reasons of check_rows, check_circuit and check_output.
     """
     check_rows(graph.rows)
-    for leaf in graph.leaves:
-        check_leaf(leaf)
-    check_circuit(graph, limits)
-    if not graph.outputs:
-        raise Invalid("GRAPH_INVALID", "the graph has no output; name at least one value")
-    for output in graph.outputs:
-        check_output(graph, output)
+    check_leaves(graph)
+    with within("circuit"):
+        check_circuit(graph, limits)
+        if not graph.outputs:
+            what = "the graph has no output; name at least one value"
+            raise Invalid("GRAPH_INVALID", what, field="outputs")
+        for number, output in enumerate(graph.outputs):
+            check_output(graph, output, number)
 
 
 def check_rows(rows: Rows) -> None:
@@ -384,13 +395,14 @@ def check_rows(rows: Rows) -> None:
 
     OPERATOR_UNKNOWN, INPUT_COUNT_INVALID, OUTPUT_COUNT_INVALID, ATTRIBUTE_INVALID.
     """
-    for row in rows:
+    for number, row in enumerate(rows):
         if row.module is None:
-            _check_row(row)
+            with within(f"gates[{number}]"):
+                _check_row(row)
 
 
 def check_circuit(graph: Graph, limits: Limits) -> None:
-    """Nodes and names (NODE_INVALID, NAME_INVALID, LIMIT_EXCEEDED)."""
+    """Nodes and names (NODE_INVALID, NAME_INVALID, LIMIT_EXCEEDED); fields are those of Circuit."""
     if graph.node_count > limits.max_nodes:
         raise OverLimit.of("max-nodes", limits.max_nodes, graph.node_count, "number of nodes")
     _check_nodes(graph, limits)
@@ -404,24 +416,46 @@ def starts(counts: Ids) -> Ids:
     return found
 
 
+def check_leaves(graph: Graph) -> None:
+    """All declarations (LEAF_INVALID)."""
+    for position, leaf in enumerate(graph.leaves):
+        try:
+            check_leaf(leaf)
+        except Invalid as refusal:
+            raise refusal.within(graph.field_of_leaf(position)) from None
+
+
 def check_leaf(leaf: Leaf) -> None:
     """A declaration that does not contradict itself (LEAF_INVALID)."""
     _ = leaf.id_count
     if leaf.value is None:
         if leaf.kind != "input":
-            raise Invalid("LEAF_INVALID", f"{leaf.place}: has no stored value; only an input may")
+            what = f"{leaf.place}: has no stored value; only an input may"
+            raise Invalid("LEAF_INVALID", what, field="value")
         return
     if leaf.value.dtype != leaf.dtype:
         raise Invalid(
             "LEAF_INVALID",
             f"{leaf.place}: declared as {leaf.dtype} but its stored value is {leaf.value.dtype}",
+            field="value.data_type",
         )
     if not fits(leaf.axes, leaf.value.shape):
         raise Invalid(
             "LEAF_INVALID",
             f"{leaf.place}: declared with shape {axes_text(leaf.axes)} but its stored value has "
             f"shape {leaf.value.shape}",
+            field="value.shape",
         )
+
+
+def first_repeat(names: Iterable[str]) -> int:
+    """The position of the first name that was there before."""
+    seen: set[str] = set()
+    for position, name in enumerate(names):
+        if name in seen:
+            return position
+        seen.add(name)
+    raise ValueError("all names differ")
 
 
 def fits(axes: tuple[int | str, ...], shape: Shape) -> bool:
@@ -449,6 +483,7 @@ def _check_row(row: Row) -> None:
         raise Invalid(
             "OUTPUT_COUNT_INVALID",
             f"{place}: yields {takes} outputs but {row.output_count} are declared",
+            field="output_count",
             operator=row.operator,
         )
 
@@ -461,6 +496,7 @@ def _check_nodes(graph: Graph, limits: Limits) -> None:
             "NODE_INVALID",
             f"node number {node}: names gate row {graph.node_rows[node]} but the table has "
             f"{len(graph.rows)} rows",
+            field=f"node_gates[{node}]",
             node_index=node,
         )
     uses = np.bincount(graph.node_rows, minlength=len(graph.rows))  # so few that sums fit
@@ -470,6 +506,7 @@ def _check_nodes(graph: Graph, limits: Limits) -> None:
             "NODE_INVALID",
             f"the nodes' gates take {inputs} inputs in all but node_inputs has "
             f"{len(graph.node_inputs)}",
+            field="node_inputs",
         )
     values = graph.leaf_first_ids[-1] - 1 + int(uses @ graph.rows.output_counts)
     if values > limits.max_values:
@@ -484,6 +521,7 @@ def _check_nodes(graph: Graph, limits: Limits) -> None:
             f"{graph.place_of(node)}: input {slot - graph.input_starts[node]} is value "
             f"{graph.node_inputs[slot]}, but a node may only use values below its own first "
             f"({graph.first_ids[node]})",
+            field=f"node_inputs[{slot}]",
             node_index=node,
         )
 
@@ -496,38 +534,64 @@ def _check_names(graph: Graph) -> None:
         raise Invalid(
             "NAME_INVALID",
             f"name {graph.names[value_id]!r} is for value {value_id}, which no node yields",
+            field=f"named_ids[{np.flatnonzero(named == value_id)[0]}]",
         )
-    leaves = [leaf.name for leaf in graph.leaves if leaf.kind != "constant" or leaf.name]
-    _require_unique("value", [*leaves, *graph.names.values()])
-    _require_unique("output", [output.name for output in graph.outputs])
+    named_leaves = [
+        position
+        for position, leaf in enumerate(graph.leaves)
+        if leaf.kind != "constant" or leaf.name
+    ]
+
+    def field(position: int) -> str:
+        if position >= len(named_leaves):
+            return f"names[{position - len(named_leaves)}]"
+        found = graph.field_of_leaf(named_leaves[position]).removeprefix("circuit.")
+        return f"{found}.name"
+
+    leaves = [graph.leaves[position].name for position in named_leaves]
+    _require_unique("value", [*leaves, *graph.names.values()], field)
+    outputs = [output.name for output in graph.outputs]
+    _require_unique("output", outputs, lambda position: f"outputs[{position}].name")
 
 
-def _require_unique(what: str, names: Sequence[str]) -> None:
+def _require_unique(what: str, names: Sequence[str], field: Callable[[int], str]) -> None:
+    """`field` says where a name is in a Circuit, by its position (NAME_INVALID)."""
     distinct = set(names)
     if "" in distinct:
-        raise Invalid("NAME_INVALID", f"a {what} has an empty name")
+        place = field(names.index(""))
+        raise Invalid("NAME_INVALID", f"a {what} has an empty name", field=place)
     if len(distinct) < len(names):
-        name, count = Counter(names).most_common(1)[0]
-        raise Invalid("NAME_INVALID", f"the {what} name {name!r} is used {count} times")
+        position = first_repeat(names)
+        message = (
+            f"the {what} name {names[position]!r} is used {names.count(names[position])} times"
+        )
+        raise Invalid("NAME_INVALID", message, field=field(position))
 
 
-def check_output(graph: Graph, output: Output) -> None:
-    """Values that there are (OUTPUT_INVALID)."""
+def check_output(graph: Graph, output: Output, number: int) -> None:
+    """Values that there are (OUTPUT_INVALID); the field is one of Circuit."""
+    field = f"outputs[{number}].value_ids"
     if not output.value_ids.size:
-        raise Invalid("OUTPUT_INVALID", f"{output.place}: has no value")
+        raise Invalid("OUTPUT_INVALID", f"{output.place}: has no value", field=field)
     wrong = (output.value_ids < 1) | (output.value_ids > graph.value_count)
     if wrong.any():
         raise Invalid(
             "OUTPUT_INVALID",
             f"{output.place}: value {output.value_ids[wrong][0]} does not exist; ids are from 1 "
             f"to {graph.value_count}",
+            field=f"{field}[{wrong.argmax()}]",
         )
 
 
 def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ...]:
-    """Positions of the named leaves, in the graph's order; all floating ones if none is named."""
-    wanted = set(names)
-    require_leaves(graph, wanted)
+    """Positions of the named leaves, in the graph's order; all floating ones if none is named.
+
+    LEAF_UNKNOWN, NOT_DIFFERENTIABLE; the field is with_respect_to.
+    """
+    order = [*names]
+    wanted = set(order)
+    with within("with_respect_to"):
+        require_leaves(graph, order)
     found = []
     for position, leaf in enumerate(graph.leaves):
         if leaf.kind == "constant" or (wanted and leaf.name not in wanted):
@@ -535,19 +599,20 @@ def leaves_to_differentiate(graph: Graph, names: Iterable[str]) -> tuple[int, ..
         if leaf.dtype in FLOATS:
             found.append(position)
         elif wanted:
-            raise Invalid(
-                "NOT_DIFFERENTIABLE", f"{leaf.place}: is {leaf.dtype} and has no gradient"
-            )
+            what = f"{leaf.place}: is {leaf.dtype} and has no gradient"
+            field = f"with_respect_to[{order.index(leaf.name)}]"
+            raise Invalid("NOT_DIFFERENTIABLE", what, field=field)
     return tuple(found)
 
 
 def require_leaves(graph: Graph, names: Iterable[str]) -> None:
-    """Names of leaves that are not constants (LEAF_UNKNOWN)."""
+    """Names of leaves that are not constants (LEAF_UNKNOWN); the field is the name's position."""
     known = {leaf.name for leaf in graph.leaves if leaf.kind != "constant"}
-    for name in names:
+    for number, name in enumerate(names):
         if name not in known:
             raise Invalid(
                 "LEAF_UNKNOWN",
                 f"there is no input or parameter {name!r}{nearest(name, known)}",
+                field=f"[{number}]",
                 leaf=name,
             )

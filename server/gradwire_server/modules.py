@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradwire_server.errors import Invalid, OverLimit
+from gradwire_server.errors import Invalid, OverLimit, within
 from gradwire_server.graph import (
     Flags,
     Graph,
@@ -34,6 +34,7 @@ from gradwire_server.graph import (
     check_circuit,
     check_leaf,
     check_output,
+    first_repeat,
     starts,
 )
 from gradwire_server.limits import Limits
@@ -60,22 +61,26 @@ def check_modules(rows: Rows, modules: Sequence[Module], circuit: Graph, limits:
     """
     names = [module.name for module in modules]
     if "" in names:
-        raise Invalid("NAME_INVALID", f"module number {names.index('')} has an empty name")
+        what = f"module number {names.index('')} has an empty name"
+        raise Invalid("NAME_INVALID", what, field=f"modules[{names.index('')}].name")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Invalid(
-            "NAME_INVALID", f"the module name {twice!r} is used {names.count(twice)} times"
-        )
-    for row in rows:
+        number = first_repeat(names)
+        what = f"the module name {names[number]!r} is used {names.count(names[number])} times"
+        raise Invalid("NAME_INVALID", what, field=f"modules[{number}].name")
+    for number, row in enumerate(rows):
         if row.module is not None:
-            _check_use(row, modules)
+            with within(f"gates[{number}]"):
+                _check_use(row, modules)
     for number, module in enumerate(modules):
-        _check_part(f"module {module.name!r}", module.circuit, number, modules, limits)
+        with within(f"modules[{number}].circuit"):
+            _check_part(f"module {module.name!r}", module.circuit, number, modules, limits)
         if module.gradient is not None:
             place = f"the gradient of module {module.name!r}"
-            _check_part(place, module.gradient, number, modules, limits)
-            _check_gradient(place, module)
-    _require_all_inputs(circuit)
+            with within(f"modules[{number}].gradient"):
+                _check_part(place, module.gradient, number, modules, limits)
+                _check_gradient(place, module)
+    with within("circuit"):
+        _require_all_inputs(circuit)
 
 
 def _check_use(row: Row, modules: Sequence[Module]) -> None:
@@ -86,36 +91,46 @@ def _check_use(row: Row, modules: Sequence[Module]) -> None:
         raise Invalid(
             "INPUT_COUNT_INVALID",
             f"module {module.name!r} takes {takes} inputs but a gate gives it {row.input_count}",
+            field="input_count",
         )
     if row.output_count != yields:
         raise Invalid(
             "OUTPUT_COUNT_INVALID",
             f"module {module.name!r} yields {yields} outputs but a gate has {row.output_count}",
+            field="output_count",
         )
     if row.attributes:
-        raise Invalid("ATTRIBUTE_INVALID", f"module {module.name!r} has no attributes")
+        what = f"module {module.name!r} has no attributes"
+        raise Invalid("ATTRIBUTE_INVALID", what, field="attributes")
 
 
 def _check_part(
     place: str, circuit: Graph, number: int, modules: Sequence[Module], limits: Limits
 ) -> None:
     try:
-        for leaf in circuit.leaves:
-            _check_stored(leaf)
+        for position, leaf in enumerate(circuit.leaves):
+            try:
+                _check_stored(leaf)
+            except Invalid as refusal:
+                field = circuit.field_of_leaf(position).removeprefix("circuit.")
+                raise refusal.within(field) from None
         check_circuit(circuit, limits)
         _require_all_inputs(circuit)
         if not circuit.outputs:
-            raise Invalid("MODULE_INVALID", "has no output")
-        for output in circuit.outputs:
+            raise Invalid("MODULE_INVALID", "has no output", field="outputs")
+        for place_of_output, output in enumerate(circuit.outputs):
             if output.value_ids.size or circuit is not modules[number].gradient:
-                check_output(circuit, output)
+                check_output(circuit, output, place_of_output)
             if len(output.value_ids) > 1:
-                raise Invalid("OUTPUT_INVALID", f"{output.place}: stacks values, in a module")
+                what = f"{output.place}: stacks values, in a module"
+                field = f"outputs[{place_of_output}].value_ids"
+                raise Invalid("OUTPUT_INVALID", what, field=field)
         later = circuit.rows.modules[circuit.node_rows].max(initial=-1)
         if later >= number:
             raise Invalid(
                 "MODULE_INVALID",
                 f"uses module {modules[later].name!r}, which does not come before it",
+                field=f"node_gates[{circuit.rows.modules[circuit.node_rows].argmax()}]",
             )
     except Invalid as refusal:
         raise refusal.at(place) from None
@@ -125,7 +140,8 @@ def _check_stored(leaf: Leaf) -> None:
     if leaf.kind == "constant":
         check_leaf(leaf)
     if leaf.elements:
-        raise Invalid("LEAF_INVALID", f"{leaf.place}: has the layout ELEMENTS, in a module")
+        what = f"{leaf.place}: has the layout ELEMENTS, in a module"
+        raise Invalid("LEAF_INVALID", what, field="layout")
 
 
 def _check_gradient(place: str, module: Module) -> None:
@@ -137,11 +153,13 @@ def _check_gradient(place: str, module: Module) -> None:
             "MODULE_INVALID",
             f"{place}: has {given} inputs, but must have {takes + 2 * yields}: the {takes} inputs, "
             f"the {yields} outputs, and the gradients of those",
+            field="inputs",
         )
     if made != takes:
         raise Invalid(
             "MODULE_INVALID",
             f"{place}: has {made} outputs, but must have one for each of the {takes} inputs",
+            field="outputs",
         )
 
 
@@ -157,6 +175,7 @@ def _require_all_inputs(circuit: Graph) -> None:
         raise Invalid(
             "NODE_INVALID",
             f"{circuit.place_of(node)}: omits an input, which no use of a module may",
+            field=f"node_inputs[{wrong[0]}]",
         )
 
 
@@ -281,11 +300,12 @@ class _Flattening:
         self._work = _Sizes(done.nodes + nodes, done.values + values, done.inputs + inputs)
         most_nodes, most_values = self._limits.max_nodes, self._limits.max_values
         inside = ", with those inside of modules"
+        times = f", at most {_WORK} times those of a graph"
         for flag, limit, actual, what in (
             ("max-nodes", most_nodes, nodes, f"number of nodes{inside}"),
             ("max-values", most_values, values, f"number of values{inside}"),
-            ("max-nodes", _WORK * most_nodes, self._work.nodes, "nodes of all modules"),
-            ("max-values", _WORK * most_values, self._work.values, "values of all modules"),
+            ("max-nodes", _WORK * most_nodes, self._work.nodes, f"nodes of all modules{times}"),
+            ("max-values", _WORK * most_values, self._work.values, f"values of all modules{times}"),
             ("max-values", _WORK * most_values, self._work.inputs, f"inputs of all nodes{inside}"),
         ):
             if actual > limit:

@@ -217,7 +217,7 @@ def _plan_gradients(plan: Plan) -> Iterator[tuple[tuple[int, ...], GradientPlan]
                 found = _plan_gradient(plan, row.own, inputs[first].tolist())
             except Refusal as refusal:
                 place = graph.place_of(int(nodes[first]))
-                raise refusal.at(f"{place}: its own gradient") from None
+                raise refusal.at(f"{place}: its own gradient").at_field("") from None
             yield (number, *kind), found
 
 
@@ -426,7 +426,8 @@ def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:
         refusal = signatures.refusal(row, inputs)
         assert refusal is not None, "the first failed node has only good inputs"
         operator = graph.rows[row].operator
-        raise refusal.at(graph.place_of(node), operator=operator, **graph.facts_of(node))
+        facts, field = graph.facts_of(node), graph.field_of_node(node)
+        raise refusal.at(graph.place_of(node), field=field, operator=operator, **facts)
 
 
 class _Group(NamedTuple):
@@ -566,7 +567,7 @@ def _reached_from(edges: Any, marks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bo
 
 def _check_outputs(plan: Plan) -> None:
     """Stacked outputs are scalars of one data type (OUTPUT_INVALID)."""
-    for output in plan.graph.outputs:
+    for number, output in enumerate(plan.graph.outputs):
         kinds = np.unique(plan.spec_ids[output.value_ids])
         specs = [plan.specs[kind] for kind in kinds]
         if len(output.value_ids) > 1:
@@ -576,4 +577,5 @@ def _check_outputs(plan: Plan) -> None:
                         "OUTPUT_INVALID",
                         f"{output.place}: stacks values that are not scalars of one data type: "
                         f"{specs[0]} and {spec}",
+                        field=f"circuit.outputs[{number}].value_ids",
                     )

@@ -10,9 +10,9 @@ from io import BytesIO
 from gradwire.payloads import field
 from gradwire.v1 import service_pb2 as pb
 from gradwire_server.cache import Entry, GraphCache
-from gradwire_server.codec.requests import decode_request, source_bytes
+from gradwire_server.codec.requests import decode_request, graph_of, source_bytes
 from gradwire_server.codec.tensors import Payloads
-from gradwire_server.errors import Invalid, NotFound, Refusal, Stopped, Unsupported
+from gradwire_server.errors import Invalid, NotFound, Refusal, Stopped, Unsupported, within
 from gradwire_server.limits import Limits
 from gradwire_server.store import ABSENT, Place, Saved, Store
 from gradwire_server.store.base import (
@@ -50,15 +50,16 @@ class SavedGraphs:
         return "" if self._store is None else self._store.kind
 
     def entry(self, source: pb.GraphSource, payloads: Payloads, stopped: IsStopped) -> Entry:
-        """The graph of a request, decoded now or before."""
-        match source.WhichOneof("source"):
-            case "digest":
-                digest = require_digest(source.digest)
-            case "name":
-                digest = self._required().resolve(require_name(source.name))
-            case _:
-                return self._cache.find(source_bytes(source, payloads))
-        return self._cache.find_saved(digest, lambda: self._loaded(digest, stopped))
+        """The graph of a request, decoded now or before; the field of what is refused is graph."""
+        with within("graph"):
+            match source.WhichOneof("source"):
+                case "digest":
+                    digest = require_digest(source.digest)
+                case "name":
+                    digest = self._required().resolve(require_name(source.name))
+                case _:
+                    return self._cache.find(source_bytes(source, payloads))
+            return self._cache.find_saved(digest, lambda: self._loaded(digest, stopped))
 
     def save(self, data: bytes, stopped: IsStopped) -> bytes:
         """One SaveGraphRequest, serialized, to one SaveGraphResponse."""
@@ -67,15 +68,17 @@ class SavedGraphs:
         change = _change(request.name) if request.HasField("name") else None
         created = False
         if request.graph.WhichOneof("source") in ("digest", "name"):
-            digest = self._digest(request.graph)
+            with within("graph"):
+                digest = self._digest(request.graph)
             size = store.find(digest).size
         else:
-            graph = source_bytes(request.graph, payloads)
-            require_size(len(graph), self._limits)
-            with self._turns:
-                if stopped():
-                    raise Stopped
-                entry = self._cache.find(graph)
+            with graph_of(request.graph), within("graph"):
+                graph = source_bytes(request.graph, payloads)
+                require_size(len(graph), self._limits)
+                with self._turns:
+                    if stopped():
+                        raise Stopped
+                    entry = self._cache.find(graph)
             digest, size = entry.key, len(entry.data)
             if not request.validate_only:
                 created = store.save(digest, entry.data)
@@ -97,11 +100,13 @@ class SavedGraphs:
                 raise Invalid("REQUEST_INVALID", "an upload is one begin, then chunks")
             if begun is None:
                 begun = request.begin
-                received = self._begin(store, begun)
+                with within("begin"):
+                    received = self._begin(store, begun)
             else:
                 chunk = memoryview(payloads.found(request.chunk.data))
                 if len(chunk):
-                    store.append(begun.digest, request.chunk.offset, chunk)
+                    with within("chunk"):
+                        store.append(begun.digest, request.chunk.offset, chunk)
                     received = request.chunk.offset + len(chunk)
         if begun is None:
             raise Invalid("REQUEST_INVALID", "the upload has no message")
@@ -121,7 +126,9 @@ class SavedGraphs:
         saved = store.find(digest)
         if request.offset > saved.size:
             raise Invalid(
-                "REQUEST_INVALID", f"offset: is {request.offset} but the graph has {saved.size}"
+                "REQUEST_INVALID",
+                f"offset: is {request.offset} but the graph has {saved.size}",
+                field="offset",
             )
         yield pb.GetGraphResponse(graph=_message(saved, request.name)).SerializeToString()
         for piece in store.read(digest, request.offset):
@@ -134,9 +141,11 @@ class SavedGraphs:
         request, _ = decode_request(pb.ListGraphsRequest, data)
         prefix, most = request.name_prefix, request.page_size or _PAGE
         if most > _MAX_PAGE:
-            raise Invalid("REQUEST_INVALID", f"page_size: is {most} but may be {_MAX_PAGE} at most")
+            what = f"page_size: is {most} but may be {_MAX_PAGE} at most"
+            raise Invalid("REQUEST_INVALID", what, field="page_size")
         if prefix and not prefix.isprintable():
-            raise Invalid("NAME_INVALID", f"name_prefix: {prefix[:80]!r} begins no name")
+            what = f"name_prefix: {prefix[:80]!r} begins no name"
+            raise Invalid("NAME_INVALID", what, field="name_prefix")
         after = _place(prefix, request.page_token) if request.page_token else None
         found = self._required().page(prefix, after, most + 1)
         answer = pb.ListGraphsResponse(graphs=[_message(each, each.name) for each in found[:most]])
@@ -151,7 +160,8 @@ class SavedGraphs:
         store = self._required()
         match request.WhichOneof("target"):
             case "digest":
-                digest = require_digest(request.digest)
+                with within("digest"):
+                    digest = require_digest(request.digest)
                 store.delete(digest)
                 self._cache.forget(digest)
             case "name":
@@ -172,8 +182,10 @@ class SavedGraphs:
     def _digest(self, source: pb.GraphSource | pb.GetGraphRequest) -> bytes:
         """What a digest or a name stands for."""
         if source.HasField("name"):
-            return self._required().resolve(require_name(source.name))
-        return require_digest(source.digest)
+            with within("name"):
+                return self._required().resolve(require_name(source.name))
+        with within("digest"):
+            return require_digest(source.digest)
 
     def _loaded(self, digest: bytes, stopped: IsStopped) -> bytes:
         """The bytes of a graph that is saved (GRAPH_NOT_FOUND)."""
@@ -201,15 +213,18 @@ class SavedGraphs:
 
     def _begin(self, store: Store, begin: pb.UploadBegin) -> int:
         """Bytes that are there; all, where the graph is saved."""
-        digest = require_digest(begin.digest)
-        require_size(begin.size, self._limits)
+        with within("digest"):
+            digest = require_digest(begin.digest)
+        with within("size"):
+            require_size(begin.size, self._limits)
         if begin.HasField("name"):
             _change(begin.name)  # refused before the bytes come
         size = _size(store, digest)
         if size is None:
             return store.begin(digest, begin.size)
         if size != begin.size:
-            raise Invalid("UPLOAD_INVALID", f"size: is {begin.size} but the graph has {size}")
+            what = f"size: is {begin.size} but the graph has {size}"
+            raise Invalid("UPLOAD_INVALID", what, field="size")
         return size
 
     def _finish(self, store: Store, digest: bytes, stopped: IsStopped) -> None:
@@ -222,9 +237,9 @@ class SavedGraphs:
             try:
                 _require_same_digest(data, digest)
                 self._cache.find(data)
-            except Refusal:
+            except Refusal as refusal:
                 store.discard(digest)
-                raise
+                raise refusal.at_field("chunk.data") from None
         store.finish(digest, data)
 
 
@@ -248,13 +263,16 @@ def _require_same_digest(data: bytes, digest: bytes) -> None:
 
 def _change(message: pb.NameChange) -> tuple[str, bytes | None]:
     """A name, and what it must refer to (NAME_INVALID, DIGEST_INVALID, REQUEST_INVALID)."""
-    name = require_name(message.name)
+    with within("name.name"):
+        name = require_name(message.name)
     match message.WhichOneof("expected"):
         case "digest":
-            return name, require_digest(message.digest)
+            with within("name.digest"):
+                return name, require_digest(message.digest)
         case "must_not_exist":
             if not message.must_not_exist:
-                raise Invalid("REQUEST_INVALID", "must_not_exist: is false; leave it out")
+                what = "must_not_exist: is false; leave it out"
+                raise Invalid("REQUEST_INVALID", what, field="name.must_not_exist")
             return name, ABSENT
     return name, None
 
@@ -298,6 +316,7 @@ def _place(prefix: str, token: str) -> Place:
             "PAGE_TOKEN_INVALID",
             f"page_token: {token[:80]!r} is not one that was given for this name_prefix; "
             "begin with the first page",
+            field="page_token",
         ) from None
 
 

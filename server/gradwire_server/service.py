@@ -46,13 +46,15 @@ from gradwire_server.codec.requests import (
     decode_request,
     decode_seeds,
     find_bound,
+    graph_of,
     results_sink,
+    sent_as,
 )
 from gradwire_server.codec.tensors import Payloads
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
-from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped
+from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped, within
 from gradwire_server.gates import GATES
 from gradwire_server.limits import Limits
 from gradwire_server.saved import SavedGraphs
@@ -82,7 +84,7 @@ log = logging.getLogger("gradwire")
 class _Method(NamedTuple):
     handler: Any  # an RpcMethodHandler
     lane: Lane
-    limit: str  # the flag that widens the lane
+    limit: str  # the flag that widens the lane; empty where none does
     most: int
     what: str
 
@@ -128,7 +130,7 @@ class GradientService(grpc.GenericRpcHandler):
         sessions = Lane("gradwire-session", limits.max_sessions)
         transfers = Lane("gradwire-transfer", limits.max_transfers)
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
-        waiting = "max-waiting", limits.max_waiting, "evaluations waiting"
+        waiting = "max-waiting", limits.max_waiting, "calls waiting"
         transferring = "max-transfers", limits.max_transfers, "open transfers"
         found = {
             "Evaluate": _Method(
@@ -165,7 +167,7 @@ class GradientService(grpc.GenericRpcHandler):
             ),
             "DescribeServer": _Method(
                 unary(self._unary("DescribeServer", self._describe)),
-                self.light, "max-waiting", limits.max_waiting, "descriptions waiting",
+                self.light, "", _LIGHT_THREADS, "descriptions of the server",
             ),
         }  # fmt: skip
         return {f"/{SERVICE}/{name}": method for name, method in found.items()}
@@ -175,6 +177,12 @@ class GradientService(grpc.GenericRpcHandler):
 
         def refuse(_: Any, context: Any) -> NoReturn:
             with self._answering(name, context):
+                if not method.limit:
+                    raise OverLimit(
+                        "LIMIT_EXCEEDED",
+                        f"{method.what}: {method.most} are under way already; ask again later",
+                        value=method.most,
+                    )
                 raise OverLimit.of(method.limit, method.most, method.most + 1, method.what)
 
         return grpc.stream_stream_rpc_method_handler(on_lane(self.light, refuse))
@@ -193,13 +201,16 @@ class GradientService(grpc.GenericRpcHandler):
         job = self._cache.pour(data)
         if job is None:
             return self._evaluate(data, stopped)
-        with self._turns:
-            return encode_response(Run(job).complete(stopped))
+        try:
+            with self._turns:
+                return encode_response(Run(job).complete(stopped))
+        except Refusal as refusal:
+            raise sent_as(refusal, "graph") from None  # a request with a mould holds its graph
 
     def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.EvaluateRequest, data)
         sink = results_sink(request, self._segments)
-        with self._turns:
+        with graph_of(request.graph), self._turns:
             if stopped():
                 raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
@@ -223,15 +234,17 @@ class GradientService(grpc.GenericRpcHandler):
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("EvaluateStream", context) as stopped:
-            batches = self._batches(self._events(data, stopped), stopped)
+            request, payloads = self._decoded(pb.EvaluateStreamRequest, data)
+            batches = self._batches(self._events(request, payloads, stopped), stopped)
             began = monotonic()
-            for batch in batches:
-                yield from batch
-                if monotonic() - began > _LONG_SECONDS:
-                    break
-            # a longer one computes its next block while the last is sent
-            for batch in ahead(batches, self._ahead, _BATCHES_AHEAD):
-                yield from batch
+            with graph_of(request.graph):
+                for batch in batches:
+                    yield from batch
+                    if monotonic() - began > _LONG_SECONDS:
+                        break
+                # a longer one computes its next block while the last is sent
+                for batch in ahead(batches, self._ahead, _BATCHES_AHEAD):
+                    yield from batch
 
     def _batches(
         self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
@@ -246,9 +259,13 @@ class GradientService(grpc.GenericRpcHandler):
         with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
             return next(events, None)
 
-    def _events(self, data: bytes, stopped: Callable[[], bool]) -> Iterator[list[bytes]]:
+    def _events(
+        self,
+        request: pb.EvaluateStreamRequest,
+        payloads: Payloads,
+        stopped: Callable[[], bool],
+    ) -> Iterator[list[bytes]]:
         """The events of a streamed evaluation, in batches, each after one block of computing."""
-        request, payloads = self._decoded(pb.EvaluateStreamRequest, data)
         sink = results_sink(request, self._segments)
         entry = self._saved.entry(request.graph, payloads, stopped)
         wanted = decode_evaluation(request.evaluation, payloads)
@@ -325,9 +342,10 @@ class GradientService(grpc.GenericRpcHandler):
     def _open(
         self, request: pb.Open, payloads: Payloads, stopped: Callable[[], bool]
     ) -> OpenSession:
-        entry = self._saved.entry(request.graph, payloads, stopped)
-        wanted = decode_evaluation(request.evaluation, payloads)
-        return OpenSession(entry.graph, wanted, self._limits, entry.job)
+        with within("open"), graph_of(request.graph):
+            entry = self._saved.entry(request.graph, payloads, stopped)
+            wanted = decode_evaluation(request.evaluation, payloads)
+            return OpenSession(entry.graph, wanted, self._limits, entry.job)
 
     def _answer(
         self,
@@ -376,7 +394,9 @@ class GradientService(grpc.GenericRpcHandler):
             found: Found | Refusal
             try:
                 if held > limit:
-                    raise OverLimit.of("max-memory-bytes", limit, held, "bytes of results")
+                    advice = "send fewer steps in one message"
+                    what = "bytes of the results before this one"
+                    raise OverLimit.of("max-memory-bytes", limit, held, what, advice)
                 found = run(message)
             except Refusal as refusal:
                 found = refusal
@@ -387,7 +407,7 @@ class GradientService(grpc.GenericRpcHandler):
     def _differentiate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.DifferentiateGraphRequest, data)
         sizes = {each.symbol: each.size for each in request.symbol_sizes}
-        with self._turns, np.errstate(all="ignore"):
+        with graph_of(request.graph), self._turns, np.errstate(all="ignore"):
             if stopped():
                 raise Stopped
             graph = self._saved.entry(request.graph, payloads, stopped).graph
@@ -446,7 +466,8 @@ class GradientService(grpc.GenericRpcHandler):
             outcome = refusal.reason
             context.abort_with_status(_status(refusal))
         except Stopped:
-            context.abort(grpc.StatusCode.CANCELLED, "nobody waits for the answer")
+            message = "the client cancelled the call, or its deadline passed"
+            context.abort(grpc.StatusCode.CANCELLED, message)
         except (grpc.RpcError, GeneratorExit):
             raise
         except Exception:
@@ -536,10 +557,9 @@ def _status(refusal: Refusal) -> Any:
             reason=refusal.reason, domain="gradwire", metadata=dict([*facts.items()][:_FACTS])
         )
     ]
-    if refusal.status == "INVALID_ARGUMENT":
-        field, _, description = message.partition(": ")
+    if refusal.status == "INVALID_ARGUMENT" and refusal.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field if description else "", description=description or message
+            field=refusal.field, description=message
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     packed = []

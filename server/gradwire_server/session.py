@@ -8,7 +8,7 @@ from dataclasses import replace
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Job
 from gradwire_server.engine.runs import Found, Run
-from gradwire_server.errors import Invalid
+from gradwire_server.errors import Invalid, within
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.limits import Limits
@@ -22,7 +22,8 @@ class Session:
     def __init__(
         self, graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None
     ) -> None:
-        evaluate.require_known(graph, evaluation)
+        with within("evaluation"):
+            evaluate.require_known(graph, evaluation)
         self.graph = graph
         # apart from the bindings, which every step may change
         self._evaluation = replace(

@@ -35,11 +35,17 @@ class Silence:
     def end_if_longer(self, seconds: float) -> None:
         """Ends a session that waits for longer than this (LIMIT_EXCEEDED)."""
         with self._lock:
-            if self.ended or self._since is None or monotonic() - self._since <= seconds:
+            silent = 0.0 if self._since is None else monotonic() - self._since
+            if self.ended or silent <= seconds:
                 return
             self.ended = True
-        limit = int(seconds)
-        self._end(OverLimit.of("session-idle-seconds", limit, limit, "seconds without a request"))
+        self._end(
+            OverLimit.because(
+                f"no request came for {int(seconds)} seconds, so the server ended the call; begin "
+                "again, or start the server with a larger --session-idle-seconds",
+                "session-idle-seconds", int(seconds), int(silent),
+            )
+        )  # fmt: skip
 
 
 class SilenceWatch:

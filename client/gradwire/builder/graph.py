@@ -282,6 +282,15 @@ class Graph:
         circuit = self if module is None else self._shared.modules[module].circuit
         return circuit.made_at(bisect_right(circuit._circuit.node_firsts, place + 1) - 1)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by its bytes; handles stay those of the original."""
+        if self._module:
+            raise TypeError(
+                f"the circuit of module {self._module!r} cannot be copied or pickled alone; do "
+                "that with the graph that uses it"
+            )
+        return Graph.from_bytes, (self.to_bytes(),)
+
     def to_bytes(self) -> bytes:
         """The serialized Graph with all its values: the same bytes for the same graph.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -36,6 +36,19 @@ class Handle:
 
     def __repr__(self) -> str:
         return f"<gradwire.Handle {self.graph.label(self.key)}: {self.dtype}>"
+
+    def __copy__(self) -> Handle:
+        return self
+
+    def __deepcopy__(self, _: object) -> Handle:
+        """The same value of the same graph."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled: it is a value of a graph that is being built; give it a "
+            "name, send the graph, and ask the result for that name"
+        )
 
     def named(self, name: str) -> Handle:
         """The same handle, with a name in the graph (NAME_INVALID where it is taken)."""

@@ -650,7 +650,7 @@ def _check_version(call: Call) -> None:
     if since is None or since > OPERATOR_SET_VERSION:
         raise UnsupportedError(
             "OPERATOR_SET_UNSUPPORTED",
-            f"is of operator set {since or call.version}, but gates mean operator set "
+            f"is of operator set {since or call.version}, but Gradwire implements operator set "
             f"{OPERATOR_SET_VERSION}",
         )
 

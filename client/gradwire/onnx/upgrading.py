@@ -53,7 +53,7 @@ def cannot(call: Call, why: str) -> UnsupportedError:
     return UnsupportedError(
         "OPERATOR_SET_UNSUPPORTED",
         f"{why} in operator set {call.version}, which has no counterpart in operator set "
-        f"{OPERATOR_SET_VERSION} that gates mean",
+        f"{OPERATOR_SET_VERSION}, which Gradwire implements",
     )
 
 

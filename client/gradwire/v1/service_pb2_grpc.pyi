@@ -5,7 +5,9 @@ Remote forward and backward evaluation of gate graphs.
 
 Errors: a failed call carries google.rpc.Status with google.rpc.ErrorInfo, domain
 "gradwire", whose `reason` is the word in capitals that the comments here name, and whose
-`metadata` holds the facts of the message.
+`metadata` holds the facts of the message. INVALID_ARGUMENT that is about a field of the request
+also carries google.rpc.BadRequest with its path, such as `evaluation.bindings[0].tensor`; the path
+goes on in a serialized graph: `graph.graph.circuit.node_gates[7]`.
 """
 
 from collections import abc as _abc

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -16,11 +18,24 @@ from gradwire_server.codec.rows_and_leaves import (
     encode_leaf,
     encode_row,
 )
-from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported
+from gradwire_server.errors import Invalid, OverLimit, Refusal, Unsupported, within
 from gradwire_server.gates import OPERATOR_SETS
-from gradwire_server.graph import Graph, Ids, Leaf, Output, OwnGradient, Row, Rows, check_structure
+from gradwire_server.graph import (
+    Graph,
+    Ids,
+    Leaf,
+    Output,
+    OwnGradient,
+    Row,
+    Rows,
+    check_structure,
+    first_repeat,
+)
 from gradwire_server.limits import Limits
 from gradwire_server.modules import Module, check_modules, flatten
+
+M = TypeVar("M")
+T = TypeVar("T")
 
 FORMAT_VERSION = 1
 FEATURES = frozenset({"modules"})
@@ -40,23 +55,34 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
     _check_versions(message)
     _check_notes(message)
     if not message.HasField("circuit"):
-        raise Invalid("GRAPH_INVALID", "the graph has no circuit")
+        raise Invalid("GRAPH_INVALID", "the graph has no circuit", field="circuit")
     modules = message.modules
     if modules and "modules" not in message.required_features:
         raise Invalid(
             "FEATURE_UNSUPPORTED",
             "the graph has modules, so its required_features must name 'modules'",
+            field="required_features",
         )
     if len(modules) > limits.max_nodes:
         raise OverLimit.of("max-nodes", limits.max_nodes, len(modules), "number of modules")
-    rows = Rows(decode_row(gate, modules) for gate in message.gates)
-    graph = _decode_circuit(message.circuit, rows, limits)
+    rows = Rows(_each(message.gates, "gates", lambda gate: decode_row(gate, modules)))
+    with within("circuit"):
+        graph = _decode_circuit(message.circuit, rows, limits)
     check_structure(graph, limits)
     if not modules:
         return graph
-    decoded = [_decode_module(module, rows, limits) for module in modules]
+    decoded = [*_each(modules, "modules", lambda module: _decode_module(module, rows, limits))]
     check_modules(rows, decoded, graph, limits)
     return flatten(graph, decoded, limits)
+
+
+def _each(messages: Iterable[M], field: str, decode: Callable[[M], T]) -> Iterator[T]:
+    """Each message of a repeated field, decoded."""
+    for number, message in enumerate(messages):
+        try:
+            yield decode(message)
+        except Refusal as refusal:
+            raise refusal.within(f"{field}[{number}]") from None
 
 
 def _check_versions(message: graph_pb2.Graph) -> None:
@@ -69,7 +95,8 @@ def _check_versions(message: graph_pb2.Graph) -> None:
             feature=unknown[0],
         )
     if message.format_version == 0:
-        raise Invalid("GRAPH_INVALID", "the graph has no format_version; versions start at 1")
+        what = "the graph has no format_version; versions start at 1"
+        raise Invalid("GRAPH_INVALID", what, field="format_version")
     if message.format_version > FORMAT_VERSION:
         raise Unsupported(
             "FORMAT_VERSION_UNSUPPORTED",
@@ -88,10 +115,12 @@ def _check_versions(message: graph_pb2.Graph) -> None:
 def _check_notes(message: graph_pb2.Graph) -> None:
     keys = [note.key for note in message.notes]
     if "" in keys:
-        raise Invalid("NAME_INVALID", "a note has an empty key")
+        field = f"notes[{keys.index('')}].key"
+        raise Invalid("NAME_INVALID", "a note has an empty key", field=field)
     if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise Invalid("NAME_INVALID", f"the note key {twice!r} is used {keys.count(twice)} times")
+        number = first_repeat(keys)
+        what = f"the note key {keys[number]!r} is used {keys.count(keys[number])} times"
+        raise Invalid("NAME_INVALID", what, field=f"notes[{number}].key")
 
 
 def _decode_circuit(
@@ -106,17 +135,22 @@ def _decode_circuit(
         raise Invalid(
             "NAME_INVALID",
             f"there are {len(circuit.named_ids)} named ids but {len(circuit.names)} names",
+            field="names",
         )
     named_ids = _ids(circuit.named_ids)
-    if (np.diff(named_ids) <= 0).any():
-        raise Invalid("NAME_INVALID", "named ids do not ascend")
+    falls = np.flatnonzero(np.diff(named_ids) <= 0)
+    if falls.size:
+        number = int(falls[0]) + 1
+        before, after = named_ids[number - 1 : number + 1]
+        what = f"named ids do not ascend: {after} follows {before}; sort them"
+        raise Invalid("NAME_INVALID", what, field=f"named_ids[{number}]")
     decode_input = decode_module_input if of_module else decode_leaf
     return Graph(
         rows=rows,
         leaves=(
-            *(decode_input("input", leaf) for leaf in circuit.inputs),
-            *(decode_leaf("parameter", leaf) for leaf in circuit.parameters),
-            *(decode_leaf("constant", leaf) for leaf in circuit.constants),
+            *_each(circuit.inputs, "inputs", partial(decode_input, "input")),
+            *_each(circuit.parameters, "parameters", partial(decode_leaf, "parameter")),
+            *_each(circuit.constants, "constants", partial(decode_leaf, "constant")),
         ),
         node_rows=_ids(circuit.node_gates),
         node_inputs=_ids(circuit.node_inputs),
@@ -134,11 +168,11 @@ def _ids(column: Sequence[int]) -> Ids:
 def _decode_module(message: graph_pb2.Module, rows: Rows, limits: Limits) -> Module:
     place = f"module {message.name!r}"
     if not message.HasField("circuit"):
-        raise Invalid("MODULE_INVALID", f"{place}: has no circuit")
+        raise Invalid("MODULE_INVALID", f"{place}: has no circuit", field="circuit")
     parts = []
-    for what, present, circuit in (
-        (place, True, message.circuit),
-        (f"the gradient of {place}", message.HasField("gradient"), message.gradient),
+    for field, what, present, circuit in (
+        ("circuit", place, True, message.circuit),
+        ("gradient", f"the gradient of {place}", message.HasField("gradient"), message.gradient),
     ):
         try:
             if circuit.parameters:
@@ -146,10 +180,11 @@ def _decode_module(message: graph_pb2.Module, rows: Rows, limits: Limits) -> Mod
                     "MODULE_INVALID",
                     f"has the parameter {circuit.parameters[0].name!r}; make it an input, and the "
                     "parameter one of the graph",
+                    field="parameters[0]",
                 )
             decoded = _decode_circuit(circuit, rows, limits, of_module=True)
         except Refusal as refusal:
-            raise refusal.at(what) from None
+            raise refusal.at(what, field=field) from None
         parts.append(decoded if present else None)
     found, gradient = parts
     assert found is not None

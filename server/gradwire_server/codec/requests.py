@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from gradwire_server.codec.tensors import (
     require_segments,
 )
 from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Selection
-from gradwire_server.errors import Invalid
+from gradwire_server.errors import Invalid, Refusal, within
 from gradwire_server.mould import Hole
 from gradwire_server.segments import Segments, Sink
 from gradwire_server.specs import USED_BITS
@@ -57,19 +58,37 @@ def source_bytes(source: service_pb2.GraphSource, payloads: Payloads = NOTHING_B
     return payloads.found(source.graph)
 
 
+@contextmanager
+def graph_of(source: service_pb2.GraphSource) -> Iterator[None]:
+    """A graph that is refused here is where its request has it: its bytes, or a name for them."""
+    try:
+        yield
+    except Refusal as refusal:
+        raise sent_as(refusal, source.WhichOneof("source") or "") from None
+
+
+def sent_as(refusal: Refusal, source: str) -> Refusal:
+    """The same refusal; the fields of a serialized graph follow on the field that holds it."""
+    head, _, inner = refusal.field.partition(".")
+    if head != "graph" or not source:
+        return refusal
+    return refusal.at_field(inner if source == "graph" else "").within(f"graph.{source}")
+
+
 def decode_evaluation(
     message: service_pb2.Evaluation, payloads: Payloads = NOTHING_BESIDE
 ) -> Evaluation:
     """What a request asks for. Names and ids are compared with the graph later."""
-    return Evaluation(
-        bindings=decode_bindings(message.bindings, payloads),
-        batch_size=message.batch_size,
-        seeds=decode_seeds(message.seeds, payloads),
-        forward_only=message.forward_only,
-        with_respect_to=tuple(message.with_respect_to),
-        values=_decode_selection("values", message.values),
-        gradients=_decode_selection("gradients", message.gradients),
-    )
+    with within("evaluation"):
+        return Evaluation(
+            bindings=decode_bindings(message.bindings, payloads),
+            batch_size=message.batch_size,
+            seeds=decode_seeds(message.seeds, payloads),
+            forward_only=message.forward_only,
+            with_respect_to=tuple(message.with_respect_to),
+            values=_decode_selection("values", message.values),
+            gradients=_decode_selection("gradients", message.gradients),
+        )
 
 
 def decode_bindings(
@@ -80,8 +99,12 @@ def decode_bindings(
     for message in messages:
         leaf = message.leaf
         if leaf in bindings:
-            raise Invalid("BINDING_INVALID", f"leaf {leaf!r} is bound twice")
-        array = _decode_array("binding of leaf", leaf, message, payloads)
+            field = f"bindings[{len(bindings)}].leaf"
+            raise Invalid("BINDING_INVALID", f"leaf {leaf!r} is bound twice", field=field)
+        try:
+            array = _decode_array("binding of leaf", leaf, message, payloads)
+        except Refusal as refusal:
+            raise refusal.within(f"bindings[{len(bindings)}].tensor") from None
         bindings[leaf] = Binding(array, message.batched)
     return bindings
 
@@ -92,9 +115,12 @@ def decode_seeds(
     """Seeds by the output's name (SEED_INVALID where one repeats)."""
     seeds: dict[str, Any] = {}
     for message in messages:
-        if message.name in seeds:
-            raise Invalid("SEED_INVALID", f"output {message.name!r} has two seeds")
-        seeds[message.name] = _decode_array("seed of output", message.name, message, payloads)
+        name = message.name
+        if name in seeds:
+            field = f"seeds[{len(seeds)}].name"
+            raise Invalid("SEED_INVALID", f"output {name!r} has two seeds", field=field)
+        with within(f"seeds[{len(seeds)}].tensor"):
+            seeds[name] = _decode_array("seed of output", name, message, payloads)
     return seeds
 
 
@@ -116,9 +142,11 @@ def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
         raise Invalid(
             "SELECTION_INVALID",
             f"{place}: `all` is set, so names, ids and modules must be empty",
+            field=f"{place}.all",
         )
     if message.detail not in (service_pb2.DETAIL_UNSPECIFIED, service_pb2.DETAIL_SUMMARY):
-        raise Invalid("SELECTION_INVALID", f"{place}: detail {message.detail} is not known")
+        what = f"{place}: detail {message.detail} is not known"
+        raise Invalid("SELECTION_INVALID", what, field=f"{place}.detail")
     return Selection(
         all=message.all,
         names=tuple(message.names),
@@ -143,7 +171,7 @@ def results_sink(
     try:
         return require_segments("results_in", segments).sink(region_of(request.results_in))
     except Invalid as refusal:
-        raise refusal.at("results_in") from None
+        raise refusal.at("results_in", field="results_in") from None
 
 
 def find_bound(

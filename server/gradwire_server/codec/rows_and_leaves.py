@@ -12,7 +12,7 @@ from gradwire_server.codec.tensors import (
     decode_tensor,
     encode_tensor,
 )
-from gradwire_server.errors import Invalid, Unsupported
+from gradwire_server.errors import Invalid, Unsupported, within
 from gradwire_server.gates.base import AttributeValue
 from gradwire_server.graph import Leaf, Row
 
@@ -23,20 +23,23 @@ def decode_row(message: graph_pb2.Gate, modules: Sequence[graph_pb2.Module]) -> 
     if target is None:
         raise Unsupported("OPERATOR_UNKNOWN", "a row of the gates table names no operator")
     attributes: dict[str, AttributeValue] = {}
-    for attribute in message.attributes:
+    for number, attribute in enumerate(message.attributes):
         if attributes and attribute.name <= next(reversed(attributes)):
             raise Invalid(
                 "ATTRIBUTE_INVALID",
                 f"gate {message.operator}: attribute {attribute.name!r} follows "
                 f"{next(reversed(attributes))!r}; names ascend and are unique",
+                field=f"attributes[{number}].name",
             )
-        attributes[attribute.name] = _decode_attribute(message.operator, attribute)
+        with within(f"attributes[{number}]"):
+            attributes[attribute.name] = _decode_attribute(message.operator, attribute)
     counts = message.input_count, message.output_count
     if target == "module":
         if message.module >= len(modules):
             raise Invalid(
                 "MODULE_INVALID",
                 f"a gate names module {message.module}, but the graph has {len(modules)} modules",
+                field="module",
             )
         name = f"module {modules[message.module].name}"
         return Row(name, attributes, *counts, module=message.module)
@@ -50,7 +53,8 @@ def _decode_attribute(operator: str, message: graph_pb2.Attribute) -> AttributeV
             "ATTRIBUTE_INVALID", f"gate {operator}: attribute {message.name!r} has no value"
         )
     if kind == "tensor":
-        return decode_tensor(f"gate {operator}, attribute {message.name!r}", message.tensor)
+        with within("tensor"):
+            return decode_tensor(f"gate {operator}, attribute {message.name!r}", message.tensor)
     value = getattr(message, kind)
     return tuple(value.values) if kind in ("ints", "floats", "strings") else value
 
@@ -93,21 +97,24 @@ def decode_leaf(kind: str, message: graph_pb2.Leaf) -> Leaf:
     """A declaration and its stored value (LEAF_INVALID, TENSOR_INVALID, DATA_TYPE_UNSUPPORTED)."""
     place = f"{kind} {message.name!r}"
     if not message.HasField("type"):
-        raise Invalid("LEAF_INVALID", f"{place}: has no type")
+        raise Invalid("LEAF_INVALID", f"{place}: has no type", field="type")
     if len(message.type.axes) > MAX_RANK:
-        raise Invalid(
-            "TENSOR_INVALID", f"{place}: has rank {len(message.type.axes)}, over {MAX_RANK}"
-        )
+        what = f"{place}: has rank {len(message.type.axes)}, over {MAX_RANK}"
+        raise Invalid("TENSOR_INVALID", what, field="type.axes")
     if message.layout not in (
         graph_pb2.Leaf.LAYOUT_UNSPECIFIED, graph_pb2.Leaf.LAYOUT_ELEMENTS
     ):  # fmt: skip
-        raise Invalid("LEAF_INVALID", f"{place}: layout {message.layout} is not known")
-    stored = decode_tensor(place, message.value) if message.HasField("value") else None
+        what = f"{place}: layout {message.layout} is not known"
+        raise Invalid("LEAF_INVALID", what, field="layout")
+    stored = None
+    if message.HasField("value"):
+        with within("value"):
+            stored = decode_tensor(place, message.value)
     return Leaf(
         kind,
         message.name,
         decode_dtype(place, message.type.data_type),
-        tuple(_decode_axis(place, axis) for axis in message.type.axes),
+        tuple(_decode_axis(place, number, axis) for number, axis in enumerate(message.type.axes)),
         message.layout == graph_pb2.Leaf.LAYOUT_ELEMENTS,
         stored,
     )
@@ -120,16 +127,18 @@ def decode_module_input(kind: str, message: graph_pb2.Leaf) -> Leaf:
             raise Invalid(
                 "MODULE_INVALID",
                 f"{kind} {message.name!r}: has a {part}, but an input of a module has only a name",
+                field=part,
             )
     return Leaf(kind, message.name, "", (), bool(message.layout))
 
 
-def _decode_axis(place: str, message: tensor_pb2.Axis) -> int | str:
+def _decode_axis(place: str, number: int, message: tensor_pb2.Axis) -> int | str:
     extent = message.WhichOneof("extent")
     if extent == "size":
         return message.size
     if extent is None or not message.symbol:
-        raise Invalid("TENSOR_INVALID", f"{place}: an axis has neither a size nor a symbol")
+        what = f"{place}: axis {number} has neither a size nor a symbol"
+        raise Invalid("TENSOR_INVALID", what, field=f"type.axes[{number}]")
     return message.symbol
 
 

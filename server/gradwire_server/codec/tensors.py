@@ -43,7 +43,7 @@ class Payloads:
         try:
             return segments.read(region_of(message))
         except Refusal as refusal:
-            raise refusal.at(place) from None
+            raise refusal.at(place, field="shared") from None
 
 
 NOTHING_BESIDE = Payloads()
@@ -78,25 +78,30 @@ def decode_tensor(
     shared = message.HasField("shared")
     if shared and payloads is None:
         raise Invalid(
-            "TENSOR_INVALID", f"{place}: is in shared memory, but a graph holds its own bytes"
+            "TENSOR_INVALID",
+            f"{place}: is in shared memory, but a graph holds its own bytes",
+            field="shared",
         )
     if message.HasField("blob"):
         raise Invalid(
             "TENSOR_INVALID",
             f"{place}: refers to a blob, which lies beside a graph file; send its bytes",
+            field="blob",
         )
     data: Buffer = message.data if payloads is None else payloads.found(message.data)
     held = message.shared.size if shared else len(data)
     if len(shape) > MAX_RANK:
-        raise Invalid("TENSOR_INVALID", f"{place}: has rank {len(shape)}, over {MAX_RANK}")
+        what = f"{place}: has rank {len(shape)}, over {MAX_RANK}"
+        raise Invalid("TENSOR_INVALID", what, field="shape")
     needed = prod(shape) * ITEM_SIZES[dtype]
     if held != needed:
         raise Invalid(
             "TENSOR_INVALID",
             f"{place}: {dtype} of shape {shape} needs {needed} bytes but has {held}",
+            field="shared.size" if shared else "data",
         )
     if needed == 0 and max(shape, default=0) > np.iinfo(np.int64).max >> 8:
-        raise Invalid("TENSOR_INVALID", f"{place}: shape {shape} is too large")
+        raise Invalid("TENSOR_INVALID", f"{place}: shape {shape} is too large", field="shape")
     if shared and payloads is not None:
         data = payloads.shared(place, message.shared)
     data = bytes(data)  # of its own, so that it is aligned and the message around it can go
@@ -121,12 +126,13 @@ def _require_used_bits(place: str, dtype: str, data: bytes) -> None:
         return
     wrong = data.translate(None, bytes(range(1 << USED_BITS[dtype])))
     if wrong and dtype == "bool":
-        raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1")
+        raise Invalid("TENSOR_INVALID", f"{place}: a bool is neither 0 nor 1", field="data")
     if wrong:
         raise Invalid(
             "TENSOR_INVALID",
             f"{place}: a byte is 0x{wrong[0]:02X}, but {dtype} has the low {USED_BITS[dtype]} bits "
             "of a byte, and the others are 0",
+            field="data",
         )
 
 

@@ -66,8 +66,7 @@ def forward(
             try:
                 out = _run(xp, plan, use, ids, _given(xp, plan, use, ids, values))
             except Invalid as refusal:
-                graph = plan.graph
-                raise refusal.at(graph.place_of(node), **graph.facts_of(node)) from None
+                raise at_node(refusal, plan.graph, node) from None
             if plan.has_halves:
                 out = _rounded_outputs(xp, plan, first, out)
             if use.several:
@@ -80,6 +79,12 @@ def forward(
             yield len(values)
             block_ends = monotonic() + BLOCK_SECONDS
     yield len(values)
+
+
+def at_node(refusal: Invalid, graph: Graph, node: int) -> Invalid:
+    """What a gate refuses while it runs; the field is one of a request for an evaluation."""
+    field, facts = graph.field_of_node(node), graph.facts_of(node)
+    return refusal.at(graph.place_of(node), field=field, **facts).within("graph")
 
 
 def backward(
@@ -460,7 +465,8 @@ def _pull_own(
             pass
     except Invalid as refusal:
         node = plan.graph.node_of(outs.start)
-        raise refusal.at(f"{plan.graph.place_of(node)}: its own gradient") from None
+        what = f"{plan.graph.place_of(node)}: its own gradient"
+        raise refusal.at(what).at_field("graph") from None
     pulled = []
     for i, output in zip(ids, graph.outputs, strict=False):
         if not output.value_ids.size or not needed[i]:

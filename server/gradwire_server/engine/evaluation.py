@@ -9,7 +9,7 @@ prepare all of these                 -> Job, which engine/runs.py carries out
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from gradwire_server import arrays
 from gradwire_server.engine.batches import BatchRecipe, find_batch_recipe
 from gradwire_server.engine.compiled import NOTHING, Compiled, compile_plan
 from gradwire_server.engine.small import Recipe, find_recipe
-from gradwire_server.errors import Invalid, nearest
+from gradwire_server.errors import Invalid, nearest, within
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import (
     Graph,
@@ -45,6 +45,10 @@ from gradwire_server.plan import (
     static_leaves,
 )
 from gradwire_server.specs import HALVES, Shape, TensorSpec
+
+#: Bytes read and written after which values that are complete are handed out.
+BLOCK_BYTES = 8 << 20
+_LEAST_BYTES = 64  # of a value: a smaller one takes as long
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Evaluation:
             raise Invalid(
                 "SELECTION_INVALID",
                 "forward_only is set, so seeds, with_respect_to and gradients must be empty",
+                field="forward_only",
             )
 
     def wants_as(self, other: Evaluation) -> bool:
@@ -160,12 +165,24 @@ class Choice:
         plan = self.lifetimes.plan
         return [_place(plan, position) for position in self.leaves]
 
+    def values_before(self, stop: int) -> int:
+        """How many of `values` are in parts that are complete once flat ids below `stop` are."""
+        done = int(self.values.flat_ids.searchsorted(stop))
+        edges = self._value_edges
+        return edges[bisect_right(edges, done) - 1]
+
+    def gradients_before(self, start: int) -> int:
+        """How many of `gradients` are in parts that may lack some from flat id `start` on."""
+        missing = int(self.gradients.flat_ids.searchsorted(start))
+        edges = self._gradient_edges
+        return edges[bisect_left(edges, missing)]
+
     def value_parts(self, low: int, high: int) -> list[Part]:
-        """Some of `values`."""
+        """Some of `values`, from edge to edge."""
         return self._parts(self.values, self._value_edges, low, high, self.values_as_summary)
 
     def gradient_parts(self, low: int, high: int) -> list[Part]:
-        """Some of `gradients`, the last ones first."""
+        """Some of `gradients`, from edge to edge, the last ones first."""
         edges, as_summary = self._gradient_edges, self.gradients_as_summary
         return self._parts(self.gradients, edges, low, high, as_summary)[::-1]
 
@@ -174,7 +191,7 @@ class Choice:
     ) -> list[Part]:
         plan, parts = self.lifetimes.plan, []
         while low < high:
-            end = min(edges[bisect_right(edges, low)], high)
+            end = edges[bisect_right(edges, low)]
             ids, flat_ids = chosen.ids[low:end], chosen.flat_ids[low:end]
             if plan.graph.inside is not None:
                 order = ids.argsort()
@@ -187,7 +204,7 @@ class Choice:
 
     @cached_property
     def _value_edges(self) -> list[int]:
-        """Where in `values` the data type or the shape changes; the end is the last edge."""
+        """Where in `values` a part may begin; the end is the last edge."""
         return _edges(self.lifetimes.plan, self.values.flat_ids)
 
     @cached_property
@@ -201,7 +218,8 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
 
     LEAF_UNKNOWN, BINDING_INVALID, INPUT_MISSING, DATA_TYPE_MISMATCH, SHAPE_MISMATCH.
     """
-    require_leaves(graph, bindings)
+    with within("bindings"):
+        require_leaves(graph, bindings)
     static = static_leaves(graph)
     symbols: dict[str, tuple[int, str]] = {}
     found = []
@@ -213,20 +231,24 @@ def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Poin
                     "INPUT_MISSING",
                     f"{leaf.place}: has no value; bind a {leaf.dtype} tensor of shape "
                     f"{axes_text(leaf.axes)}",
+                    field="bindings",
                     leaf=leaf.name,
                 )
             binding = Binding(arrays.constant(leaf.value))
-        shape = _row_shape(leaf, binding, batch_size)
-        bind_symbols(leaf, shape, symbols)
-        spec = TensorSpec(shape, leaf.dtype)
-        if position in static:
-            if binding.batched:
+        try:
+            shape = _row_shape(leaf, binding, batch_size)
+            bind_symbols(leaf, shape, symbols)
+            if position in static and binding.batched:
                 raise Invalid(
                     "BINDING_INVALID",
                     f"{leaf.place}: shapes depend on its elements, so it cannot be batched",
+                    field="batched",
                     leaf=leaf.name,
                 )
-            spec = known_spec(binding.array)
+        except Invalid as refusal:
+            raise refusal.at_field(_field_of_leaf(leaf, bindings, refusal.field)) from None
+        is_known = position in static
+        spec = known_spec(binding.array) if is_known else TensorSpec(shape, leaf.dtype)
         found.append((binding, spec))
     return Point(
         tuple(binding.array for binding, _ in found),
@@ -243,9 +265,10 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
     by_name = {output.name: output for output in graph.outputs}
     _require_outputs(graph, seeds)
     grads: dict[int, Array] = {}
-    for name, given in (seeds or _default_seeds(plan)).items():
+    for number, (name, given) in enumerate((seeds or _default_seeds(plan)).items()):
         output = by_name[name]
-        _check_seed(plan, output, given)
+        with within(f"seeds[{number}].tensor"):
+            _check_seed(plan, output, given)
         rows = (plan.batch_size,) if plan.batch_size else ()
         if str(given.dtype) in HALVES:
             given = arrays.astype(given, "float32")  # as gradients are summed in
@@ -260,8 +283,10 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
 def choose(plan: Plan, evaluation: Evaluation) -> Choice:
     """What is to be returned (LEAF_UNKNOWN, VALUE_UNKNOWN, NOT_DIFFERENTIABLE)."""
     leaves = leaves_to_differentiate(plan.graph, evaluation.with_respect_to)
-    values = _chosen(plan.graph, evaluation.values)
-    gradients = _differentiable(plan, evaluation.gradients)
+    with within("values"):
+        values = _chosen(plan.graph, evaluation.values)
+    with within("gradients"):
+        gradients = _differentiable(plan, evaluation.gradients)
     kept = Kept(
         _kept_values(plan.graph, evaluation, values.flat_ids),
         _kept_gradients(plan.graph, leaves, gradients.flat_ids),
@@ -307,24 +332,33 @@ class Job:
 
 def require_known(graph: Graph, evaluation: Evaluation) -> None:
     """Refuses names that the graph lacks, long before a point is complete."""
-    require_leaves(graph, evaluation.bindings)
+    with within("bindings"):
+        require_leaves(graph, evaluation.bindings)
     leaves_to_differentiate(graph, evaluation.with_respect_to)
     _require_outputs(graph, evaluation.seeds)
-    for selection in (evaluation.values, evaluation.gradients):
-        _chosen(graph, selection)
+    with within("values"):
+        _chosen(graph, evaluation.values)
+    with within("gradients"):
+        _chosen(graph, evaluation.gradients)
 
 
 def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None) -> Job:
-    """Everything that can be refused, is refused here. A job for the same specs lends its plan."""
-    point = bind(graph, evaluation.bindings, evaluation.batch_size)
+    """Everything that can be refused, is refused here. A job for the same specs lends its plan.
+
+    Fields of refusals are those of EvaluateRequest, as if it held the graph itself.
+    """
+    with within("evaluation"):
+        point = bind(graph, evaluation.bindings, evaluation.batch_size)
     if before is None or not before.serves(point):
         before = None
-        plan = make_plan(graph, point.specs, point.batched, point.batch_size)
+        with within("graph"):
+            plan = make_plan(graph, point.specs, point.batched, point.batch_size)
     else:
         plan = before.plan
-    choice = choose(plan, evaluation)
-    require_peak(choice.lifetimes, limits)
-    seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
+    with within("evaluation"):
+        choice = choose(plan, evaluation)
+        require_peak(choice.lifetimes, limits)
+        seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
     if before is not None and before.compiled.settled:
         compiled = before.compiled
     else:  # the kernels may come after the first requests
@@ -344,13 +378,22 @@ def everything(evaluation: Evaluation) -> Evaluation:
 
 def _require_outputs(graph: Graph, names: Iterable[str]) -> None:
     known = {output.name for output in graph.outputs}
-    for name in names:
+    for number, name in enumerate(names):
         if name not in known:
             raise Invalid(
                 "OUTPUT_UNKNOWN",
                 f"there is no output {name!r} to seed{nearest(name, known)}",
+                field=f"seeds[{number}].name",
                 output=name,
             )
+
+
+def _field_of_leaf(leaf: Leaf, bindings: Mapping[str, Binding], inner: str) -> str:
+    """Where the value of a leaf was sent; none was where a stored one is to blame."""
+    sent = [*bindings]
+    if leaf.name not in sent:
+        return "bindings"
+    return f"bindings[{sent.index(leaf.name)}].{inner or 'tensor.shape'}"
 
 
 def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
@@ -361,6 +404,7 @@ def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
             "DATA_TYPE_MISMATCH",
             f"{leaf.place}: declared as {leaf.dtype} but bound to {binding.array.dtype}; "
             "convert the array",
+            field="tensor.data_type",
             leaf=leaf.name,
         )
     if binding.batched:
@@ -368,6 +412,7 @@ def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
             raise Invalid(
                 "BINDING_INVALID",
                 f"{leaf.place}: is batched but batch_size is 0; set it to the number of rows",
+                field="batched",
                 leaf=leaf.name,
             )
         if given[:1] != (batch_size,):
@@ -375,6 +420,7 @@ def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
                 "SHAPE_MISMATCH",
                 f"{leaf.place}: is batched, so its first axis must be batch_size ({batch_size}), "
                 f"but its shape is {given}",
+                field="tensor.shape",
                 leaf=leaf.name,
             )
         given = given[1:]
@@ -383,6 +429,7 @@ def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
             "SHAPE_MISMATCH",
             f"{leaf.place}: declared with shape {axes_text(leaf.axes)} but bound to shape {given}"
             + (" a row" if binding.batched else ""),
+            field="tensor.shape",
             leaf=leaf.name,
         )
     return given
@@ -399,15 +446,15 @@ def _default_seeds(plan: Plan) -> dict[str, Array]:
     """1 on the only output, if it has one element (a row)."""
     names = ", ".join(repr(output.name) for output in plan.graph.outputs)
     if len(plan.graph.outputs) > 1:
-        raise Invalid(
-            "SEED_MISSING", f"there are several outputs ({names}); give a seed for at least one"
-        )
+        what = f"there are several outputs ({names}); give a seed for at least one"
+        raise Invalid("SEED_MISSING", what, field="seeds")
     (output,) = plan.graph.outputs
     spec = plan.spec(output.value_ids[0])
     if not spec.is_floating:
         raise Invalid(
             "SEED_MISSING",
             f"{output.place}: is {spec.dtype} and has no gradient; set forward_only",
+            field="forward_only",
         )
     elements = spec.size * len(output.value_ids)
     shape = _output_shape(plan, output)
@@ -415,6 +462,7 @@ def _default_seeds(plan: Plan) -> dict[str, Array]:
         raise Invalid(
             "SEED_MISSING",
             f"{output.place}: has {elements} elements; give a seed of shape {shape}",
+            field="seeds",
             output=output.name,
         )
     return {output.name: np.ones(shape, spec.dtype)}
@@ -457,11 +505,24 @@ def _differentiable(plan: Plan, selection: Selection) -> Chosen:
         flat_id = int(flat_ids[~possible[flat_ids]][0])
         what = f"is {plan.spec(flat_id).dtype} and has no gradient"
         if plan.floating[flat_id]:
-            what = "is constant and has no gradient"
+            what = "is a constant and has no gradient"
             if graph.inside is not None and graph.inside.shut[flat_id]:
                 what = "has no gradient: it is inside of a module with its own"
-        raise Invalid("NOT_DIFFERENTIABLE", f"{graph.place_of_value(flat_id)}: {what}")
+        field = _field_of(graph, selection, int(named[flat_ids == flat_id][0]))
+        message = f"{graph.place_of_value(flat_id)}: {what}"
+        raise Invalid("NOT_DIFFERENTIABLE", message, field=field)
     return _in_order(graph, np.concatenate([named, implied[possible[graph.flat_ids(implied)]]]))
+
+
+def _field_of(graph: Graph, selection: Selection, value_id: int) -> str:
+    """What in a selection chose a value by its id or its name."""
+    if value_id in selection.value_ids:
+        return f"value_ids[{selection.value_ids.index(value_id)}]"
+    for number, name in enumerate(selection.names):
+        first, count = graph.find(name) or (0, 0)
+        if first <= value_id < first + count:
+            return f"names[{number}]"
+    return ""
 
 
 def _in_order(graph: Graph, ids: Ids) -> Chosen:
@@ -479,12 +540,11 @@ def _implied(graph: Graph, selection: Selection) -> Ids:
     if selection.all:
         return np.arange(1, graph.id_count + 1)
     found: list[int] = []
-    for path in selection.modules:
+    for number, path in enumerate(selection.modules):
         known = {} if graph.inside is None else graph.inside.uses_by_path
         if graph.inside is None or path not in known:
-            raise Invalid(
-                "VALUE_UNKNOWN", f"there is no use of a module {path!r}{nearest(path, known)}"
-            )
+            what = f"there is no use of a module {path!r}{nearest(path, known)}"
+            raise Invalid("VALUE_UNKNOWN", what, field=f"modules[{number}]")
         found.extend(graph.inside.within(known[path]))
     return np.array(found, np.int64)
 
@@ -492,18 +552,20 @@ def _implied(graph: Graph, selection: Selection) -> Ids:
 def _named(graph: Graph, selection: Selection) -> Ids:
     """Ids that are chosen one by one (VALUE_UNKNOWN)."""
     found = list(selection.value_ids)
-    for value_id in found:
+    for number, value_id in enumerate(found):
         if not 1 <= value_id <= graph.id_count:
             raise Invalid(
                 "VALUE_UNKNOWN",
                 f"there is no value {value_id}; ids are from 1 to {graph.id_count}",
+                field=f"value_ids[{number}]",
             )
-    for name in selection.names:
+    for number, name in enumerate(selection.names):
         place = graph.find(name)
         if place is None:
             raise Invalid(
                 "VALUE_UNKNOWN",
                 f"there is no value {name!r}{nearest(name, graph.ids_by_name)}",
+                field=f"names[{number}]",
             )
         first, count = place
         found.extend(range(first, first + count))
@@ -563,7 +625,31 @@ def _place(plan: Plan, position: int) -> LeafPlace:
 
 
 def _edges(plan: Plan, ids: Ids) -> list[int]:
+    """Where the data type or the shape changes, and where a block of work ends.
+
+    The graph and its shapes alone decide, and neither the engine nor the time it took, so that the
+    same evaluation is always answered in the same parts.
+    """
+    if not len(ids):
+        return [0]
     kinds = plan.spec_ids[ids]
     if plan.batch_size:
         kinds = kinds * 2 + plan.batched[ids]
-    return [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
+    changes = np.flatnonzero(np.diff(kinds)) + 1
+    ends = np.searchsorted(ids, _block_ends(plan))
+    edges: list[int] = np.unique(np.concatenate([[0, len(ids)], changes, ends])).tolist()
+    return edges
+
+
+def _block_ends(plan: Plan) -> Ids:
+    """Values before which BLOCK_BYTES more have been read and written, ascending."""
+    graph = plan.graph
+    sizes = np.array([max(spec.nbytes, _LEAST_BYTES) for spec in plan.specs])
+    nbytes = sizes[plan.spec_ids]
+    if plan.batch_size:
+        nbytes[plan.batched] *= plan.batch_size
+    nbytes[0] = 0
+    read = np.append(0, np.cumsum(nbytes[graph.node_inputs]))[graph.input_starts]
+    nbytes[graph.first_ids[:-1]] += np.diff(read)
+    ends: Ids = np.flatnonzero(np.diff(np.cumsum(nbytes) // BLOCK_BYTES)) + 2
+    return ends

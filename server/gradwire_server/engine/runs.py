@@ -91,11 +91,11 @@ class Run:
         return ArrayPasses(self.job)
 
     def forward(self) -> Iterator[list[Slab]]:
-        """Computes all values; after each block yields those chosen, ids ascending."""
+        """Computes all values; now and then yields parts of those chosen, ids ascending."""
         choice, low = self.job.choice, 0
         values = self._passes.values
         for stop in self._passes.forward():
-            high = int(choice.values.flat_ids.searchsorted(stop))
+            high = choice.values_before(stop)
             yield [Slab(part, values) for part in choice.value_parts(low, high)]
             low = high
         self._has_values = True
@@ -103,14 +103,14 @@ class Run:
     def backward(
         self, seeds: Mapping[int, Array], choice: Choice | None = None
     ) -> Iterator[list[Slab]]:
-        """Computes the gradients; after each block yields those chosen, last ids first.
+        """Computes the gradients; now and then yields parts of those chosen, last ids first.
 
         The choice is the job's if there is none.
         """
         choice = choice or self.job.choice
         high = len(choice.gradients.ids)
         for start in self._passes.backward(seeds, choice.lifetimes):
-            low = int(choice.gradients.flat_ids.searchsorted(start))
+            low = choice.gradients_before(start)
             gradients = self._passes.gradients
             yield [Slab(part, gradients) for part in choice.gradient_parts(low, high)]
             high = low

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from gradwire_server import arrays
-from gradwire_server.engine.array import sum_to_shape
+from gradwire_server.engine.array import at_node, sum_to_shape
 from gradwire_server.engine.recorder import Handle, Recorder, tensor_of
-from gradwire_server.errors import Invalid, OverLimit, Stopped
+from gradwire_server.errors import Invalid, OverLimit, Stopped, within
 from gradwire_server.graph import (
     Graph,
     Leaf,
@@ -52,7 +52,9 @@ def gradient_graph(
     block of nodes, where nobody waits any more.
     """
     differentiated = leaves_to_differentiate(graph, names)
-    plan = make_plan(graph, leaf_specs(graph, sizes))
+    specs = leaf_specs(graph, sizes)
+    with within("graph"):
+        plan = make_plan(graph, specs)
     _require_short_axes(plan, limits)
     recorder = Recorder(limits)
     firsts = graph.leaf_first_ids
@@ -86,7 +88,8 @@ def _require_short_axes(plan: Plan, limits: Limits) -> None:
     needed = 8 * max((size for spec in plan.specs for size in spec.shape), default=0)
     if needed > limits.max_memory_bytes:
         what = "bytes of positions along an axis"
-        raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what)
+        advice = "differentiate for smaller sizes"
+        raise OverLimit.of("max-memory-bytes", limits.max_memory_bytes, needed, what, advice)
 
 
 def leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
@@ -94,7 +97,8 @@ def leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
     symbols = {symbol: (size, "symbol_sizes") for symbol, size in sizes.items()}
     for leaf in graph.leaves:
         if leaf.value is not None:
-            bind_symbols(leaf, leaf.value.shape, symbols)
+            with within("symbol_sizes"):
+                bind_symbols(leaf, leaf.value.shape, symbols)
     static = static_leaves(graph)
     specs = []
     for position, leaf in enumerate(graph.leaves):
@@ -104,6 +108,7 @@ def leaf_specs(graph: Graph, sizes: Mapping[str, int]) -> list[TensorSpec]:
                     "SYMBOL_UNBOUND",
                     f"{leaf.place}: the size of {axis!r} is not known; give it in symbol_sizes "
                     "(in Python: sizes)",
+                    field="symbol_sizes",
                     symbol=axis,
                 )
         shape = tuple(axis if isinstance(axis, int) else symbols[axis][0] for axis in leaf.axes)
@@ -126,7 +131,7 @@ def _record_forward(
         try:
             values.extend(recorder.apply_row(row, given))
         except Invalid as refusal:
-            raise refusal.at(graph.place_of(node), **graph.facts_of(node)) from None
+            raise at_node(refusal, graph, node) from None
 
 
 def _record_backward(

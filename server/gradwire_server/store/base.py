@@ -159,7 +159,7 @@ def require_expected(name: str, expected: bytes | None, actual: bytes) -> None:
         wanted = f"to refer to {expected.hex()}" if expected else "not to exist"
         raise Conflict(
             "NAME_CONFLICT",
-            f"name {name!r}: {found} but was expected {wanted}; somebody else has moved it",
+            f"name {name!r}: {found} but was expected {wanted}; get what is there now, then decide",
             name=name,
             digest=actual.hex(),
         )
@@ -171,6 +171,7 @@ def require_same_size(size: int, announced: int) -> None:
         raise Invalid(
             "UPLOAD_INVALID",
             f"size: is {size} but the upload began with a size of {announced}",
+            field="size",
             size=announced,
         )
 
@@ -179,14 +180,15 @@ def require_offset(offset: int, length: int, received: int, size: int) -> None:
     """Bytes follow on those that are there, and do not go beyond the end (UPLOAD_INVALID)."""
     end = offset + length
     if offset != received:
-        wrong = f"offset: is {offset} but {received} bytes are there; go on from there"
+        field, wrong = "offset", f"is {offset} but {received} bytes are there; go on from there"
     elif end > size:
-        wrong = f"data: ends at {end} but the size of the graph is {size}"
+        field, wrong = "data", f"ends at {end} but the size of the graph is {size}"
     elif length < MIN_CHUNK_BYTES and end < size:
-        wrong = f"data: has {length} bytes but all chunks, save the last, have {MIN_CHUNK_BYTES}"
+        wrong = f"has {length} bytes, but every chunk but the last has at least {MIN_CHUNK_BYTES}"
+        field = "data"
     else:
         return
-    raise Invalid("UPLOAD_INVALID", wrong, received=received)
+    raise Invalid("UPLOAD_INVALID", f"{field}: {wrong}", field=field, received=received)
 
 
 def require_whole(received: int, size: int) -> None:

@@ -60,7 +60,8 @@ class Reading:
         except Refusal as refusal:
             return refused(refusal, 400)
         except TimeoutError:
-            return refused(Invalid("REQUEST_INVALID", "the file came too slowly"), 408)
+            message = f"the file did not arrive within {_BODY_SECONDS} seconds; send it again"
+            return refused(Invalid("REQUEST_INVALID", message), 408)
         except ClientDisconnect:
             return Response()  # nobody is there to read it
         except Exception:
@@ -77,7 +78,10 @@ class Reading:
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            raise OverLimit.of("max-message-bytes", self._max_bytes, size, "bytes")
+            what = "bytes of the file"
+            raise OverLimit.of(
+                "max-message-bytes", self._max_bytes, size, what, "open a smaller one"
+            )
 
     async def _on_thread(self, work: Callable[[], bytes]) -> bytes:
         loop = asyncio.get_running_loop()

@@ -12,6 +12,8 @@ import { chromium } from "playwright-core";
 const gradwire = process.env.GRADWIRE ?? "gradwire";
 const screenshots =
   process.env.SCREENSHOTS ?? fileURLToPath(new URL("../../screenshots", import.meta.url));
+/** Milliseconds after which a test gives up on what must come: more than any busy machine needs. */
+const PATIENCE = 600_000;
 const FLAGS = [
   "--headless",
   "--no-sandbox",
@@ -86,6 +88,7 @@ export async function open(found, fragment = "", options = {}) {
     reducedMotion: "reduce",
     ...options,
   });
+  context.setDefaultTimeout(PATIENCE);
   const page = await context.newPage();
   page.mistakes = [];
   page.elsewhere = [];
