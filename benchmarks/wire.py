@@ -348,8 +348,7 @@ def measure(plan: Plan) -> list[Case]:
     picture = {"x": np.random.default_rng(1).random(784)}
     million = {"x": np.random.default_rng(2).random(1_000_000)}
     rows: list[Row] = []
-    kernels.compile_all()
-    kernels.load_all()  # computing is measured here with the engine that the server has
+    kernels.load()  # computing is measured here with the engine that the server has
     share_processors()  # and as many threads
     with (
         tempfile.TemporaryDirectory() as meeting,

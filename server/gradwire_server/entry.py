@@ -114,7 +114,6 @@ class EmbeddedServer:
         self,
         limits: Limits | None = None,
         *,
-        warms_up: bool = True,
         shares_memory: bool = False,
         store: Store | None = None,
     ) -> None:
@@ -125,8 +124,6 @@ class EmbeddedServer:
         self._server = Server(
             limits, shared_memory=shared_memory, store=store or MemoryStore(limits)
         )
-        if warms_up:
-            kernels.warm_up()
         self.address = self._server.start(f"unix:{self._folder}/socket")
 
     def close(self) -> None:
@@ -177,6 +174,7 @@ def serve(
             return
         keep_freed_memory()
         share_processors()
+        kernels.load()
         told = Told()
         _remove_dead_socket(address)
         opened = open_store(store, limits) if store else None
@@ -184,7 +182,7 @@ def serve(
         listens(server.start(address))
         if web is not None and place is not None:
             server.show(web, place.sockets)
-        spare_what_stays(kernels.warm_up())
+        spare_what_stays()
         told.wait()
         server.stop(drain_seconds)
 
@@ -205,6 +203,7 @@ class _Work:
         _log_as_json(self.log_level)
         keep_freed_memory()
         share_processors()
+        kernels.load()
         server = Server(
             self.limits,
             shares_port=True,
@@ -215,7 +214,7 @@ class _Work:
         if self.web is not None and self.place is not None:
             server.show(self.web, bind(self.place.host, self.place.port, shared=True))
         listens()
-        spare_what_stays(kernels.warm_up())
+        spare_what_stays()
         told.wait()
         server.stop(self.drain_seconds)
 

@@ -6,10 +6,11 @@ are here, these functions in place of those of array_windows.py, which say what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 from operator import ge
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ _FEW = 64
 
 
 def namespace() -> Namespace:
-    """The functions that gates compute with: compiled where kernels are loaded."""
-    loops = kernels.loaded("window_loops")
-    return arrays if loops is None else _compiled(loops)
+    """The functions that gates compute with: compiled where there are kernels."""
+    loops = {dtype: kernels.loaded(dtype) for dtype in COMPUTED}
+    return arrays if None in loops.values() else _compiled(tuple(loops.items()))
 
 
 @cache
-def _compiled(loops: ModuleType) -> SimpleNamespace:
-    own = _Windowed(loops)
+def _compiled(loops: tuple[tuple[str, Any], ...]) -> SimpleNamespace:
+    own = _Windowed(dict(loops))
     names = (
         "argmax_windows", "convolve", "convolve_transposed", "convolve_weights", "spread_largest",
     )  # fmt: skip
@@ -45,8 +46,8 @@ def _compiled(loops: ModuleType) -> SimpleNamespace:
 class _Windowed:
     """The functions of array_windows.py by their names there; theirs where these do not fit."""
 
-    def __init__(self, loops: ModuleType) -> None:
-        self._loops = loops
+    def __init__(self, loops: Mapping[str, Any]) -> None:
+        self._loops = loops  # by data type
 
     def convolve(self, x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
         if not _gathers(x, windows) or not x.size or not w.size:
@@ -68,11 +69,11 @@ class _Windowed:
             return arrays.convolve_transposed(x, w, windows, sizes, group)
         rows = x.reshape(images, group, features // group, -1)
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
-        place = _place(windows, sizes)
+        place, loops = _place(windows, sizes), self._loops[x.dtype.name]
         for part in image_blocks(out.shape, windows):
             patches = matrices @ rows[part]
             columns = (np.ravel(patches), place, np.ravel(out[part]))
-            _over_rows(self._loops.spread, columns, len(patches) * channels, patches.size)
+            _over_rows(loops.spread, columns, len(patches) * channels, patches.size)
         return out
 
     def convolve_weights(self, x: Array, grad: Array, windows: Windows, group: int = 1) -> Array:
@@ -94,7 +95,7 @@ class _Windowed:
         largest: Array = np.empty((*lead, *windows.counts), x.dtype)
         places: Array = np.empty(largest.shape, np.int64)
         columns = (np.ravel(x), _place(windows, sizes), np.ravel(largest), np.ravel(places))
-        _over_rows(self._loops.find_largest, columns, prod(lead), x.size)
+        _over_rows(self._loops[x.dtype.name].find_largest, columns, prod(lead), x.size)
         return places
 
     def spread_largest(self, grad: Array, largest: Array, x: Array, windows: Windows) -> Array:
@@ -104,7 +105,7 @@ class _Windowed:
         lead, sizes = _axes(x, windows)
         given = map(np.ravel, (grad, largest, x))
         columns = (*given, _place(windows, sizes), np.ravel(out))
-        _over_rows(self._loops.spread_largest, columns, prod(lead), x.size)
+        _over_rows(self._loops[x.dtype.name].spread_largest, columns, prod(lead), x.size)
         return out
 
     def _gathered(self, x: Array, windows: Windows, group: int) -> Array:
@@ -113,7 +114,7 @@ class _Windowed:
         elements = channels // group * prod(windows.kernel)
         patches: Array = np.empty((images, group, elements, prod(windows.counts)), x.dtype)
         columns = (np.ravel(x), _place(windows, sizes), np.ravel(patches))
-        _over_rows(self._loops.gather, columns, images * channels, patches.size)
+        _over_rows(self._loops[x.dtype.name].gather, columns, images * channels, patches.size)
         return patches
 
 
