@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gradwire_server.allocator import keep_freed_memory, spare_what_stays
 from gradwire_server.engine import kernels
-from gradwire_server.engine.blas import share_processors
+from gradwire_server.engine.blas import serve_with_one_thread
 from gradwire_server.limits import Limits
 from gradwire_server.segments import Segments, require_directory
 from gradwire_server.service import SERVICE, GradientService, on_lane
@@ -173,7 +173,7 @@ def serve(
             supervise(address, workers, work, listens)
             return
         keep_freed_memory()
-        share_processors()
+        serve_with_one_thread()
         kernels.load()
         told = Told()
         _remove_dead_socket(address)
@@ -202,7 +202,7 @@ class _Work:
     def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
         _log_as_json(self.log_level)
         keep_freed_memory()
-        share_processors()
+        serve_with_one_thread()
         kernels.load()
         server = Server(
             self.limits,

@@ -472,8 +472,16 @@ def over_elements(work: Callable[[int, int], object], elements: int, nodes: int,
         work(0, elements)
         return
     edges = [min(blocks * part // threads * size, elements) for part in range(threads + 1)]
-    rest = [_pool().submit(work, *part) for part in pairwise(edges[1:])]
-    work(0, edges[1])
+    share_out(work, [*pairwise(edges)])
+
+
+def share_out(work: Callable[[int, int], object], parts: Sequence[tuple[int, int]]) -> None:
+    """Runs work(start, stop) for each part, the first of them on this thread.
+
+    The others sleep where there is nothing to do. Work may not share out more.
+    """
+    rest = [_pool().submit(work, *part) for part in parts[1:]]
+    work(*parts[0])
     for each in rest:
         each.result()
 

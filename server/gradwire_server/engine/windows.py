@@ -1,7 +1,7 @@
-"""Convolution and pooling on compiled loops, over the processors; products stay with BLAS.
+"""What the array engine computes with: NumPy's arrays, and products and windows on our threads.
 
-`namespace` is what the array engine computes with: NumPy's arrays, and in it, once their kernels
-are here, these functions in place of those of array_windows.py, which say what they mean.
+Where there are kernels, convolution and pooling are compiled loops in place of the functions of
+array_windows.py, which say what they mean.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.engine import kernels
+from gradwire_server.engine.products import matmul
 from gradwire_server.engine.tape import over_elements
 from gradwire_server.gates.base import Array, Namespace
 from gradwire_server.gates.windows import Windows, gathered_elements, image_blocks
@@ -28,19 +29,20 @@ _FEW = 64
 
 
 def namespace() -> Namespace:
-    """The functions that gates compute with: compiled where there are kernels."""
-    loops = {dtype: kernels.loaded(dtype) for dtype in COMPUTED}
-    return arrays if None in loops.values() else _compiled(tuple(loops.items()))
+    """The functions that gates compute with."""
+    return _namespace(tuple(kernels.loaded(dtype) for dtype in COMPUTED))
 
 
 @cache
-def _compiled(loops: tuple[tuple[str, Any], ...]) -> SimpleNamespace:
-    own = _Windowed(dict(loops))
+def _namespace(loops: tuple[Any, ...]) -> SimpleNamespace:
+    functions = {name: getattr(arrays, name) for name in arrays.__all__} | {"matmul": matmul}
+    if None in loops:
+        return SimpleNamespace(**functions)
+    own = _Windowed(dict(zip(COMPUTED, loops, strict=True)))
     names = (
         "argmax_windows", "convolve", "convolve_transposed", "convolve_weights", "spread_largest",
     )  # fmt: skip
-    found = {name: getattr(arrays, name) for name in arrays.__all__}
-    return SimpleNamespace(**found | {name: getattr(own, name) for name in names})
+    return SimpleNamespace(**functions | {name: getattr(own, name) for name in names})
 
 
 class _Windowed:
@@ -56,7 +58,7 @@ class _Windowed:
         matrices = w.reshape(group, features // group, -1)
         out: Array = np.empty((images, group, features // group, prod(windows.counts)), x.dtype)
         for part in image_blocks(x.shape, windows):
-            np.matmul(matrices, self._gathered(x[part], windows, group), out=out[part])
+            matmul(matrices, self._gathered(x[part], windows, group), out=out[part])
         return out.reshape(images, features, *windows.counts)
 
     def convolve_transposed(
@@ -71,7 +73,7 @@ class _Windowed:
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         place, loops = _place(windows, sizes), self._loops[x.dtype.name]
         for part in image_blocks(out.shape, windows):
-            patches = matrices @ rows[part]
+            patches = matmul(matrices, rows[part])
             columns = (np.ravel(patches), place, np.ravel(out[part]))
             _over_rows(loops.spread, columns, len(patches) * channels, patches.size)
         return out
@@ -85,7 +87,7 @@ class _Windowed:
         rows = grad.reshape(images, group, features // group, -1)
         for part in image_blocks(x.shape, windows, out.size):
             patches = self._gathered(x[part], windows, group)
-            total += (rows[part] @ patches.swapaxes(-1, -2)).sum(axis=0)
+            total += matmul(rows[part], patches.swapaxes(-1, -2)).sum(axis=0)
         return out
 
     def argmax_windows(self, x: Array, windows: Windows) -> Array:
