@@ -68,5 +68,5 @@ def _parts(a: Array, b: Array) -> int:
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     most = max(rows, columns, lead[0] if lead else 1)
-    work: int = prod(lead) * rows * inner * columns
-    return min(processors(), most, 1 + work // _LEAST)
+    work = prod(lead) * rows * inner * columns
+    return int(min(processors(), most, 1 + work // _LEAST))

@@ -1,7 +1,8 @@
 """Compiles the kernels with clang, which ziglang brings from PyPI, when the package is built.
 
 `python -m gradwire_server.engine.kernels.building` does it in a checkout, for this machine. The
-same source gives the same bytes on any machine, for this and for any other.
+same source gives the same bytes on any machine, for this and for any other; with --check it proves
+that what is there is what would be built.
 """
 
 from __future__ import annotations
@@ -137,13 +138,18 @@ class _Compiler:
 
 
 def main() -> None:
-    """Builds this machine's level, in place."""
+    """Builds this machine's level, in place; --check proves that the same bytes are there."""
     target = native()
     if target is None:
         print("there are no kernels for this kind of machine; NumPy's engine answers")
-        return
-    for path in build(target, CPU.parent, all_levels=False):
-        print(path)
+    elif sys.argv[1:] == ["--check"]:
+        with TemporaryDirectory() as folder:
+            for path in build(target, Path(folder), all_levels=False):
+                if path.read_bytes() != (CPU.parent / path.name).read_bytes():
+                    raise SystemExit(f"{path.name} is stale: install the package again")
+    else:
+        for path in build(target, CPU.parent, all_levels=False):
+            print(path)
 
 
 if __name__ == "__main__":
