@@ -1,8 +1,9 @@
 """Hatch's build hook: compiles the kernels into the wheel, or into a checkout that is installed.
 
-GRADWIRE_KERNELS=none leaves them out: NumPy's engine answers then. Otherwise a wheel has this
-machine's level alone, which is quick; or all levels of the machines that GRADWIRE_TARGET names,
-such as Linux-aarch64-glibc (scripts/release).
+By default a wheel has this machine's level alone, which is quick. GRADWIRE_KERNELS=all adds the
+other levels, for wheels and images that go elsewhere; GRADWIRE_KERNELS=none leaves all out, and
+NumPy's engine answers. GRADWIRE_TARGET names another kind of machine, such as Linux-aarch64-glibc
+(scripts/release), and has all its levels.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ class KernelsHook(BuildHookInterface):
 
         named = os.environ.get("GRADWIRE_TARGET")
         target = building.TARGETS[tuple(named.split("-"))] if named else building.native()
-        if target is None or os.environ.get("GRADWIRE_KERNELS") == "none":
+        wanted = os.environ.get("GRADWIRE_KERNELS", "native")
+        if target is None or wanted == "none":
             self.app.display_warning("no compiled kernels: NumPy's engine answers")
             return
         if version == "editable":
             building.build(target, BUILT, all_levels=False)
             return
         self._scratch = TemporaryDirectory()
-        for path in building.build(target, Path(self._scratch.name), all_levels=bool(named)):
+        for path in building.build(
+            target, Path(self._scratch.name), all_levels=bool(named) or wanted == "all"
+        ):
             inside = BUILT.relative_to(ROOT / "server") / path.name
             build_data["force_include"][str(path)] = str(inside)
         build_data["pure_python"] = False
