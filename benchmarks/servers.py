@@ -38,7 +38,7 @@ from benchmarks.harness import (
     versions,
 )
 from benchmarks.ours import Ours, warm_up
-from gradwire_server.engine.blas import share_processors
+from gradwire_server.engine.blas import serve_with_one_thread
 from gradwire_server.engine.evaluation import Selection
 
 sys.path.insert(0, str(FOLDER / "peers"))
@@ -157,7 +157,7 @@ def run(quick: bool) -> Report:
         versions=versions("grpcio", "protobuf", "numpy"),
     )
     warm_up()  # on disk, from where our servers load them
-    share_processors()  # as they do
+    serve_with_one_thread()  # as they do
     peers = [peer for peer in PEERS if not quick or peer.name in _QUICK]
     unable: dict[str, str] = {}
     for peer in peers:

@@ -37,7 +37,7 @@ from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.codec.requests import decode_bindings, decode_evaluation
 from gradwire_server.engine import evaluation as engine
 from gradwire_server.engine import kernels, runs
-from gradwire_server.engine.blas import share_processors
+from gradwire_server.engine.blas import serve_with_one_thread
 from gradwire_server.limits import Limits
 from gradwire_server.session import Session
 
@@ -348,9 +348,8 @@ def measure(plan: Plan) -> list[Case]:
     picture = {"x": np.random.default_rng(1).random(784)}
     million = {"x": np.random.default_rng(2).random(1_000_000)}
     rows: list[Row] = []
-    kernels.compile_all()
-    kernels.load_all()  # computing is measured here with the engine that the server has
-    share_processors()  # and as many threads
+    kernels.load()  # computing is measured here with the engine that the server has
+    serve_with_one_thread()  # and as many threads
     with (
         tempfile.TemporaryDirectory() as meeting,
         bare_servers() as bare,

@@ -1,15 +1,16 @@
-"""In a process that serves, only large evaluations have products on several threads."""
+"""BLAS has one thread while we compute, and the host's own count after."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import gradwire as gw
-from gradwire_server.engine import blas
+from gradwire_server.engine import blas, products
 
 SMALL, LARGE = 1 << 10, 1 << 30
 MOST = 3
@@ -21,58 +22,111 @@ def counts() -> set[int]:
 
 
 @pytest.fixture
-def sharing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As after `gradwire serve` on a machine of three processors."""
-    monkeypatch.setattr(blas, "_threads", [])
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A program on a machine of three processors."""
+    blas._single_thread.cache_clear()
+    monkeypatch.setattr(blas, "_for_good", [])
     with threadpool_limits(MOST, user_api="blas"):
-        blas.share_processors()
         yield
+    blas._single_thread.cache_clear()
 
 
-@pytest.mark.usefixtures("sharing")
-def test_small_evaluations_have_one_thread_and_large_ones_all() -> None:
-    assert counts() == {1}
-    with blas.threads_for(SMALL):
+@pytest.mark.usefixtures("host")
+def test_large_evaluations_have_one_thread_and_the_host_its_own_after() -> None:
+    with blas.one_thread(SMALL):
+        assert counts() == {MOST}
+    with blas.one_thread(LARGE):
         assert counts() == {1}
-    with blas.threads_for(LARGE):
-        assert counts() == {MOST}
-    assert counts() == {1}
+    assert counts() == {MOST}
 
 
-@pytest.mark.usefixtures("sharing")
-def test_all_threads_stay_until_the_last_large_evaluation_ends() -> None:
-    first, second = blas.threads_for(LARGE), blas.threads_for(LARGE)
-    with first:
-        with second, blas.threads_for(SMALL):
-            assert counts() == {MOST}
-        assert counts() == {MOST}
-    assert counts() == {1}
-
-
-@pytest.mark.usefixtures("sharing")
-def test_large_evaluation_that_fails_gives_them_back() -> None:
-    with pytest.raises(ZeroDivisionError), blas.threads_for(LARGE):
-        raise ZeroDivisionError
-    assert counts() == {1}
-
-
-@pytest.mark.usefixtures("sharing")
-def test_network_computes_as_before() -> None:
-    graph = gw.Graph()
-    a, b = graph.input("a", ("n", "n")), graph.input("b", ("n", "n"))
-    graph.output("f", gw.reduce_sum(a @ b, keepdims=0))
-    numbers = np.random.default_rng(0)
-    with gw.local() as server:
-        for size in (8, 600):
-            x, y = numbers.normal(size=(2, size, size))
-            result = server.evaluate(graph, {"a": x, "b": y})
-            np.testing.assert_allclose(result["a"].gradient, np.ones((size, size)) @ y.T)
+@pytest.mark.usefixtures("host")
+def test_the_last_evaluation_gives_them_back() -> None:
+    with blas.one_thread(LARGE):
+        with blas.one_thread(LARGE):
             assert counts() == {1}
+        assert counts() == {1}
+    assert counts() == {MOST}
 
 
-def test_embedded_server_leaves_its_hosts_threads_alone() -> None:
-    with threadpool_limits(MOST, user_api="blas"), gw.local() as server:
-        graph = gw.Graph()
-        graph.output("f", graph.input("x") ** 2)
-        server.evaluate(graph, {"x": 2.0})
-        assert counts() == {MOST}
+@pytest.mark.usefixtures("host")
+def test_an_evaluation_that_fails_gives_them_back() -> None:
+    with pytest.raises(ZeroDivisionError), blas.one_thread(LARGE):
+        raise ZeroDivisionError
+    assert counts() == {MOST}
+
+
+@pytest.mark.usefixtures("host")
+def test_what_the_host_chooses_meanwhile_stays() -> None:
+    with blas.one_thread(LARGE):
+        for each in ThreadpoolController().select(user_api="blas").lib_controllers:
+            each.set_num_threads(2)
+    assert counts() == {2}
+
+
+@pytest.mark.usefixtures("host")
+def test_a_process_that_serves_has_one_thread_for_good() -> None:
+    blas.serve_with_one_thread()
+    assert counts() == {1}
+    with blas.one_thread(LARGE):
+        assert counts() == {1}
+    assert counts() == {1}
+
+
+def product() -> tuple[gw.Graph, dict[str, np.ndarray]]:
+    graph = gw.Graph()
+    a, b = graph.input("a", (400, 400)), graph.input("b", (400, 400))
+    graph.output("f", gw.reduce_sum(a @ b, keepdims=0))
+    x, y = np.random.default_rng(0).normal(size=(2, 400, 400))
+    return graph, {"a": x, "b": y}
+
+
+@pytest.mark.usefixtures("host")
+def test_evaluator_beside_a_host_that_multiplies_is_right_and_so_is_the_host() -> None:
+    graph, inputs = product()
+    evaluator = gw.Evaluator(graph, inputs)
+    expected = inputs["a"] @ inputs["b"]
+    begun, ended, wrong = Event(), Event(), []
+
+    def multiply() -> None:
+        while not ended.is_set():
+            if not np.allclose(inputs["a"] @ inputs["b"], expected):
+                wrong.append("the host's product")
+            begun.set()
+
+    neighbour = Thread(target=multiply)
+    neighbour.start()
+    begun.wait()
+    for _ in range(20):
+        evaluator.run()
+        np.testing.assert_allclose(
+            evaluator.gradients["a"], np.ones((400, 400)) @ inputs["b"].T, rtol=1e-12, atol=1e-12
+        )
+    ended.set()
+    neighbour.join()
+    assert not wrong
+    assert counts() == {MOST}
+
+
+@pytest.mark.parametrize("shapes", [
+    ((300, 400), (400, 500)), ((500, 300), (300, 40)), ((40, 300), (300, 900)),
+    ((6, 200, 200), (6, 200, 200)), ((6, 200, 200), (200, 200)), ((200, 200), (6, 200, 200)),
+    ((2, 1, 300, 300), (3, 300, 300)), ((3, 700, 1), (1, 900)), ((5, 1), (1, 5)),
+    ((3,), (3,)), ((0, 3), (3, 4)), ((3, 0), (0, 4)),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_products_are_numpys(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(products, "processors", lambda threads=threads: threads)
+        a, b = (np.random.default_rng(1).integers(-4, 5, shape).astype(dtype) for shape in shapes)
+        out = products.matmul(a, b)
+        assert (out.dtype, out.shape) == (a.dtype, (a @ b).shape)
+        np.testing.assert_array_equal(out, a @ b)
+        np.testing.assert_array_equal(products.matmul(a, b.T.copy().T), a @ b)
+
+
+def test_a_product_that_does_not_fit_is_numpys_error() -> None:
+    with pytest.raises(ValueError, match="matmul"):
+        products.matmul(np.ones((300, 400)), np.ones((300, 400)))

@@ -19,6 +19,7 @@ from wire import F64, LEAVES, chain, leaf, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server import silence
+from gradwire_server.engine import kernels
 from gradwire_server.engine.runs import Found, Run
 from gradwire_server.entry import EmbeddedServer
 from gradwire_server.errors import REASONS
@@ -314,6 +315,7 @@ def test_catalogue_and_limits_are_described(
     found = stub.DescribeServer(service_pb2.DescribeServerRequest())
     limits = {limit.name: limit.value for limit in found.limits}
     assert limits["max-nodes"] == SMALL.max_nodes
+    assert found.kernels == kernels.level() != "numpy"
     sigmoid = next(gate for gate in found.gates if gate.operator == "Sigmoid")
     assert sigmoid.gradient == "d out/dX = (1 - out) * out"
 

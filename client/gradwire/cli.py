@@ -52,8 +52,25 @@ class _Commands(click.Group):
             _fail(failure.message)
 
 
+def _say_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from gradwire.local import kernel_level
+
+        level = kernel_level()
+        with_what = "NumPy: no compiled kernels fit" if level == "numpy" else f"kernels for {level}"
+        click.echo(f"gradwire {__version__} ({with_what})")
+        ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="gradwire")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Show the version, and what this machine computes with.",
+)
 def main() -> None:
     """Gradients over the wire: evaluate gate graphs forward and backward."""
 
@@ -562,11 +579,8 @@ def delete(graph: str, expected: str | None, server: str) -> None:
 
 @main.command()
 def warmup() -> None:
-    """Compile the server's kernels ahead, so that its first minute is as fast as the rest."""
-    from gradwire.local import compile_kernels
-
-    click.echo("compiling, which takes a minute or two if it was not done before", err=True)
-    click.echo(f"kernels are in {compile_kernels()}")
+    """Say that nothing is to be done: compiled kernels come with the package."""
+    click.echo("nothing to do: the compiled kernels come with the package")
 
 
 @main.command()

@@ -17,7 +17,7 @@ from gradwire.tensors import Array
 from gradwire.vectors import Vector
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.codec.requests import decode_evaluation
-from gradwire_server.engine import evaluation, kernels
+from gradwire_server.engine import evaluation
 from gradwire_server.engine.repeated import Repeated, repeat
 from gradwire_server.engine.runs import Slab
 from gradwire_server.errors import Refusal
@@ -36,8 +36,7 @@ class Evaluator:
     the first, run, read the others. Small circuits of scalars compute in them, so that a hundred
     gates take about a microsecond, forward and backward. An evaluator serves one thread at a time.
 
-    It computes with compiled kernels where this machine has them, otherwise with NumPy: `gradwire
-    warmup` makes them in a minute or two, and the first evaluator begins that in the background.
+    It computes with the compiled kernels of the package, or with NumPy where none fit the machine.
     """
 
     #: Forward and backward at the numbers of `inputs`; what is found is in the other arrays.
@@ -57,8 +56,6 @@ class Evaluator:
         requests.require_arguments(inputs, options, known)
         self.graph = graph
         message = requests.evaluation(graph, inputs, **options)
-        if not kernels.load_all():
-            kernels.warm_up()
         try:
             wanted = decode_evaluation(message)
             job = evaluation.prepare(decode_graph(graph.to_bytes(), limits), wanted, limits)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from gradwire.connection import Connection
 from gradwire.errors import (
-    FileError,
     GradwireError,
     InvalidRequestError,
     ServerError,
@@ -37,16 +35,15 @@ LIMITS: tuple[Limit, ...] = tuple(Limits().describe())
 def local(
     *,
     timeout: float | None = None,
-    warm_up: bool = True,
+    warm_up: bool = True,  # noqa: ARG001 -- kept for programs that name it
     shared_memory: bool = False,
     **limits: int,
 ) -> Connection:
     """A connection to a server inside this process, over a unix socket; nothing to start.
 
-    Limits are those of `gradwire serve`, such as max_nodes=10_000_000. Compiled kernels come in in
-    the background, on their first use from a process that compiles for a minute or two; without
-    warm_up they do not, for programs that end soon. shared_memory is that of `connect`. Graphs are
-    saved in memory, until the connection is closed.
+    Limits are those of `gradwire serve`, such as max_nodes=10_000_000. shared_memory is that of
+    `connect`. Graphs are saved in memory, until the connection is closed. warm_up has no effect any
+    more: the compiled kernels come with the package.
     """
     known = [limit.name for limit in fields(Limits)]
     for name in limits:
@@ -54,7 +51,7 @@ def local(
             message = f"there is no limit {name!r}{nearest(name, known)}"
             raise InvalidRequestError("OPTION_UNKNOWN", message)
     try:
-        server = EmbeddedServer(Limits(**limits), warms_up=warm_up, shares_memory=shared_memory)
+        server = EmbeddedServer(Limits(**limits), shares_memory=shared_memory)
     except SharedMemoryError as failure:
         raise _unshared(failure) from None
     return Connection(
@@ -137,6 +134,11 @@ def _unshared(failure: SharedMemoryError) -> GradwireError:
     return UnsupportedError("SHARED_MEMORY_UNSUPPORTED", str(failure))
 
 
+def kernel_level() -> str:
+    """What evaluations in this process compute with, as DescribeServerResponse.kernels says it."""
+    return kernels.level()
+
+
 def output_shapes(graph: bytes, sizes: Mapping[str, int]) -> list[tuple[int, ...]] | None:
     """The shape of every output of a serialized graph; None where its plan is refused."""
     try:
@@ -148,12 +150,3 @@ def output_shapes(graph: bytes, sizes: Mapping[str, int]) -> list[tuple[int, ...
         plan.shape(output.value_ids[0]) if len(output.value_ids) == 1 else (len(output.value_ids),)
         for output in decoded.outputs
     ]
-
-
-def compile_kernels() -> Path:
-    """Compiles the server's kernels, so that no server has to; the folder they are in."""
-    try:
-        return kernels.compile_all()
-    except OSError as failure:
-        message = f"{failure.filename}: {failure.strerror}; name a folder in GRADWIRE_CACHE"
-        raise FileError("FILE_INVALID", message) from None

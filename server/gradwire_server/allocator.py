@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from threading import Thread
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -32,11 +31,6 @@ def keep_freed_memory() -> None:
     tell(_ARENA_MAX, _ARENAS)
 
 
-def spare_what_stays(loading: Thread) -> None:
-    """Once this thread has ended, collections pass over all that there is by then."""
-
-    def freeze() -> None:
-        loading.join()
-        gc.freeze()
-
-    Thread(target=freeze, name="gradwire-freeze", daemon=True).start()
+def spare_what_stays() -> None:
+    """From now on collections pass over all that there is by now."""
+    gc.freeze()

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gradwire_server.allocator import keep_freed_memory, spare_what_stays
 from gradwire_server.engine import kernels
-from gradwire_server.engine.blas import share_processors
+from gradwire_server.engine.blas import serve_with_one_thread
 from gradwire_server.limits import Limits
 from gradwire_server.segments import Segments, require_directory
 from gradwire_server.service import SERVICE, GradientService, on_lane
@@ -114,7 +114,6 @@ class EmbeddedServer:
         self,
         limits: Limits | None = None,
         *,
-        warms_up: bool = True,
         shares_memory: bool = False,
         store: Store | None = None,
     ) -> None:
@@ -125,8 +124,6 @@ class EmbeddedServer:
         self._server = Server(
             limits, shared_memory=shared_memory, store=store or MemoryStore(limits)
         )
-        if warms_up:
-            kernels.warm_up()
         self.address = self._server.start(f"unix:{self._folder}/socket")
 
     def close(self) -> None:
@@ -176,7 +173,8 @@ def serve(
             supervise(address, workers, work, listens)
             return
         keep_freed_memory()
-        share_processors()
+        serve_with_one_thread()
+        kernels.load()
         told = Told()
         _remove_dead_socket(address)
         opened = open_store(store, limits) if store else None
@@ -184,7 +182,7 @@ def serve(
         listens(server.start(address))
         if web is not None and place is not None:
             server.show(web, place.sockets)
-        spare_what_stays(kernels.warm_up())
+        spare_what_stays()
         told.wait()
         server.stop(drain_seconds)
 
@@ -204,7 +202,8 @@ class _Work:
     def __call__(self, address: str, told: Told, listens: Callable[[], None]) -> None:
         _log_as_json(self.log_level)
         keep_freed_memory()
-        share_processors()
+        serve_with_one_thread()
+        kernels.load()
         server = Server(
             self.limits,
             shares_port=True,
@@ -215,7 +214,7 @@ class _Work:
         if self.web is not None and self.place is not None:
             server.show(self.web, bind(self.place.host, self.place.port, shared=True))
         listens()
-        spare_what_stays(kernels.warm_up())
+        spare_what_stays()
         told.wait()
         server.stop(self.drain_seconds)
 

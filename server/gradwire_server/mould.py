@@ -35,8 +35,6 @@ def movable(graph: Graph) -> dict[str, int]:
 
 def moved(job: Job, leaves: Mapping[str, int], bindings: Mapping[str, Binding]) -> Job | None:
     """The same job at other values of some leaves; None where it must be prepared again."""
-    if not job.compiled.settled:
-        return None
     point = job.point
     arrays: list[Array] = list(point.arrays)
     for name, binding in bindings.items():

@@ -52,6 +52,7 @@ from gradwire_server.codec.requests import (
 )
 from gradwire_server.codec.tensors import Payloads
 from gradwire_server.engine import evaluation as engine
+from gradwire_server.engine import kernels
 from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped, within
@@ -420,7 +421,12 @@ class GradientService(grpc.GenericRpcHandler):
     def _describe(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         gates = [describe(GATES[operator]) for operator in sorted(GATES)]
         found = encode_description(
-            __version__, self._limits.describe(), gates, self._segments, self._saved.kind
+            __version__,
+            self._limits.describe(),
+            gates,
+            self._segments,
+            self._saved.kind,
+            kernels.level(),
         )
         return found.SerializeToString()
 

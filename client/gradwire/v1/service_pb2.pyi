@@ -1533,6 +1533,7 @@ class DescribeServerResponse(_message.Message):
     GATES_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_SOCKET_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Release."""
     format_version: _builtins.int
@@ -1552,6 +1553,11 @@ class DescribeServerResponse(_message.Message):
     """Where graphs are saved: "memory", "sqlite" or "s3"; empty where none are (STORE_UNSUPPORTED).
     The limits are max-graph-bytes, max-stored-bytes, max-stored-graphs, max-transfers and
     upload-idle-seconds.
+    """
+    kernels: _builtins.str
+    """What computes scalar circuits, elementwise regions and windows: kernels compiled for a level of
+    processors ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"), or "numpy" where none fit this
+    machine. On one level the same request gives the same bits.
     """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1577,10 +1583,11 @@ class DescribeServerResponse(_message.Message):
         gates: _abc.Iterable[Global___GateDescription] | None = ...,
         shared_memory_socket: _builtins.str = ...,
         store: _builtins.str = ...,
+        kernels: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "format_version", b"format_version", "gates", b"gates", "limits", b"limits", "max_operator_set_version", b"max_operator_set_version", "min_operator_set_version", b"min_operator_set_version", "shared_memory_socket", b"shared_memory_socket", "store", b"store", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "format_version", b"format_version", "gates", b"gates", "kernels", b"kernels", "limits", b"limits", "max_operator_set_version", b"max_operator_set_version", "min_operator_set_version", b"min_operator_set_version", "shared_memory_socket", b"shared_memory_socket", "store", b"store", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

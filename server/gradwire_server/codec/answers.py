@@ -239,6 +239,7 @@ def encode_description(
     gates: Iterable[GateDescription],
     segments: Segments | None = None,
     store: str = "",
+    kernels: str = "",
 ) -> service_pb2.DescribeServerResponse:
     """What the server is."""
     return service_pb2.DescribeServerResponse(
@@ -254,6 +255,7 @@ def encode_description(
         gates=[_encode_gate_description(gate) for gate in gates],
         shared_memory_socket="" if segments is None else segments.path,
         store=store,
+        kernels=kernels,
     )
 
 

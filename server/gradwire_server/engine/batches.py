@@ -88,7 +88,7 @@ class BatchRecipe:
         taken.gradients.update(_new(back.shapes, program.dtype))
         back_moves = back.seeds, back.leaves.at(taken.gradients)
         pulled = (*back.columns, addresses_of(grads)[0], *back_moves)
-        kernel = partial(program.compiled.rows_whole, *columns, *moves, *pulled, tape.slot, size)
+        kernel = partial(program.compiled.rows_both, *columns, *moves, *pulled, tape.slot, size)
         _over_groups(kernel, program, size, stopped)
         return taken
 

@@ -1,64 +1,76 @@
-"""How many threads a matrix product has, in a process that serves.
+"""BLAS has one thread while we compute: products are split over our own threads (products.py).
 
-BLAS gives every product all processors. Its threads spin while they wait for each other, so where
-clients, or other evaluations, want the processors too, a product of a tenth of a millisecond may
-take many. One thread is enough for small evaluations; large ones get all. BLAS counts threads for
-the whole process: an embedded server leaves its host's as they are.
+BLAS's threads spin while they wait for each other, and it counts them for the whole process. A
+process that serves has one for good; anywhere else the host gets back what it had, once the last
+evaluation ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from threading import Lock
+from typing import Any
 
-#: Values and gradients of an evaluation from which on it is large: some milliseconds of computing.
-_LARGE_BYTES = 4 << 20
+#: Values and gradients of an evaluation below this have no product that BLAS would split.
+_SMALL_BYTES = 1 << 17
 
 
-class Threads:
-    """One thread for every product, and all of them while something large runs."""
+class _SingleThread:
+    """One BLAS thread, from the first evaluation that begins to the last that ends."""
 
     def __init__(self) -> None:
         from threadpoolctl import ThreadpoolController
 
-        self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-        self._most = [each.num_threads for each in self._libraries]
-        self._large = 0
+        libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self._libraries: list[Any] = libraries
+        self._before: list[int] = []
+        self._running = 0
         self._lock = Lock()
-        self._set([1] * len(self._most))
+
+    def begin(self) -> None:
+        with self._lock:
+            self._running += 1
+            if self._running == 1:
+                self._before = [each.get_num_threads() for each in self._libraries]
+                for each in self._libraries:
+                    each.set_num_threads(1)
+
+    def end(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                for each, count in zip(self._libraries, self._before, strict=True):
+                    if each.get_num_threads() == 1:  # else the host has chosen anew
+                        each.set_num_threads(count)
 
     @contextmanager
-    def all(self) -> Iterator[None]:
-        """As many as there were at first, until the last one who wants them is done."""
-        self._count(1)
+    def during(self) -> Iterator[None]:
+        self.begin()
         try:
             yield
         finally:
-            self._count(-1)
-
-    def _count(self, more: int) -> None:
-        with self._lock:
-            before, self._large = self._large, self._large + more
-            if not before or not self._large:
-                self._set(self._most if self._large else [1] * len(self._most))
-
-    def _set(self, counts: list[int]) -> None:
-        for library, count in zip(self._libraries, counts, strict=True):
-            library.set_num_threads(count)
+            self.end()
 
 
-_threads: list[Threads] = []  # of this process, where it shares
+@cache
+def _single_thread() -> _SingleThread:
+    return _SingleThread()
 
 
-def share_processors() -> None:
-    """From now on only large evaluations have products on several threads."""
-    if not _threads:
-        _threads.append(Threads())
+_for_good: list[_SingleThread] = []  # in a process that serves
 
 
-def threads_for(nbytes: int) -> AbstractContextManager[None]:
+def serve_with_one_thread() -> None:
+    """From now on BLAS has one thread in this process."""
+    if not _for_good:
+        _for_good.append(_single_thread())
+        _for_good[0].begin()
+
+
+def one_thread(nbytes: int) -> AbstractContextManager[None]:
     """Where an evaluation of so many bytes of values and gradients computes."""
-    if not _threads or nbytes < _LARGE_BYTES:
+    if _for_good or nbytes < _SMALL_BYTES:
         return nullcontext()
-    return _threads[0].all()
+    return _single_thread().during()

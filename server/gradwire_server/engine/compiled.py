@@ -20,7 +20,6 @@ class Compiled:
     program: Program | None = None  # the whole plan as a tape
     joined: Joined | None = None  # or as two, where modules have gradients of their own
     regions: Mapping[int, Stretch] = field(default_factory=dict)  # by first node
-    settled: bool = True  # False: asked again, there may be more, since kernels are still to come
 
 
 #: The array engine alone.
@@ -28,19 +27,17 @@ NOTHING = Compiled()
 
 
 def compile_plan(plan: Plan, max_bytes: int) -> Compiled:
-    """The best engine that there is now.
+    """The best engine for it.
 
     Tapes and regions hold everything to the end, so they are for what takes at most max_bytes; the
     array engine drops what it no longer needs.
     """
-    settled, program = make_program(plan, max_bytes)
-    if program is not None or not settled:
-        return Compiled(program, settled=settled)
-    settled, joined = make_joined(plan, max_bytes)
-    if joined is not None or not settled:
-        return Compiled(joined=joined, settled=settled)
+    program = make_program(plan, max_bytes)
+    if program is not None:
+        return Compiled(program)
+    joined = make_joined(plan, max_bytes)
+    if joined is not None:
+        return Compiled(joined=joined)
     if plan.most_bytes > max_bytes:
         return NOTHING
-    settled, regions = find_regions(plan)
-    all_settled, rows = find_rows(plan)
-    return Compiled(regions={**regions, **rows}, settled=settled and all_settled)
+    return Compiled(regions={**find_regions(plan), **find_rows(plan)})

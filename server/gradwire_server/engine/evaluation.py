@@ -359,10 +359,7 @@ def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | 
         choice = choose(plan, evaluation)
         require_peak(choice.lifetimes, limits)
         seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
-    if before is not None and before.compiled.settled:
-        compiled = before.compiled
-    else:  # the kernels may come after the first requests
-        compiled = compile_plan(plan, limits.max_memory_bytes)
+    compiled = before.compiled if before else compile_plan(plan, limits.max_memory_bytes)
     forward_only = evaluation.forward_only
     recipe = find_recipe(compiled.program, choice, seeds) or find_batch_recipe(
         compiled.program, choice, seeds, forward_only=forward_only

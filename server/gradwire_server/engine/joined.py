@@ -87,31 +87,28 @@ class Joined:
         return found
 
 
-def make_joined(plan: Plan, max_bytes: int) -> tuple[bool, Joined | None]:
-    """The plan as two tapes, where modules with their own gradients are all that one lacks.
-
-    False before it means: asked again, there may be some, because kernels are still to come.
-    """
+def make_joined(plan: Plan, max_bytes: int) -> Joined | None:
+    """The plan as two tapes, where modules with their own gradients are all that one lacks."""
     graph = plan.graph
     own = np.array([row.own is not None for row in graph.rows], bool)
     dtype = scalar_dtype(plan)
     if dtype is None or not graph.node_inputs.all():
-        return True, None
+        return None
     if np.count_nonzero(own[graph.node_rows]) < _FEW_USES:
-        return True, None
+        return None
     if kernels.loaded(dtype) is None or kernels.loaded("scheduling") is None:
-        return False, None
+        return None
     pulls = _record_pulls(plan, dtype)
     sizes = np.array([kind.size for kind in pulls.kinds])
     nodes = int(sizes[pulls.kind_of].sum()) + graph.value_count + len(graph.node_inputs)
     if nodes * _BYTES_OF_ONE * max(1, plan.batch_size // 4) > max_bytes:
-        return True, None
+        return None
     if not all(_has_opcode(row, dtype) for row in pulls.rows if row.module is None):
-        return True, None
+        return None
     leaves = [TensorSpec((), leaf.dtype) for leaf in graph.leaves]
     circuit = replace(graph, rows=pulls.rows, node_rows=pulls.node_rows, names={}, inside=None)
     forward = _write_out(plan, circuit, pulls.modules, leaves, _batched_leaves(plan))
-    return True, Joined(plan, pulls, forward)
+    return Joined(plan, pulls, forward)
 
 
 class JoinedPasses:
@@ -199,7 +196,7 @@ def _write_out(
     stored = [leaf.value for leaf in flat.leaves[len(circuit.leaves) :] if leaf.value is not None]
     specs = [*leaves, *(TensorSpec((), value.dtype) for value in stored)]
     marks = [*batched, *[False] * len(stored)]
-    _, program = make_program(make_plan(flat, specs, marks, plan.batch_size), 1 << 62)
+    program = make_program(make_plan(flat, specs, marks, plan.batch_size), 1 << 62)
     assert program is not None, "every row has an opcode"
     assert flat.inside is not None, "the circuit is not flat"
     return _Written(program, flat.inside.flat_ids, tuple(map(arrays.constant, stored)))

@@ -34,7 +34,10 @@ class Untraceable(Exception):  # noqa: N818 -- an answer, not an error
 
 @dataclass(frozen=True)
 class Body:
-    """Assignments, in order, and the expression that they lead to."""
+    """Assignments in C, in order, and the expression that they lead to.
+
+    T is the floating type, F(x) a number of it; functions are those of kernels/c/elementary.h.
+    """
 
     lines: tuple[str, ...]
     result: str
@@ -45,7 +48,7 @@ class Opcode:
     """One instruction: what a gate computes, with its whole-number attributes fixed.
 
     Bodies name the inputs x0, x1, ..., the output `out`, the incoming gradient `grad` and the real
-    attributes c0, c1, ... A pull of None means: that input gets no gradient.
+    attributes c[0], c[1], ... A pull of None means: that input gets no gradient.
     """
 
     input_count: int
@@ -57,7 +60,7 @@ class Opcode:
     def is_heavy(self) -> bool:
         """Whether the value takes a function or a division, worth doing many at a time."""
         text = " ".join(self.forward.lines)
-        return "/" in text or "(" in text.replace("F(", "").replace("where(", "")
+        return "/" in text or "scalar_" in text
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def _trace(gate: Gate, count: int, whole: Mapping[str, AttributeValue], dtype: s
     def written(body: Callable[..., Any]) -> Body | None:
         scribe = Scribe(dtype)
         inputs = [scribe.leaf(f"x{slot}", each.dtype) for slot, each in enumerate(specs)]
-        constants = {name: scribe.leaf(f"c{slot}", dtype) for slot, name in enumerate(reals)}
+        constants = {name: scribe.leaf(f"c[{slot}]", dtype) for slot, name in enumerate(reals)}
         return scribe.body(body(scribe, *inputs, **whole, **constants))
 
     def pull(slot: int) -> Body | None:
@@ -241,40 +244,40 @@ def _logical(form: str) -> Callable[..., Term]:
 class Scribe:
     """An array namespace that writes scalar code, each distinct step once."""
 
-    abs = _numeric("abs({})")
-    acos = _numeric("acos({})")
-    acosh = _numeric("acosh({})")
+    abs = _numeric("scalar_abs({})")
+    acos = _numeric("scalar_acos({})")
+    acosh = _numeric("scalar_acosh({})")
     add = _numeric("{} + {}")
-    asin = _numeric("asin({})")
-    asinh = _numeric("asinh({})")
-    atan = _numeric("atan({})")
-    atanh = _numeric("atanh({})")
-    ceil = _numeric("ceil({})")
-    cos = _numeric("cos({})")
-    cosh = _numeric("cosh({})")
+    asin = _numeric("scalar_asin({})")
+    asinh = _numeric("scalar_asinh({})")
+    atan = _numeric("scalar_atan({})")
+    atanh = _numeric("scalar_atanh({})")
+    ceil = _numeric("scalar_ceil({})")
+    cos = _numeric("scalar_cos({})")
+    cosh = _numeric("scalar_cosh({})")
     divide = _numeric("{} / {}")
-    erf = _numeric("erf({})")
-    exp = _numeric("exp({})")
-    expm1 = _numeric("expm1({})")
-    floor = _numeric("floor({})")
-    fmod = _numeric("fmod({}, {})")
-    log = _numeric("log({})")
-    log1p = _numeric("log1p({})")
-    maximum = _numeric("maximum({}, {})")
-    minimum = _numeric("minimum({}, {})")
+    erf = _numeric("scalar_erf({})")
+    exp = _numeric("scalar_exp({})")
+    expm1 = _numeric("scalar_expm1({})")
+    floor = _numeric("scalar_floor({})")
+    fmod = _numeric("scalar_fmod({}, {})")
+    log = _numeric("scalar_log({})")
+    log1p = _numeric("scalar_log1p({})")
+    maximum = _numeric("scalar_maximum({}, {})")
+    minimum = _numeric("scalar_minimum({}, {})")
     multiply = _numeric("{} * {}")
     negative = _numeric("-{}")
-    pow = _numeric("power({}, {})")
-    remainder = _numeric("remainder({}, {})")
-    round = _numeric("rint({})")
-    sign = _numeric("sign({})")
-    sin = _numeric("sin({})")
-    sinh = _numeric("sinh({})")
-    sqrt = _numeric("sqrt({})")
+    pow = _numeric("scalar_power({}, {})")
+    remainder = _numeric("scalar_remainder({}, {})")
+    round = _numeric("scalar_rint({})")
+    sign = _numeric("scalar_sign({})")
+    sin = _numeric("scalar_sin({})")
+    sinh = _numeric("scalar_sinh({})")
+    sqrt = _numeric("scalar_sqrt({})")
     subtract = _numeric("{} - {}")
-    tan = _numeric("tan({})")
-    tanh = _numeric("tanh({})")
-    trunc = _numeric("trunc({})")
+    tan = _numeric("scalar_tan({})")
+    tanh = _numeric("scalar_tanh({})")
+    trunc = _numeric("scalar_trunc({})")
 
     equal = _comparison("==")
     greater = _comparison(">")
@@ -283,7 +286,7 @@ class Scribe:
     less_equal = _comparison("<=")
 
     logical_and = _logical("{} & {}")
-    logical_not = _logical("not {}")
+    logical_not = _logical("!{}")
     logical_or = _logical("{} | {}")
     logical_xor = _logical("{} != {}")
 
@@ -302,7 +305,7 @@ class Scribe:
         if step not in self._steps:
             name = f"t{len(self._steps)}"
             self._steps[step] = Term(self, name, dtype)
-            self._lines.append(f"{name} = {step}")
+            self._lines.append(f"const {'bool' if dtype == _BOOL else 'T'} {name} = {step};")
         return self._steps[step]
 
     def body(self, result: Any) -> Body | None:
@@ -314,7 +317,7 @@ class Scribe:
         lines = []
         for line in reversed(self._lines):
             name, _, step = line.partition(" = ")
-            if name in used:
+            if name.split()[-1] in used:
                 used.update(_NAME.findall(step))
                 lines.append(line)
         return Body(tuple(reversed(lines)), text)
@@ -334,10 +337,10 @@ class Scribe:
         raise Untraceable
 
     def isinf(self, x: Term) -> Term:
-        return self.write("isinf({})", _BOOL, self.number(x))
+        return self.write("scalar_isinf({})", _BOOL, self.number(x))
 
     def isnan(self, x: Term) -> Term:
-        return self.write("isnan({})", _BOOL, self.number(x))
+        return self.write("scalar_isnan({})", _BOOL, self.number(x))
 
     def where(self, condition: Term, x: Any, y: Any) -> Term:
         return self._select(self.truth(condition), self.number(x), self.number(y))
@@ -366,8 +369,8 @@ class Scribe:
 
 def _literal(x: float) -> str:
     if isnan(x):
-        return "F(nan)"
+        return "F(NAN)"
     if isinf(x):
-        return "F(inf)" if x > 0 else "-F(inf)"
+        return "F(INFINITY)" if x > 0 else "F(-INFINITY)"
     is_short = x.is_integer() and abs(x) < 1e15 and repr(x) != "-0.0"
     return f"F({int(x)})" if is_short else f"F({x!r})"

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from gradwire_server.engine import kernels
-from gradwire_server.engine.kernel_source import BLOCK
 from gradwire_server.engine.opcodes import instruction_set
 from gradwire_server.engine.tape import (
+    BLOCK,
     Tape,
     opcode_columns,
     over_elements,
@@ -250,23 +250,20 @@ class _Gathered:
                 spread.add(own, 0, total)
 
 
-def find_regions(plan: Plan) -> tuple[bool, Mapping[int, Region]]:
-    """Regions by their first node.
-
-    False before them means: asked again, there may be more, because kernels are still to come.
-    """
+def find_regions(plan: Plan) -> Mapping[int, Region]:
+    """Regions by their first node."""
     stretches = [*_stretches(plan)]
     if not stretches:
-        return True, {}
+        return {}
     scheduling = kernels.loaded("scheduling")
     found = {}
     for nodes in stretches:
         dtype = plan.spec(int(plan.graph.first_ids[nodes.start])).dtype
         compiled = kernels.loaded(dtype)
         if compiled is None or scheduling is None:
-            return False, {}
+            return {}
         found[nodes.start] = _region(plan, nodes, dtype, compiled, scheduling)
-    return True, found
+    return found
 
 
 def _stretches(plan: Plan) -> Iterator[range]:

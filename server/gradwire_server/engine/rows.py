@@ -51,16 +51,15 @@ class SoftmaxRows:
 
     def _run(self, kernel: Any, *held: Array) -> None:
         count = held[0].shape[-1]
-        places = [each.ctypes.data for each in held]
 
         def share(start: int, stop: int) -> None:
-            kernel(*places, count, start // count, stop // count)
+            kernel(*held, count, start // count, stop // count)
 
         over_elements(share, held[0].size, _NODES, count)
 
 
-def find_rows(plan: Plan) -> tuple[bool, Mapping[int, SoftmaxRows]]:
-    """Such nodes by their numbers; False before them where kernels are still to come."""
+def find_rows(plan: Plan) -> Mapping[int, SoftmaxRows]:
+    """Such nodes by their numbers."""
     graph = plan.graph
     along = {
         number: row.gate.complete(row.attributes)["axis"]
@@ -68,7 +67,7 @@ def find_rows(plan: Plan) -> tuple[bool, Mapping[int, SoftmaxRows]]:
         if row.own is None and row.operator == "Softmax"
     }
     if not along:
-        return True, {}
+        return {}
     found = {}
     for node in np.flatnonzero(np.isin(graph.node_rows, [*along])).tolist():
         out, given = int(graph.first_ids[node]), int(graph.node_inputs[graph.input_starts[node]])
@@ -79,6 +78,6 @@ def find_rows(plan: Plan) -> tuple[bool, Mapping[int, SoftmaxRows]]:
             continue
         compiled = kernels.loaded(spec.dtype)
         if compiled is None:
-            return False, {}
+            return {}
         found[node] = SoftmaxRows(range(node, node + 1), given, out, compiled)
-    return True, found
+    return found

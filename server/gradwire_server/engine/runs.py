@@ -210,7 +210,7 @@ class ArrayPasses:
         lifetimes = self._job.choice.lifetimes
         releases = None if lifetimes.is_small else lifetimes.releases
         plan, regions = self._job.plan, self._job.compiled.regions
-        with blas.threads_for(plan.most_bytes):
+        with blas.one_thread(plan.most_bytes):
             yield from array.forward(windows.namespace(), plan, self._values, releases, regions)
 
     def backward(self, seeds: Mapping[int, Array], lifetimes: Lifetimes) -> Iterator[int]:
@@ -222,7 +222,7 @@ class ArrayPasses:
             grads[value_id] = given
         plan, regions = self._job.plan, self._job.compiled.regions
         self.gradients = _Listed(plan, grads)
-        with blas.threads_for(plan.most_bytes):
+        with blas.one_thread(plan.most_bytes):
             yield from array.backward(
                 windows.namespace(), plan, self._values, grads, needed, kept, regions
             )

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradwire_server.engine.kernel_source import AGAIN, WHOLE
 from gradwire_server.engine.tape import Backward, Program, Tape
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Ids
@@ -27,6 +26,12 @@ if TYPE_CHECKING:
 #: Larger buffers are worth holding between evaluations (engine/tape.py).
 _SMALL_BYTES = 1 << 17
 
+#: The fields of Circuit and, behind it, of BoundCircuit (kernels/c/tape.h).
+_CIRCUIT = (
+    "ops", "rows", "inputs", "constants", "starts", "cursors", "live_ops",
+    "nodes", "input_count", "groups", "groups_back", "slot",
+)  # fmt: skip
+_BOUND = ("slots", "values", "grads", "seeds", "seed_slots", "seed_numbers")
 #: A name, and what of a buffer it has: an index, and the shape where that yields another.
 _Taken = tuple[str, Any, Shape | None]
 
@@ -79,7 +84,7 @@ class Recipe:
         self._seeded = [*zip(seeds, trace.seeded.tolist(), strict=True)]
         self._trace = trace  # whose columns the kernel is told of
         self._told = _told(program.tape, trace)
-        self._kernel = program.compiled.whole
+        self._kernel = program.compiled.both
         self._outputs = [*_outputs(program)]
         self._gradients = [*_leaf_gradients(choice)]
         self.value_parts: list[Part] = choice.value_parts(0, len(choice.values.ids))
@@ -115,8 +120,8 @@ class Recipe:
             "seed_slots": slots.ctypes.data,
             "seed_numbers": numbers.ctypes.data,
         }
-        told = np.append(self._told, [given[name] for name in AGAIN])
-        run = _Call(self.program.compiled.whole_again, told.ctypes.data)
+        told = np.append(self._told, [given[name] for name in _BOUND])
+        run = _Call(self.program.compiled.both_again, told.ctypes.data)
         run.held = self, told, slots, numbers, values, grads
         outputs = dict(_taken(self._outputs, values))
         gathered = [
@@ -173,16 +178,15 @@ def _told(tape: Tape, trace: Backward) -> Ids:
     found = {
         "nodes": len(tape.ops),
         "input_count": len(tape.inputs),
-        "constant_count": len(tape.constants),
-        "runs": runs,
-        "runs_back": 0 if trace.has_dead else runs,
+        "groups": runs,
+        "groups_back": 0 if trace.has_dead else runs,
         "slot": tape.slot,
         "live_ops": trace.ops.ctypes.data,
     }
     for name in ("ops", "rows", "inputs", "constants", "starts", "cursors"):
         column = getattr(tape, name)
         found[name] = 0 if column is None else column.ctypes.data
-    return np.array([found[name] for name in WHOLE], np.int64)
+    return np.array([found[name] for name in _CIRCUIT], np.int64)
 
 
 def _leaf_places(program: Program) -> Iterator[tuple[int, int | slice, bool]]:

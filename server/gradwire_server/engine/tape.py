@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from gradwire_server.engine import kernels
 from gradwire_server.engine.buffers import LINE_BYTES, Buffers
-from gradwire_server.engine.kernel_source import BLOCK
 from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instruction_set
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids
@@ -30,6 +29,8 @@ from gradwire_server.memory import Lifetimes
 from gradwire_server.plan import Plan
 from gradwire_server.specs import COMPUTED, FLOATS, ITEM_SIZES, Shape
 
+#: Most elements of a block: a few rows of them stay in the first cache.
+BLOCK = 512
 #: Nodes between two looks at whether anybody still waits: some milliseconds.
 CHUNK = 200_000
 #: Nodes a run must have on average for runs to be faster than a switch: at 2.5 they take three
@@ -110,24 +111,21 @@ class Program:
         return _buffer_shape(self.plan, self.dtype)[2]
 
 
-def make_program(plan: Plan, max_bytes: int) -> tuple[bool, Program | None]:
-    """The plan as a tape, where it is one of scalars and its buffers fit in memory.
-
-    False before it means: asked again, there may be one, because kernels are still to come.
-    """
+def make_program(plan: Plan, max_bytes: int) -> Program | None:
+    """The plan as a tape, where it is one of scalars and its buffers fit in memory."""
     dtype = scalar_dtype(plan)
     if dtype is None or 2 * prod(_buffer_shape(plan, dtype)) * ITEM_SIZES[dtype] > max_bytes:
-        return True, None
+        return None
     compiled, scheduling = kernels.loaded(dtype), kernels.loaded("scheduling")
     if compiled is None or scheduling is None:
-        return False, None
+        return None
     tape = _straight_tape(plan.graph, dtype)
     if tape is None:
-        return True, None
+        return None
     slots = None
     if not plan.batch_size:
-        tape, slots = _in_runs(plan.graph, tape, scheduling)
-    return True, Program(plan, dtype, tape, slots, compiled, scheduling)
+        tape, slots = _in_groups(plan.graph, tape, scheduling)
+    return Program(plan, dtype, tape, slots, compiled, scheduling)
 
 
 _HELD = Buffers(most_bytes=256 << 20, least_bytes=1 << 16)
@@ -282,7 +280,7 @@ def _straight_tape(graph: Graph, dtype: str) -> Tape | None:
     return Tape(ops, rows, inputs, constants, graph.leaf_first_ids[-1])
 
 
-def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
+def _in_groups(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
     """The tape in an order of long runs, and where each id went; as it is where there are none."""
     nodes, row_count = graph.node_count, len(graph.rows)
     if nodes < _RUN_LENGTH:
@@ -293,7 +291,7 @@ def _in_runs(graph: Graph, tape: Tape, scheduling: Any) -> tuple[Tape, Any]:
     if top * _RUN_LENGTH > nodes:
         return tape, None
     ends = np.zeros(top * row_count, np.int64)
-    runs = scheduling.count_runs(tape.rows, levels, tape.slot, row_count, ends)
+    runs = scheduling.count_groups(tape.rows, levels, tape.slot, row_count, ends)
     if runs * _RUN_LENGTH > nodes:
         return tape, None
     starts = np.unique(np.append(ends, 0))
@@ -374,7 +372,7 @@ def _runs_forward(program: Program, values: Array) -> Iterator[int]:
     tape = program.tape
     assert tape.starts is not None  # there are runs
     for run, stop in tape.groups:
-        program.compiled.runs_forward(
+        program.compiled.groups_forward(
             *tape.columns, values, tape.slot, tape.starts, tape.cursors, run, stop
         )
         last = stop == len(tape.starts) - 1
@@ -386,7 +384,7 @@ def _runs_backward(program: Program, values: Array, grads: Array) -> Iterator[in
     assert tape.starts is not None
     past = program.plan.graph.value_count + 1
     for start, run in reversed(tape.groups):
-        program.compiled.runs_backward(
+        program.compiled.groups_backward(
             *tape.columns, values, grads, tape.slot, tape.starts, tape.cursors, run, start
         )
         yield past if start else 1
@@ -474,8 +472,16 @@ def over_elements(work: Callable[[int, int], object], elements: int, nodes: int,
         work(0, elements)
         return
     edges = [min(blocks * part // threads * size, elements) for part in range(threads + 1)]
-    rest = [_pool().submit(work, *part) for part in pairwise(edges[1:])]
-    work(0, edges[1])
+    share_out(work, [*pairwise(edges)])
+
+
+def share_out(work: Callable[[int, int], object], parts: Sequence[tuple[int, int]]) -> None:
+    """Runs work(start, stop) for each part, the first of them on this thread.
+
+    The others sleep where there is nothing to do. Work may not share out more.
+    """
+    rest = [_pool().submit(work, *part) for part in parts[1:]]
+    work(*parts[0])
     for each in rest:
         each.result()
 

@@ -1,15 +1,16 @@
-"""Convolution and pooling on compiled loops, over the processors; products stay with BLAS.
+"""What the array engine computes with: NumPy's arrays, and products and windows on our threads.
 
-`namespace` is what the array engine computes with: NumPy's arrays, and in it, once their kernels
-are here, these functions in place of those of array_windows.py, which say what they mean.
+Where there are kernels, convolution and pooling are compiled loops in place of the functions of
+array_windows.py, which say what they mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 from operator import ge
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.engine import kernels
+from gradwire_server.engine.products import matmul
 from gradwire_server.engine.tape import over_elements
 from gradwire_server.gates.base import Array, Namespace
 from gradwire_server.gates.windows import Windows, gathered_elements, image_blocks
@@ -27,26 +29,27 @@ _FEW = 64
 
 
 def namespace() -> Namespace:
-    """The functions that gates compute with: compiled where kernels are loaded."""
-    loops = kernels.loaded("window_loops")
-    return arrays if loops is None else _compiled(loops)
+    """The functions that gates compute with."""
+    return _namespace(tuple(kernels.loaded(dtype) for dtype in COMPUTED))
 
 
 @cache
-def _compiled(loops: ModuleType) -> SimpleNamespace:
-    own = _Windowed(loops)
+def _namespace(loops: tuple[Any, ...]) -> SimpleNamespace:
+    functions = {name: getattr(arrays, name) for name in arrays.__all__} | {"matmul": matmul}
+    if None in loops:
+        return SimpleNamespace(**functions)
+    own = _Windowed(dict(zip(COMPUTED, loops, strict=True)))
     names = (
         "argmax_windows", "convolve", "convolve_transposed", "convolve_weights", "spread_largest",
     )  # fmt: skip
-    found = {name: getattr(arrays, name) for name in arrays.__all__}
-    return SimpleNamespace(**found | {name: getattr(own, name) for name in names})
+    return SimpleNamespace(**functions | {name: getattr(own, name) for name in names})
 
 
 class _Windowed:
     """The functions of array_windows.py by their names there; theirs where these do not fit."""
 
-    def __init__(self, loops: ModuleType) -> None:
-        self._loops = loops
+    def __init__(self, loops: Mapping[str, Any]) -> None:
+        self._loops = loops  # by data type
 
     def convolve(self, x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
         if not _gathers(x, windows) or not x.size or not w.size:
@@ -55,7 +58,7 @@ class _Windowed:
         matrices = w.reshape(group, features // group, -1)
         out: Array = np.empty((images, group, features // group, prod(windows.counts)), x.dtype)
         for part in image_blocks(x.shape, windows):
-            np.matmul(matrices, self._gathered(x[part], windows, group), out=out[part])
+            matmul(matrices, self._gathered(x[part], windows, group), out=out[part])
         return out.reshape(images, features, *windows.counts)
 
     def convolve_transposed(
@@ -68,11 +71,11 @@ class _Windowed:
             return arrays.convolve_transposed(x, w, windows, sizes, group)
         rows = x.reshape(images, group, features // group, -1)
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
-        place = _place(windows, sizes)
+        place, loops = _place(windows, sizes), self._loops[x.dtype.name]
         for part in image_blocks(out.shape, windows):
-            patches = matrices @ rows[part]
+            patches = matmul(matrices, rows[part])
             columns = (np.ravel(patches), place, np.ravel(out[part]))
-            _over_rows(self._loops.spread, columns, len(patches) * channels, patches.size)
+            _over_rows(loops.spread, columns, len(patches) * channels, patches.size)
         return out
 
     def convolve_weights(self, x: Array, grad: Array, windows: Windows, group: int = 1) -> Array:
@@ -84,7 +87,7 @@ class _Windowed:
         rows = grad.reshape(images, group, features // group, -1)
         for part in image_blocks(x.shape, windows, out.size):
             patches = self._gathered(x[part], windows, group)
-            total += (rows[part] @ patches.swapaxes(-1, -2)).sum(axis=0)
+            total += matmul(rows[part], patches.swapaxes(-1, -2)).sum(axis=0)
         return out
 
     def argmax_windows(self, x: Array, windows: Windows) -> Array:
@@ -94,7 +97,7 @@ class _Windowed:
         largest: Array = np.empty((*lead, *windows.counts), x.dtype)
         places: Array = np.empty(largest.shape, np.int64)
         columns = (np.ravel(x), _place(windows, sizes), np.ravel(largest), np.ravel(places))
-        _over_rows(self._loops.find_largest, columns, prod(lead), x.size)
+        _over_rows(self._loops[x.dtype.name].find_largest, columns, prod(lead), x.size)
         return places
 
     def spread_largest(self, grad: Array, largest: Array, x: Array, windows: Windows) -> Array:
@@ -104,7 +107,7 @@ class _Windowed:
         lead, sizes = _axes(x, windows)
         given = map(np.ravel, (grad, largest, x))
         columns = (*given, _place(windows, sizes), np.ravel(out))
-        _over_rows(self._loops.spread_largest, columns, prod(lead), x.size)
+        _over_rows(self._loops[x.dtype.name].spread_largest, columns, prod(lead), x.size)
         return out
 
     def _gathered(self, x: Array, windows: Windows, group: int) -> Array:
@@ -113,7 +116,7 @@ class _Windowed:
         elements = channels // group * prod(windows.kernel)
         patches: Array = np.empty((images, group, elements, prod(windows.counts)), x.dtype)
         columns = (np.ravel(x), _place(windows, sizes), np.ravel(patches))
-        _over_rows(self._loops.gather, columns, images * channels, patches.size)
+        _over_rows(self._loops[x.dtype.name].gather, columns, images * channels, patches.size)
         return patches
 
 
