@@ -1824,6 +1824,7 @@ SIGNATURES = {
                 False,
                 False,
                 False,
+                elements=False,
             ),
         ),
         (
@@ -3010,6 +3011,7 @@ SIGNATURES = {
                 False,
                 False,
                 False,
+                elements=False,
             ),
         ),
         (
@@ -3053,6 +3055,7 @@ SIGNATURES = {
                 False,
                 False,
                 False,
+                elements=False,
             ),
         ),
         (),
@@ -3103,6 +3106,7 @@ SIGNATURES = {
                 False,
                 False,
                 False,
+                elements=False,
             ),
         ),
         (
