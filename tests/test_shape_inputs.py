@@ -170,7 +170,7 @@ def test_gates_that_use_only_a_shape_say_so() -> None:
         if not each.elements
     }
     assert declared == {
-        ("CastLike", "target_type"), ("EyeLike", "input"),
+        ("AssertEqual", "actual"), ("CastLike", "target_type"), ("EyeLike", "input"),
         ("Shape", "data"), ("Size", "data"),
     }  # fmt: skip
 

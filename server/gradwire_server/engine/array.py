@@ -51,8 +51,8 @@ def forward(
 
     Half precision is computed in float32 and rounded once. Values that are released become None
     once nothing needs them. Yields, after each block and at the end, the first id that is not
-    computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
-    gate finds an index outside its axis.
+    computed yet. Raises Invalid where a gate finds an index outside its axis (INDEX_OUT_OF_RANGE),
+    or what it asserts untrue (ASSERTION_FAILED).
     """
     uses = _ready(plan).uses
     drops = _drops(plan.graph.node_count, releases)
