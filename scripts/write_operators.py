@@ -52,7 +52,7 @@ def signatures() -> Iterator[str]:
     for gate in GATES.values():
         inputs = [
             f"Input({each.name!r}, {each.dtypes!r}, {each.group!r}, {each.optional}, "
-            f"{each.variadic}, {each.known})"
+            f"{each.variadic}, {each.known}{'' if each.elements else ', elements=False'})"
             for each in gate.inputs
         ]
         attributes = [

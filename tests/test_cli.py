@@ -172,11 +172,11 @@ def test_diff_tells_by_its_exit_code() -> None:
         (["convert", "nowhere.gate", "a.onnx"], 1, "nowhere.gate: cannot be read: No such file"),
         (["convert", NEURON, "/nowhere/a.onnx"], 1, "/nowhere/a.onnx: cannot be written: No such"),
         (["convert", NEURON, "a.gate"], 2, "one must end in .onnx, the other in .gate"),
-        (["convert", NEURON, "a.onnx", "--size", "n=2"], 2, "--fix are for ONNX models"),
+        (["convert", NEURON, "a.onnx", "--size", "n=2"], 2, "--size is for ONNX models"),
         (["convert", "a.onnx", "a.gate", "--size", "n=two"], 2, "write SYMBOL=N"),
         (["convert", "a.onnx", "a.gate", "--fix", "n"], 2, "write NAME=VALUE, such as --fix x"),
-        (["show", NEURON, "--parameters", "all"], 2, "--parameters are for ONNX models"),
-        (["eval", "x=2 * x", "--shape", "x=2"], 2, "--shape are for ONNX models"),
+        (["show", NEURON, "--parameters", "all"], 2, "--parameters is for ONNX models"),
+        (["eval", "x=2 * x", "--shape", "x=2"], 2, "--shape is for ONNX models"),
         (["show", "a.onnx", "--shape", "x"], 2, "write NAME=N,N,?, such as --shape x=1,3,?,?"),
         (["parse", "nowhere.txt"], 1, "nowhere.txt: cannot be read: No such file"),
         (["parse", NEURON], 1, "is not text; gradwire show --text prints"),
@@ -282,3 +282,31 @@ def test_help_loads_neither_numpy_nor_grpc() -> None:
         "sys.exit(bool({'numpy', 'grpc', 'rich', 'google', 'onnx'} & {*sys.modules}))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+MASK = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[n] x) => (float y) <float zero = {0}> {
+  m = Greater(x, zero) i = NonZero(m) j = Transpose(i) p = GatherND(x, j) q = Mul(p, p)
+  y = ReduceSum<keepdims = 0>(q) }"""
+
+
+def test_every_command_that_opens_a_model_takes_its_options(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model, gate, at = tmp_path / "mask.onnx", tmp_path / "mask.gate", ["--at", "x=[1, -2, 3]"]
+    onnx.save(onnx.parser.parse_model(MASK), model)
+    refused = gradwire("show", model)
+    assert refused.returncode == 1
+    assert "--at x=" in refused.stderr
+    assert gradwire("convert", model, gate, *at).returncode == 0
+    assert "AssertEqual" in gradwire("show", model, *at, "--size", "n=3").stdout
+    assert not gradwire("diff", model, gate, *at).returncode
+    assert not gradwire("check", model, *at).returncode
+    shown = gradwire("eval", model, *at, "--json")
+    assert json.loads(shown.stdout)["gradients"]["x"] == [2.0, 0.0, 6.0]
+    elsewhere = gradwire("eval", model, *at, "--set", "x=[1, 2, 3]")
+    assert elsewhere.returncode == 1
+    assert "node 'i' (NonZero) is [True, True, True] but was [True, False" in elsewhere.stderr
+    assert json.loads(gradwire("eval", model, "--fix", at[1], "--json").stdout)["gradients"] == {
+        "zero": 0.0
+    }
+    assert gradwire("eval", "a*b", *at).returncode == 2

@@ -363,7 +363,7 @@ def test_missing_values_are_named_as_the_options_to_add(tmp_path: Path) -> None:
         ("eval 'sin(x)' --watch", "--watch needs a file"),
         ("eval nowhere.gate --watch", "--watch needs a file"),
         ("convert 'sin(x)' sine.txt", "one must end in .onnx, the other in .gate"),
-        ("convert 'sin(x)' sine.gate --size=n=2", "--size and --fix are for ONNX models"),
+        ("convert 'sin(x)' sine.gate --size=n=2", "--size is for ONNX models"),
     ],
 )
 def test_mistyped_command_is_told(arguments: str, words: str) -> None:

@@ -294,6 +294,7 @@ def large_call(operator: str) -> tuple[list[Any], dict[str, Any]] | None:
         "Slice": ([np.ones((SIZE, SIZE)), (0,), (SIZE // 2,)], {}),
         "Split": ([np.ones((SIZE, SIZE))], {"num_outputs": 2}),
         "Unsqueeze": ([np.ones((SIZE, SIZE)), (0,)], {}),
+        "AssertEqual": ([np.ones((SIZE, SIZE)), np.ones((SIZE, SIZE))], {}),
         "Concat": ([np.ones((SIZE, SIZE)), np.ones((SIZE, SIZE))], {"axis": 0}),
         "SoftmaxCrossEntropyLoss": ([np.ones((SIZE, SIZE)), np.zeros(SIZE, np.int64)], {}),
         "NegativeLogLikelihoodLoss": ([np.ones((SIZE, SIZE)), np.zeros(SIZE, np.int64)], {}),

@@ -108,6 +108,13 @@ def whole_numbers(name: str, *values: int) -> graph_pb2.Leaf:
     return found
 
 
+def asserted() -> graph_pb2.Graph:
+    """A graph that was made for another w0."""
+    graph = applied("AssertEqual", leaf("w0", None), numbers("", *()))
+    graph.circuit.inputs[0].value.CopyFrom(scalar(1.0))
+    return graph
+
+
 def broken_graphs() -> Iterator[tuple[str, graph_pb2.Graph]]:
     """Graphs that no server takes, each with the reason."""
     graph = neuron()
@@ -281,6 +288,7 @@ def _wrong_at_their_shapes() -> Iterator[tuple[str, graph_pb2.Graph]]:
         applied("Split", numbers("x", 4), whole_numbers("", 2, 2), outputs=3),
     )
     yield "INDEX_OUT_OF_RANGE", applied("Gather", numbers("x", 1), whole_numbers("i", 1))
+    yield "ASSERTION_FAILED", asserted()
     graph = applied("Gather", numbers("x", 1), numbers("y", 1))
     graph.gates.extend([gate("Cast", 1), gate("Reshape", 2), gate("Neg", 1)])
     graph.gates[1].attributes.add(name="to", int_value=INT64)

@@ -368,6 +368,24 @@ def test_gate_file_opens(page: Shown, tmp_path: Path) -> None:
     assert opened(page, "neuron.txt", graph.to_text().encode()) == (200, neuron())
 
 
+def test_model_opens_at_sizes_and_at_a_point(page: Shown) -> None:
+    body = """g (float[n, m] x) => (float y) <float zero = {0}>
+      { c = Greater(x, zero) i = NonZero(c) j = Transpose(i) p = GatherND(x, j)
+        y = ReduceSum<keepdims = 0>(p) }"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>{body}')
+    content = model.SerializeToString()
+    status, refusal = opened(page, "mask.onnx", content)
+    assert (status, refusal["reason"], refusal["facts"]["input"]) == (400, "INPUT_NOT_KNOWN", "x")
+    status, graph = opened(page, "mask.onnx&size=n=1&at=x=[[1,-2,3]]", content)
+    assert status == 200
+    assert "AssertEqual" in {each.operator for each in graph.gates}
+    status, graph = opened(page, "mask.onnx&fix=x=[[1,-2,3]]", content)
+    assert not graph.circuit.inputs
+    for option in ("size=n", "size=n=x", "at=x={}", "fix=x=["):
+        status, refusal = opened(page, f"mask.onnx&{option}", content)
+        assert (status, refusal["reason"]) == (400, "REQUEST_INVALID")
+
+
 def add_model() -> onnx.ModelProto:
     given = [onnx.helper.make_tensor_value_info(name, 1, [2]) for name in ("x", "y")]
     weight = onnx.numpy_helper.from_array(np.ones(2, "float32"), "w")
@@ -606,7 +624,7 @@ def test_draining_lets_a_stream_end_and_ends_sessions(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", shown.port), timeout=PATIENCE)
 
 
-READERS = Readers(lambda name, content: name.encode() + content, str.encode)
+READERS = Readers(lambda name, content, _: name.encode() + content, str.encode)
 
 
 def test_page_moves_where_its_usual_port_is_taken() -> None:

@@ -91,12 +91,35 @@ _shapes = click.option(
     callback=lambda context, option, texts: _keep(context, option, dict(map(_shape, texts))),
     help="Shape of an input of an ONNX model that does not declare it. May be repeated.",
 )  # fmt: skip
+_sizes = click.option(
+    "--size", "sizes", multiple=True, metavar="SYMBOL=N", expose_value=False,
+    callback=lambda context, option, texts: _keep(context, option, dict(map(_size, texts))),
+    help="Length of a symbolic axis of an ONNX model. May be repeated.",
+)  # fmt: skip
+_fixed = click.option(
+    "--fix", "fixed", multiple=True, metavar="NAME=VALUE", expose_value=False,
+    callback=lambda context, option, texts: _keep(context, option, dict(map(_fix, texts))),
+    help="Makes an input of an ONNX model a constant, as --set of eval. May be repeated.",
+)  # fmt: skip
+_at = click.option(
+    "--at", "at", multiple=True, metavar="NAME=VALUE", expose_value=False,
+    callback=lambda context, option, texts: _keep(context, option, dict(map(_here, texts))),
+    help="Takes shapes, branches and trip counts of an ONNX model as they are where the input has "
+    "this value, and keeps the input. May be repeated.",
+)  # fmt: skip
+_FLAGS = {"parameters": "--parameters", "shapes": "--shape", "sizes": "--size", "fixed": "--fix",
+          "at": "--at"}  # fmt: skip
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that opens a model, with what says how it is read."""
+    return _parameters(_shapes(_sizes(_fixed(_at(command)))))
 
 
 def _graph(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command that opens a graph."""
     source = click.argument("source", metavar="FILE|EXPRESSION")
-    return source(_parameters(_shapes(command)))
+    return source(_model_options(command))
 
 
 @main.command("eval")
@@ -251,6 +274,7 @@ def show(source: str, text: bool) -> None:
 @main.command()
 @click.argument("before")
 @click.argument("after")
+@_model_options
 def diff(before: str, after: str) -> None:
     """What changed from BEFORE to AFTER: .gate, .onnx or text files, or expressions.
 
@@ -260,8 +284,10 @@ def diff(before: str, after: str) -> None:
     from gradwire.diff import differences
     from gradwire.errors import GradwireError
 
+    if not any(map(_is_model, (before, after))):
+        _require_no_model_options(f"{before} and {after}")
     try:
-        graphs = [_load(each) for each in (before, after)]
+        graphs = [_opened(each, None) for each in (before, after)]
     except GradwireError as failure:
         click.echo(f"gradwire: {failure.message}", err=True)
         sys.exit(2)
@@ -285,6 +311,7 @@ def diff(before: str, after: str) -> None:
     "--uses", default=20, show_default=True, type=click.IntRange(min=1),
     help="How many uses of each module to check.",
 )  # fmt: skip
+@_model_options
 def check(file: str, settings: tuple[str, ...], server: str | None, uses: int) -> None:
     """Compare the modules' own gradients in a .gate FILE with finite differences.
 
@@ -335,36 +362,26 @@ def parse(source: str, output: str | None, blobs: str | None) -> None:
 @main.command()
 @_graph
 @click.argument("target", type=click.Path())
-@click.option(
-    "--size", "sizes", multiple=True, metavar="SYMBOL=N",
-    help="Length of a symbolic axis of an ONNX model. May be repeated.",
-)  # fmt: skip
-@click.option(
-    "--fix", "fixed", multiple=True, metavar="NAME=VALUE",
-    help="Makes an input of an ONNX model a constant, as --set of eval. May be repeated.",
-)  # fmt: skip
-def convert(source: str, target: str, sizes: tuple[str, ...], fixed: tuple[str, ...]) -> None:
+def convert(source: str, target: str) -> None:
     """Convert a .onnx file to a .gate file TARGET, or back; or write an expression as either."""
     ends = [os.path.splitext(each)[1].lower() for each in (source, target)]
     if ends[1] not in (".gate", ".onnx") or (_is_file(source) and set(ends) != {".gate", ".onnx"}):
         raise click.UsageError(f"{source} to {target}: one must end in .onnx, the other in .gate")
-    if ends[0] != ".onnx" and (sizes or fixed):
-        raise click.UsageError(f"{source}: --size and --fix are for ONNX models")
-    click.echo(_convert(source, target, dict(map(_size, sizes)), dict(map(_fix, fixed))))
+    click.echo(_convert(source, target))
 
 
-def _convert(source: str, target: str, sizes: dict[str, int], fixed: dict[str, Any]) -> str:
+def _convert(source: str, target: str) -> str:
     """Writes the target; a line of what is in it."""
     from gradwire.builder import OPERATOR_SET_VERSION
 
     before = after = OPERATOR_SET_VERSION
-    if source.lower().endswith(".onnx"):
+    if _is_model(source):
         from gradwire.onnx import from_onnx
         from gradwire.onnx.messages import load_model, versions_of
 
         model = load_model(source)
         before = versions_of(model.opset_import).get("", 0)
-        graph = from_onnx(model, fixed=fixed, sizes=sizes, **_reading())
+        graph = from_onnx(model, **_reading())
     else:
         graph = _load(source)
     if target.lower().endswith(".onnx"):
@@ -614,21 +631,30 @@ def _reading() -> dict[str, Any]:
 
 
 def _require_no_model_options(source: str) -> None:
-    given = [f"--{name.removesuffix('s') if name == 'shapes' else name}" for name in _reading()]
+    given = [_FLAGS[name] for name in _reading()]
     if given:
-        raise click.UsageError(f"{source}: {' and '.join(given)} are for ONNX models")
+        verb = "are" if len(given) > 1 else "is"
+        raise click.UsageError(f"{source}: {' and '.join(given)} {verb} for ONNX models")
 
 
 def _load(source: str, values: Mapping[str, Any] | None = None) -> Graph:
     """The graph in a file, or of an expression, whose inputs have these values."""
-    if not _is_file(source):
+    if not _is_model(source):
         _require_no_model_options(source)
+    return _opened(source, values)
+
+
+def _is_model(source: str) -> bool:
+    return source.lower().endswith(".onnx")
+
+
+def _opened(source: str, values: Mapping[str, Any] | None) -> Graph:
+    if not _is_file(source):
         return _parsed(source, values)
-    if source.lower().endswith(".onnx"):
+    if _is_model(source):
         from gradwire.onnx import from_onnx
 
         return from_onnx(source, **_reading())
-    _require_no_model_options(source)
     from gradwire.builder import Graph
 
     return _load_text(source) if _begins_as_text(source) else Graph.load(source)
@@ -727,8 +753,12 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _bound(source: str, inputs: dict[str, Any]) -> _Bound:
-    """A graph and what to bind; an expression's inputs have their values already."""
+    """A graph and what to bind; an expression's inputs have their values already.
+
+    Inputs that a model is read at are there, unless they are set.
+    """
     graph = _load(source, inputs)
+    inputs = {**_reading().get("at", {}), **inputs}
     bound = inputs if _is_file(source) else {}
     _require_inputs(f"{source}: " if _is_file(source) else _no_file(source), graph, bound)
     return graph, bound
@@ -893,6 +923,10 @@ def _shape(text: str) -> tuple[str, tuple[int | str | None, ...]]:
 
 def _fix(text: str) -> tuple[str, Any]:
     return _setting(text, "--fix")
+
+
+def _here(text: str) -> tuple[str, Any]:
+    return _setting(text, "--at")
 
 
 def _seed(text: str) -> tuple[str, Any]:

@@ -19,7 +19,7 @@ from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.codec.requests import decode_evaluation
 from gradwire_server.engine import evaluation
 from gradwire_server.engine.repeated import Repeated, repeat
-from gradwire_server.engine.runs import Slab
+from gradwire_server.engine.runs import Slab, run
 from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limits
 
@@ -33,7 +33,8 @@ class Evaluator:
         f.outputs["f"], f.gradients["w"]
 
     `inputs`, `outputs` and `gradients` are arrays by name, which stay where they are: write into
-    the first, run, read the others. Small circuits of scalars compute in them, so that a hundred
+    the first, run, read the others. Where a run is refused, as by an index outside its axis, the
+    others stay as they were. Small circuits of scalars compute in them, so that a hundred
     gates take about a microsecond, forward and backward. An evaluator serves one thread at a time.
 
     It computes with the compiled kernels of the package, or with NumPy where none fit the machine.
@@ -62,7 +63,7 @@ class Evaluator:
             self._repeated: Repeated = repeat(job)
         except Refusal as refusal:
             raise _error(refusal, graph) from None
-        self.run = self._repeated.run
+        self.run = self._repeated.run if self._repeated.never_refuses else self._checked_run
         #: Inputs and parameters, to be written to; read-only where shapes depend on the elements.
         self.inputs: Mapping[str, Array] = self._repeated.leaves
         self.outputs: Mapping[str, Array] = self._repeated.outputs
@@ -72,6 +73,12 @@ class Evaluator:
         raise TypeError(
             "an evaluator cannot be copied or pickled; send its graph, and make another one there"
         )
+
+    def _checked_run(self) -> None:
+        try:
+            self._repeated.run()
+        except Refusal as refusal:
+            raise _error(refusal, self.graph) from None
 
     def result(self) -> Result:
         """What the last run has found, with the chosen values and gradients; copies."""
@@ -136,6 +143,19 @@ class Evaluator:
                 f"{name!r}: shapes depend on its elements, so it is read-only here; make another "
                 "evaluator for other elements",
             )
+
+
+def outputs_of(graph: Graph, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
+    """The outputs of a graph, evaluated once, forward only; no kernels are compiled for it."""
+    limits = Limits()
+    message = requests.evaluation(graph, inputs, forward_only=True)
+    try:
+        decoded = decode_graph(graph.to_bytes(), limits)
+        job = evaluation.prepare(decoded, decode_evaluation(message), limits)
+        outputs, *_ = run(job, lambda: False)
+    except Refusal as refusal:
+        raise _error(refusal, graph) from None
+    return dict(outputs)
 
 
 def _error(refusal: Refusal, graph: Graph) -> GradwireError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,7 +63,7 @@ def local(
 class PageOptions:
     """The page that is served for browsers, and what reads what it sends."""
 
-    read_file: Callable[[str, bytes], bytes]
+    read_file: Callable[[str, bytes, Sequence[tuple[str, str]]], bytes]
     read_expression: Callable[[str], bytes]
     port: int | None
     hosts: tuple[str, ...]

@@ -18,6 +18,7 @@ __all__ = [
     "arg_min",
     "asin",
     "asinh",
+    "assert_equal",
     "atan",
     "atanh",
     "attention",
@@ -119,6 +120,7 @@ __all__ = [
     "one_hot",
     "or_",
     "pad",
+    "padded_non_max_suppression",
     "pow",
     "prelu",
     "q_linear_conv",
@@ -179,6 +181,7 @@ __all__ = [
     "transpose",
     "trilu",
     "unique",
+    "unique_inverse",
     "unsqueeze",
     "where",
     "xor",
@@ -3490,4 +3493,64 @@ def negative_log_likelihood_loss(
             weight,
         ),
         {"reduction": reduction, "ignore_index": ignore_index},
+    )
+
+
+def assert_equal(actual: Operand, expected: Operand, *, what: str = "the value") -> Handle:
+    """The expected elements, where the actual ones are equal to them bit by bit; else a refusal.
+
+    Formula:   out = expected; the evaluation is refused (ASSERTION_FAILED) unless actual =
+               expected
+    Gradient:  None: while the assertion holds, the output does not change.
+    Kinks:     Nowhere else is there an output.
+    Shapes:    Those of actual and expected, which must be equal. Its elements are known before
+               evaluation where those of expected are. In a batch every row must be equal.
+    """
+    return apply(
+        "AssertEqual",
+        (
+            actual,
+            expected,
+        ),
+        {"what": what},
+    )
+
+
+def unique_inverse(x: Operand, *, axis: int | None = None, sorted: int = 1) -> Handle:
+    """Where each element, or slice along an axis, is among the different ones.
+
+    Formula:   out = the inverse_indices of Unique
+    Gradient:  None: the output is int64.
+    Shapes:    A vector, one position for each element of X; with axis, for each slice along it.
+    """
+    return apply("UniqueInverse", (x,), {"axis": axis, "sorted": sorted})
+
+
+def padded_non_max_suppression(
+    boxes: Operand,
+    scores: Operand,
+    max_output_boxes_per_class: Operand,
+    iou_threshold: Operand | None = None,
+    score_threshold: Operand | None = None,
+    *,
+    center_point_box: int = 0,
+) -> Handle:
+    """The boxes of each class that none of a higher score overlaps, as rows of a fixed number.
+
+    Formula:   out = the selected_indices of NonMaxSuppression: [batch, class, box], ascending by
+               batch and class and descending by score; then rows of -1
+    Gradient:  None: the output is int64.
+    Shapes:    boxes [batches, boxes, 4], scores [batches, classes, boxes] -> [batches * classes *
+               min(max_output_boxes_per_class, boxes), 3].
+    """
+    return apply(
+        "PaddedNonMaxSuppression",
+        (
+            boxes,
+            scores,
+            max_output_boxes_per_class,
+            iou_threshold,
+            score_threshold,
+        ),
+        {"center_point_box": center_point_box},
     )

@@ -31,6 +31,8 @@ class Input:
     optional: bool
     variadic: bool
     known: bool
+    #: Whether its elements decide what the operator yields, and not its shape and data type alone.
+    elements: bool = True
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ from numpy import (
 )
 from numpy.linalg import det
 
+from gradwire_server.array_boxes import suppress_boxes
 from gradwire_server.array_conversion import astype, store
 from gradwire_server.array_windows import (
     argmax_windows,
@@ -110,15 +111,17 @@ __all__ = [
     "full_like", "gather_nd", "greater", "greater_equal", "isinf", "isnan", "less", "less_equal",
     "log", "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max",
     "max_windows", "maximum", "mean", "min", "minimum", "multiply", "negative", "nonzero_places",
-    "ones_like", "pad", "permute_dims", "pow", "prod", "remainder", "require_indices",
-    "require_places", "require_range", "reshape", "roi_argmax", "round", "round_to", "scatter",
-    "scatter_nd", "sign", "sin", "sinh", "slice", "split", "spread_largest", "spread_windows",
-    "sqrt", "squeeze", "store", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan",
-    "tanh", "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices",
-    "where", "zeros_like",
+    "ones_like", "pad", "permute_dims", "pow", "prod", "remainder", "require_equal",
+    "require_indices", "require_places", "require_range", "reshape", "roi_argmax", "round",
+    "round_to", "scatter", "scatter_nd", "sign", "sin", "sinh", "slice", "split", "spread_largest",
+    "spread_windows", "sqrt", "squeeze", "store", "subtract", "sum", "sum_windows",
+    "suppress_boxes", "take", "take_along_axis", "tan", "tanh", "tile", "top_indices", "triangle",
+    "trunc", "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any
+
+_SHOWN = 8  # elements that a refusal shows
 
 
 def full(shape: Shape, fill: float, dtype: str) -> Array:
@@ -492,6 +495,27 @@ def unique_slices(x: Array, axis: int, ascending: bool) -> tuple[Array, Array, A
         return first, inverse, counts
     order = np.argsort(first)
     return first[order], np.argsort(order)[inverse], counts[order]
+
+
+def require_equal(actual: Array, expected: Array, what: str) -> None:
+    """Refuses what is not equal bit by bit, in all rows where `actual` has a leading batch axis."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    bits = f"u{expected.dtype.itemsize}"
+    differs = np.ascontiguousarray(actual).view(bits) != np.ascontiguousarray(expected).view(bits)
+    if not differs.any():
+        return
+    row = ""
+    if actual.ndim > expected.ndim:
+        first = int(np.argmax(differs.reshape(len(actual), -1).any(axis=1)))
+        row, actual, differs = f" in row {first} of the batch", actual[first], differs[first]
+    if expected.size > _SHOWN:
+        place = tuple(np.argwhere(differs)[0].tolist())
+        what, actual, expected = f"element {place} of {what}", actual[place], expected[place]
+    raise Invalid(
+        "ASSERTION_FAILED",
+        f"{what} is {actual.tolist()}{row} but was {expected.tolist()} where the graph was made; "
+        "make it again at these inputs",
+    )
 
 
 def require_indices(indices: Array, size: int, what: str) -> None:

@@ -42,6 +42,7 @@ REASONS = {
     "DATA_TYPE_MISMATCH": "Two data types differ that must be equal.",
     "SHAPE_MISMATCH": "Shapes cannot be combined.",
     "INDEX_OUT_OF_RANGE": "An index points outside the axis it selects from.",
+    "ASSERTION_FAILED": "A value differs from the one that the graph was made for.",
     "BINDING_INVALID": "A leaf is bound twice, or batched without a batch.",
     "INPUT_MISSING": "An input has neither a binding nor a stored value.",
     "SEED_MISSING": "An output needs a seed.",

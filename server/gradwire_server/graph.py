@@ -97,6 +97,11 @@ class Row:
             )
         return GATES[self.operator]
 
+    @cached_property
+    def follows_all(self) -> bool:
+        """Whether the elements of every input may decide what the gate yields."""
+        return all(each.elements for each in self.gate.inputs)
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -274,6 +279,20 @@ class Graph:
     @property
     def node_count(self) -> int:
         return len(self.node_rows)
+
+    @cached_property
+    def followed_inputs(self) -> Ids:
+        """node_inputs, with 0 where only the shape and data type of a value count."""
+        if all(row.follows_all for row in self.rows):
+            return self.node_inputs
+        followed = self.node_inputs.copy()
+        for number, row in enumerate(self.rows):
+            if not row.follows_all:
+                declared = row.gate.declared_inputs(row.input_count)
+                slots = [slot for slot, each in enumerate(declared) if not each.elements]
+                starts = self.input_starts[np.flatnonzero(self.node_rows == number)]
+                followed[starts[:, None] + slots] = 0
+        return followed
 
     @cached_property
     def input_starts(self) -> Ids:

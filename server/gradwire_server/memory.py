@@ -55,6 +55,7 @@ SCRATCH = {
     "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (1, 0), "Sinh": (0, 2),
     "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 5), "Softplus": (2, 1),
     "Softsign": (3, 2), "Sqrt": (0, 2), "SwiGLU": (2, 3), "Swish": (2, 2), "TensorScatter": (3, 3),
+    "UniqueInverse": (9, 0),
 }  # fmt: skip
 _SCRATCH = (0, 1)  # of a gate that computes and is not listed
 _NO_SCRATCH = VIEWS | PASSING | {"Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}

@@ -281,28 +281,29 @@ def static_leaves(graph: Graph) -> frozenset[int]:
         if slots:
             starts = graph.input_starts[np.flatnonzero(graph.node_rows == number)]
             wanted.extend(np.unique(graph.node_inputs[starts[:, None] + slots]).tolist())
-    ids = depended_on(graph, wanted)
+    ids = depended_on(graph, wanted, graph.followed_inputs)
     ids = ids[(ids > 0) & (ids < graph.leaf_first_ids[-1])]
     return frozenset((np.searchsorted(graph.leaf_first_ids, ids, "right") - 1).tolist())
 
 
-def depended_on(graph: Graph, value_ids: list[int]) -> Ids:
-    """These values and all that they depend on."""
+def depended_on(graph: Graph, value_ids: list[int], node_inputs: Ids | None = None) -> Ids:
+    """These values and all that they depend on, through all inputs of nodes or those given."""
+    inputs = graph.node_inputs if node_inputs is None else node_inputs
     if not value_ids or graph.node_count <= _FEW_NODES:
-        return np.array(_followed(graph, value_ids), np.int64)
+        return np.array(_followed(graph, inputs, value_ids), np.int64)
     marks = np.zeros(graph.value_count + 1, bool)
     marks[value_ids] = True
-    return np.flatnonzero(_reached_from(_dependencies(graph), marks))
+    return np.flatnonzero(_reached_from(_dependencies(graph, inputs), marks))
 
 
-def _followed(graph: Graph, wanted: list[int]) -> list[int]:
+def _followed(graph: Graph, node_inputs: Ids, wanted: list[int]) -> list[int]:
     seen = set(wanted)
     waiting = list(seen)
     while waiting:
         value_id = waiting.pop()
         if value_id >= graph.leaf_first_ids[-1]:
             node = graph.node_of(value_id)
-            sources = graph.node_inputs[graph.input_starts[node] : graph.input_starts[node + 1]]
+            sources = node_inputs[graph.input_starts[node] : graph.input_starts[node + 1]]
             fresh = set(sources.tolist()) - seen
             seen |= fresh
             waiting.extend(fresh)
@@ -378,13 +379,16 @@ class _Signatures:
 def fold(
     row: Row, inputs: Sequence[TensorSpec | None], found: tuple[TensorSpec, ...]
 ) -> tuple[TensorSpec, ...]:
-    """The outputs with their elements, where those of all inputs are known and few."""
-    if any(spec is not None and spec.value is None for spec in inputs) or any(
+    """The outputs with their elements, where those of all inputs that count are known and few."""
+    declared = row.gate.declared_inputs(row.input_count)
+    if any(
+        spec is not None and spec.value is None and each.elements
+        for each, spec in zip(declared, inputs, strict=True)
+    ) or any(
         spec.dtype not in (*INTEGERS, *BOOLS) or spec.size > KNOWN_SIZE or spec.value is not None
         for spec in found
     ):
         return found
-    declared = row.gate.declared_inputs(row.input_count)
     given = [
         None if spec is None else spec.value if each.flat else _as_given(row.gate, spec)
         for each, spec in zip(declared, inputs, strict=True)
@@ -399,8 +403,11 @@ def fold(
 
 
 def _as_given(gate: Gate, spec: TensorSpec) -> arrays.Array:
-    """The known elements as an engine would give them to the gate."""
-    held = np.frombuffer(spec.data or b"", spec.dtype).reshape(spec.shape)
+    """The known elements as an engine would give them to the gate; zeros where none count."""
+    if spec.data is None:
+        dtype = spec.dtype if gate.takes_halves else computed_in(spec.dtype)
+        return np.broadcast_to(np.zeros((), dtype), spec.shape)
+    held = np.frombuffer(spec.data, spec.dtype).reshape(spec.shape)
     return held if gate.takes_halves else arrays.astype(held, computed_in(spec.dtype))
 
 
@@ -507,15 +514,16 @@ def _walk(graph: Graph, signatures: _Signatures, spec_ids: Ids) -> None:
 def reached(
     graph: Graph, leaves: Sequence[bool], values: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.bool_]:
-    """By value id: whether it is, or depends on, one of the marked leaves and values."""
+    """By value id: whether it is, or its elements depend on, a marked leaf or value."""
     marks = np.zeros(graph.value_count + 1, bool) if values is None else values.copy()
     firsts = graph.leaf_first_ids
     for marked, first, end in zip(leaves, firsts, firsts[1:], strict=False):
         if marked:
             marks[first:end] = True
     if graph.node_count > _FEW_NODES:
-        return _reached_from(_dependencies(graph).T.tocsr(), marks)
-    inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
+        edges = _dependencies(graph, graph.followed_inputs).T.tocsr()
+        return _reached_from(edges, marks)
+    inputs, starts = graph.followed_inputs.tolist(), graph.input_starts.tolist()
     first_ids = graph.first_ids.tolist()
     flags = marks.tolist()
     for node in range(graph.node_count):
@@ -525,7 +533,7 @@ def reached(
     return np.array(flags)
 
 
-def _dependencies(graph: Graph) -> Any:
+def _dependencies(graph: Graph, node_inputs: Ids) -> Any:
     """Sparse rows: what each value depends on.
 
     Values come first. Where nodes yield several values, the nodes follow, and the values of a
@@ -535,11 +543,11 @@ def _dependencies(graph: Graph) -> Any:
 
     leaves = np.zeros(graph.leaf_first_ids[-1], np.int64)
     if all(row.output_count == 1 for row in graph.rows):
-        columns, ends = graph.node_inputs, np.concatenate([leaves, graph.input_starts])
+        columns, ends = node_inputs, np.concatenate([leaves, graph.input_starts])
     else:
         nodes = np.arange(graph.node_count) + graph.value_count + 1
         own = np.repeat(nodes, np.diff(graph.first_ids))
-        columns = np.concatenate([own, graph.node_inputs])
+        columns = np.concatenate([own, node_inputs])
         ends = np.concatenate([leaves, np.arange(len(own)), len(own) + graph.input_starts])
     size = len(ends) - 1
     # the search wants floats, and these indices as they are

@@ -9,6 +9,7 @@ import { download, svgFile } from "./export";
 import { firstBad, matches } from "./insights";
 import { inputRows } from "./inputs";
 import { KEYS, press, type Commands } from "./keys";
+import { openModel } from "./model";
 import {
   describe,
   Failure,
@@ -309,7 +310,8 @@ function rememberAddress(withPosition = false): void {
 
 function openLocalFile(file: File | undefined): void {
   if (!file) return;
-  void load(() => openFile(file.name, file), { settings: new Map() }, undefined, file.name);
+  const bring = () => openModel((options) => openFile(file.name, file, options));
+  void load(bring, { settings: new Map() }, undefined, file.name);
 }
 
 const THEMES = ["", "light", "dark"];

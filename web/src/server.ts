@@ -122,9 +122,9 @@ export async function saveGraph(graph: Uint8Array): Promise<Uint8Array> {
   return answer.graph?.digest ?? new Uint8Array();
 }
 
-/** The serialized Graph of a .gate or .onnx file. */
-export function openFile(name: string, file: Blob): Promise<Uint8Array> {
-  return read(`open?name=${encodeURIComponent(name)}`, file);
+/** The serialized Graph of a .gate or .onnx file; options are further parts of the query. */
+export function openFile(name: string, file: Blob, options = ""): Promise<Uint8Array> {
+  return read(`open?name=${encodeURIComponent(name)}${options}`, file);
 }
 
 /** The serialized Graph of an expression; a Failure has the facts "line" and "column". */

@@ -23,7 +23,7 @@ from gradwire.errors import (
     UnsupportedError,
     nearest,
 )
-from gradwire.onnx import control, ordering, quantized, sequences, upgrading
+from gradwire.onnx import control, data_shapes, ordering, quantized, sequences, upgrading
 from gradwire.onnx.domains import DOMAINS, with_all_missing
 from gradwire.onnx.messages import (
     Model,
@@ -41,9 +41,9 @@ from gradwire.onnx.messages import (
     versions_of,
     without_absent,
 )
+from gradwire.onnx.points import Point
 from gradwire.onnx.refusals import REFUSED_DOMAINS, REFUSED_OPERATORS
 from gradwire.onnx.values import (
-    OF_SHAPES,
     Group,
     Origin,
     Value,
@@ -52,6 +52,7 @@ from gradwire.onnx.values import (
     type_of,
 )
 from gradwire.onnx.weights import GRAPH, Key, parameter_names
+from gradwire.signature import Input
 from gradwire.signatures import SIGNATURES
 from gradwire.tensors import Array
 
@@ -65,6 +66,7 @@ def from_onnx(
     model: Model,
     *,
     fixed: Mapping[str, Any] | None = None,
+    at: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     parameters: str = "weights",
@@ -74,10 +76,12 @@ def from_onnx(
     """A gate graph that computes what an ONNX model does, with the model's names.
 
     `fixed` makes inputs constants, so that shapes, branches and trip counts that depend on them
-    are known; sequences and optionals must be among them, as lists and None. `sizes` binds symbols,
-    where an axis without a name is called "x.0" after its input. `shapes` gives inputs axes that
-    the model does not declare: sizes, symbols, or None. Loops are unrolled and functions are
-    written out, to at most `max_nodes` nodes.
+    are known; sequences and optionals must be among them, as lists and None. `at` keeps inputs, and
+    takes shapes, branches and trip counts as they are at these values: the graph refuses to be
+    evaluated where one would differ (ASSERTION_FAILED). `sizes` binds symbols, where an axis
+    without a name is called "x.0" after its input. `shapes` gives inputs axes that the model does
+    not declare: sizes, symbols, or None. Loops are unrolled and functions are written out, to at
+    most `max_nodes` nodes.
 
     `parameters` says what becomes one: floating "initializers"; also constants that are "weights"
     of layers; or "all" floating constants. With `straight_through` the gradients of
@@ -88,7 +92,7 @@ def from_onnx(
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
     """
     options = Options(
-        fixed or {}, sizes or {}, shapes or {}, parameters, straight_through, max_nodes
+        fixed or {}, at or {}, sizes or {}, shapes or {}, parameters, straight_through, max_nodes
     )
     return Reader(load_model(model), options).graph
 
@@ -98,6 +102,7 @@ class Options:
     """How a model is read; `from_onnx` says what each means."""
 
     fixed: Mapping[str, Any]
+    at: Mapping[str, Any]
     sizes: Mapping[str, int]
     shapes: Mapping[str, Sequence[int | str | None]]
     parameters: str
@@ -196,6 +201,8 @@ class Reader:
 
     def __init__(self, model: onnx.ModelProto, options: Options) -> None:
         self.graph = Graph()
+        self.place = ""  # of the node that is read
+        self._point = Point(self, options.at, [each.name for each in model.graph.input])
         self._max_nodes = options.max_nodes
         self._straight_through = options.straight_through
         self._parameters = parameter_names(model, options.parameters)
@@ -257,6 +264,10 @@ class Reader:
         for each in graph.input:
             with _at(f"input {each.name!r}"):
                 if each.name in fixed:
+                    if each.name in self._point.arrays:
+                        raise InvalidRequestError(
+                            "LEAF_INVALID", "is given twice: in fixed and in at"
+                        )
                     scope.values[each.name] = _fixed(each.type, fixed[each.name])
                 elif each.name not in scope.values:
                     scope.values[each.name] = self._input(each, options, symbols)
@@ -287,7 +298,10 @@ class Reader:
             axes.append(sizes[0] if sizes else axis.extent)
         handle = self.graph.input(info.name, axes, dtype)
         known = onnx.helper.make_tensor_type_proto(tensors.data_type(dtype), axes)
-        return Value(info.name, handle, type=known, of_floats=dtype in tensors.FLOATS)
+        value = Value(info.name, handle, type=known, of_floats=dtype in tensors.FLOATS)
+        if info.name in self._point.arrays:
+            self._point.begin(value, axes)
+        return value
 
     def _output(self, name: str, value: Value) -> None:
         """An output; of a sequence, one for each item (DATA_TYPE_UNSUPPORTED of text)."""
@@ -311,6 +325,7 @@ class Reader:
         """Reads nodes, each after those it uses; their outputs come into the scope."""
         for node in ordering.ordered(nodes, scope):
             place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
+            around, self.place = self.place, place
             with _at(place):
                 self.count_steps()
                 call = self._call(node, scope)
@@ -324,6 +339,7 @@ class Reader:
                     raise UnsupportedError(
                         "OUTPUT_COUNT_INVALID", f"its output {missing[0]!r} has no counterpart here"
                     )
+            self.place = around
 
     def read_body(
         self, graph: onnx.GraphProto, scope: Scope, inputs: Sequence[Value]
@@ -368,12 +384,13 @@ class Reader:
         require_inferable(operator, given, outputs)
         declared = SIGNATURES[operator].declared_inputs(len(inputs))
         handles = [
-            None if each is None else self._known(each) if slot.known else self.handle(each)
+            None if each is None else self._known(each, slot) if slot.known else self.handle(each)
             for each, slot in zip(inputs, declared, strict=True)
         ]
         made = self.graph.apply(operator, handles, given, outputs)
-        of_floats = operator not in OF_SHAPES and any(
-            each is not None and each.of_floats for each in inputs
+        of_floats = any(
+            each is not None and each.of_floats and slot.elements
+            for each, slot in zip(inputs, declared, strict=True)
         )
         found = [
             Value(handle=each, of_floats=of_floats or each.dtype in tensors.FLOATS) for each in made
@@ -417,10 +434,12 @@ class Reader:
                 value.handle = self.graph.constant(value.array)
         return value.handle
 
-    def _known(self, value: Value) -> Handle:
+    def _known(self, value: Value, slot: Input) -> Handle:
         """The handle of a value that must be known, as the server can know it."""
-        if value.origin is not None and value.of_floats:
-            array = require_elements(value, "what shapes depend on")
+        if value.of_floats and (value.origin is not None or value.point is not None):
+            array = require_elements(value, f"its input {slot.name!r}")
+            if value.asserted is not None:
+                return self.handle(value.asserted)
             return self.graph.constant(array)
         if value.origin is None and value.array is not None:
             return self.graph.constant(value.array)  # not a parameter, which one may override
@@ -461,6 +480,10 @@ class Reader:
             return [self._constant(call, scope)]
         if call.operator in control.OPERATORS:
             return control.OPERATORS[call.operator](self, call, scope)
+        if call.operator in data_shapes.OPERATORS:
+            taken = data_shapes.OPERATORS[call.operator](self, call)
+            if taken is not None:
+                return taken
         if call.operator in sequences.OPERATORS:
             return sequences.OPERATORS[call.operator](self, call, scope)
         if call.operator == "Identity" and isinstance(call.input(0), Group):

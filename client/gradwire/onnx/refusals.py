@@ -16,7 +16,6 @@ REFUSED_OPERATORS = {
     "RegexFullMatch": _STRINGS,
     "TfIdfVectorizer": "counts words, which has no gradient; compute its output beforehand",
     "ImageDecoder": "decodes image files; compute its output beforehand",
-    "NonMaxSuppression": "yields as many rows as the data decide, but shapes are known beforehand",
     "Bernoulli": _RANDOM,
     "Multinomial": _RANDOM,
     "RandomNormal": _RANDOM,

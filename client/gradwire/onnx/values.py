@@ -6,10 +6,10 @@ input that a gate must know depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,17 +18,28 @@ from onnx.reference import ReferenceEvaluator
 from gradwire import tensors
 from gradwire.builder import OPERATOR_SET_VERSION, Handle
 from gradwire.errors import InvalidRequestError, UnsupportedError
+from gradwire.signature import Input
 from gradwire.signatures import SIGNATURES
 from gradwire.tensors import Array
+
+if TYPE_CHECKING:
+    from gradwire.onnx.points import Point
 
 #: No more elements than these are computed while a model is read.
 MOST_ELEMENTS = 1 << 24
 
 _OPSETS = [onnx.helper.make_opsetid("", OPERATOR_SET_VERSION)]
-#: Operators that yield what depends on the shape alone.
-OF_SHAPES = ("Shape", "Size")
+#: Operators that yield sizes of an input.
+_MEASURING = ("Shape", "Size")
+#: Operators whose every element is one of the first input; of all inputs, for Concat.
+_MOVING = ("Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")
+#: Operators that compute every element from those at its place.
+_BY_ELEMENT = (
+    "Abs", "Add", "And", "Cast", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+    "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Sub", "Xor",
+)  # fmt: skip
 #: Operators that yield no more elements than they take, but as many as these decide.
-_SELECTING = ("Compress", "NonZero", "Unique")
+_SELECTING = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
 #: Operators whose numbers are drawn, by our own generator.
 _DRAWN = ("Dropout",)
 
@@ -43,6 +54,8 @@ class Value:
     name: str = ""
     handle: Handle | None = None
     array: Array | None = None
+    #: Where only some are: all of them, with 1 for the others, and which are known.
+    partly: tuple[Array, Array] | None = None
     origin: Origin | None = None
     type: onnx.TypeProto | None = None
     #: Whether floating elements decide it: what is computed of shapes and integers alone is known
@@ -52,6 +65,11 @@ class Value:
     sought: frozenset[str] = frozenset()
     #: Yields floats that have a gradient where this, as an integer, has none.
     stand_in: Callable[[], Value] | None = None
+    #: Its elements at the point where the model is read, if they were evaluated.
+    here: Array | None = None
+    point: Point | None = None
+    #: What has its elements as they are there, and asserts it.
+    asserted: Value | None = None
 
     @property
     def dtype(self) -> str:
@@ -106,10 +124,10 @@ def require_elements(value: Value, what: str) -> Array:
     found = elements_of(value)
     if found is not None:
         return found
-    leaf, by_shape = _decided_by(value)
-    if not leaf.name:
-        raise UnsupportedError("INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before")
-    raise not_known(what, leaf, by_shape)
+    point = point_of(value)
+    if point is not None:
+        return point.take(value, what)
+    raise _not_known(what, value)
 
 
 def require_size(value: Value, axis: int, what: str) -> int:
@@ -122,10 +140,10 @@ def require_size(value: Value, axis: int, what: str) -> int:
     size = None if shape is None else shape[axis]
     if size is not None:
         return size
-    leaf, _ = _decided_by(value)
-    if not leaf.name:
-        raise UnsupportedError("INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before")
-    raise not_known(what, leaf, True)
+    point = point_of(value)
+    if point is None:
+        raise _not_known(what, value, by_shape=True)
+    return point.take_size(value, axis, what)
 
 
 def require_tensors(given: Sequence[Value | None]) -> list[Value]:
@@ -138,15 +156,47 @@ def require_tensors(given: Sequence[Value | None]) -> list[Value]:
     return [each for each in given if each is not None]
 
 
-def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
+def point_of(value: Value) -> Point | None:
+    """The point that decides what is open of a value; None where an input is not given there."""
+    points = {leaf.point for leaf in _undecided(value)}
+    return points.pop() if len(points) == 1 else None
+
+
+def _undecided(value: Value) -> list[Value]:
+    """What has to be known first: inputs, or what was evaluated at a point."""
+    found, seen, waiting = [], {id(value)}, [value]
+    while waiting:
+        each = waiting.pop()
+        if each.here is not None or each.origin is None:
+            found.append(each)
+            continue
+        for it in each.origin.inputs:
+            if it is not None and it.array is None and id(it) not in seen:
+                seen.add(id(it))
+                waiting.append(it)
+    return found
+
+
+def _not_known(what: str, value: Value, by_shape: bool = False) -> UnsupportedError:
     """A refusal that says what to give."""
+    leaf, of_shape = _decided_by(value)
+    by_shape = by_shape or of_shape
+    if not leaf.name:
+        return UnsupportedError(
+            "INPUT_NOT_KNOWN", f"{what} is computed, and cannot be known before"
+        )
     axes = ", ".join(
         repr(axis.dim_param)
         for axis in (leaf.type.tensor_type.shape.dim if leaf.type else ())
         if axis.dim_param
     )
-    sizes = f"sizes for {axes} as sizes={{...}} (gradwire convert --size SYMBOL=N)"
-    hint = sizes if by_shape and axes else fix_hint(leaf.name)
+    name = leaf.name
+    sizes = f"sizes for {axes} as sizes={{...}} (--size SYMBOL=N)"
+    elements = (
+        f"its elements as at={{{name!r}: ...}} (--at {name}=...), which keeps the input, or as "
+        f"fixed={{{name!r}: ...}} (--fix {name}=...), which makes it a constant"
+    )
+    hint = sizes if by_shape and axes else elements
     return UnsupportedError(
         "INPUT_NOT_KNOWN",
         f"{what} depends on the {'shape of the ' if by_shape else ''}input {leaf.name!r}, but must "
@@ -157,7 +207,7 @@ def not_known(what: str, leaf: Value, by_shape: bool) -> UnsupportedError:
 
 def fix_hint(name: str) -> str:
     """What to give where an input must be known."""
-    return f"its elements as fixed={{{name!r}: ...}} (gradwire convert --fix {name}=...)"
+    return f"its elements as fixed={{{name!r}: ...}} (--fix {name}=...)"
 
 
 def type_of(value: Value) -> onnx.TypeProto | None:
@@ -183,12 +233,24 @@ def _decided_by(value: Value) -> tuple[Value, bool]:
     """A leaf because of which elements are not known, and whether its shape alone is."""
     by_shape = False
     while value.origin is not None:
-        by_shape = by_shape or value.origin.operator in OF_SHAPES
-        unknown = [each for each in value.origin.inputs if each is not None and each.array is None]
+        unknown = [
+            (each, slot.elements)
+            for each, slot in slots_of(value.origin)
+            if each.array is None and each.point is None
+        ]
         if not unknown:
             break
-        value = unknown[0]
+        value, of_elements = unknown[0]
+        by_shape = by_shape or not of_elements
     return value, by_shape
+
+
+def slots_of(origin: Origin) -> list[tuple[Value, Input]]:
+    """Inputs that are there, each with its declaration."""
+    declared = SIGNATURES[origin.operator].declared_inputs(len(origin.inputs))
+    return [
+        (each, slot) for each, slot in zip(origin.inputs, declared, strict=True) if each is not None
+    ]
 
 
 def _seek(value: Value, what: str) -> None:
@@ -218,24 +280,18 @@ def _is_found(value: Value, what: str) -> bool:
 def _needs(value: Value, what: str) -> list[tuple[Value, str]]:
     origin = value.origin
     assert origin is not None
-    given = [each for each in origin.inputs if each is not None]
+    given = slots_of(origin)
     if what == "elements":
-        types = [(value, "type")]
-        if origin.operator in OF_SHAPES:
-            return types
-        return [(each, "elements") for each in given] + types
-    return [(each, "type") for each in given] + [(each, "elements") for each in _shaping(origin)]
+        return [
+            *((each, "elements") for each, slot in given if slot.elements),
+            (value, "type"),
+        ]
+    return [(each, "type") for each, _ in given] + [(each, "elements") for each in _shaping(origin)]
 
 
 def _shaping(origin: Origin) -> list[Value]:
     """Inputs whose elements decide the shape of the outputs."""
-    signature = SIGNATURES[origin.operator]
-    declared = signature.declared_inputs(len(origin.inputs))
-    return [
-        each
-        for each, slot in zip(origin.inputs, declared, strict=True)
-        if each is not None and slot.known
-    ]
+    return [each for each, slot in slots_of(origin) if slot.known]
 
 
 def _find(value: Value, what: str) -> None:
@@ -245,14 +301,17 @@ def _find(value: Value, what: str) -> None:
         output.sought |= {what}
     if what == "type":
         _infer(origin)
-    elif origin.operator in OF_SHAPES:
+    elif origin.operator in _MEASURING:
         _measure(origin)
     elif origin.operator not in _DRAWN:
         _compute(origin)
+        _compute_partly(origin)
 
 
 def _infer(origin: Origin) -> None:
     """Types of the outputs of a node, as ONNX infers them."""
+    if not onnx.defs.has(origin.operator):  # a gate of our own
+        return
     node = _node(origin)
     types, data = {}, {}
     shaping = _shaping(origin)
@@ -283,6 +342,10 @@ def _measure(origin: Origin) -> None:
     first, last = origin.attributes.get("start", 0), origin.attributes.get("end")
     measured = sizes if origin.operator == "Size" else sizes[first:last]
     if None in measured:
+        if origin.operator == "Shape":
+            whole = np.array([1 if each is None else each for each in measured], np.int64)
+            known = np.array([each is not None for each in measured])
+            origin.outputs[0].partly = whole, known
         return
     counted = np.array(measured, np.int64)
     origin.outputs[0].array = counted.prod() if origin.operator == "Size" else counted
@@ -291,16 +354,77 @@ def _measure(origin: Origin) -> None:
 
 def _compute(origin: Origin) -> None:
     """Elements of a node's outputs, by ONNX's own evaluator."""
-    if any(each is not None and each.array is None for each in origin.inputs):
+    arrays = _present(_whole(each, slot) for each, slot in slots_of(origin))
+    found = None if arrays is None else _evaluate(origin, arrays)
+    for output, array in zip(origin.outputs, found or (), strict=False):
+        output.array = array
+
+
+def computed(
+    operator: str, inputs: Sequence[Value | None], attributes: Mapping[str, Any]
+) -> Array | None:
+    """What an operator without a gate yields, where the elements of all inputs are known."""
+    arrays = _present(elements_of(each) for each in inputs if each is not None)
+    if arrays is None:
+        return None
+    found = _evaluate(Origin(operator, inputs, attributes, [Value()]), arrays)
+    return None if found is None else found[0]
+
+
+def _present(arrays: Iterable[Array | None]) -> list[Array] | None:
+    """All of them; None where one is missing."""
+    found = list(arrays)
+    present = [each for each in found if each is not None]
+    return present if len(present) == len(found) else None
+
+
+def _whole(value: Value, slot: Input) -> Array | None:
+    """All elements, if they are known; anything in its shape where they do not count."""
+    shape = None if slot.elements or value.array is not None else shape_of(value)
+    if shape is None or None in shape:
+        return value.array
+    return np.broadcast_to(np.zeros((), value.dtype), [size or 0 for size in shape])
+
+
+def _compute_partly(origin: Origin) -> None:
+    """Those elements of the output that the known ones of the inputs decide."""
+    given, (output, *others) = [each for each, _ in slots_of(origin)], origin.outputs
+    if others or output.array is not None or not any(each.partly for each in given):
         return
+    arrays = _present(each.array if each.partly is None else each.partly[0] for each in given)
+    found = None if arrays is None else _evaluate(origin, arrays)
+    if arrays is None or found is None:
+        return
+    masks = [
+        np.ones(array.shape, bool) if each.partly is None else each.partly[1]
+        for each, array in zip(given, arrays, strict=True)
+    ]
+    known = _known_places(origin, arrays, masks)
+    if known is not None and known.all():
+        output.array = found[0]
+    elif known is not None:
+        output.partly = found[0], known
+
+
+def _known_places(origin: Origin, arrays: list[Array], masks: list[Array]) -> Array | None:
+    """Which elements of the output come from known ones alone; None where that cannot be said."""
+    if origin.operator in _BY_ELEMENT:
+        both: Array = np.logical_and.reduce(np.broadcast_arrays(*masks))
+        return both
+    moved = len(arrays) if origin.operator == "Concat" else 1
+    if origin.operator not in _MOVING or not all(mask.all() for mask in masks[moved:]):
+        return None
+    places = [mask.astype(np.int64) for mask in masks[:moved]]
+    found = _evaluate(origin, [*places, *arrays[moved:]])
+    return None if found is None else found[0].astype(bool)
+
+
+def _evaluate(origin: Origin, arrays: Sequence[Array]) -> list[Array] | None:
+    """Outputs of a node for inputs that are there, if they are small, by ONNX's own evaluator."""
     if origin.operator not in _SELECTING and not all(map(_is_small, origin.outputs)):
-        return
+        return None
     node = _node(origin)
-    given = {
-        name: each.array
-        for name, each in zip(node.input, origin.inputs, strict=True)
-        if each is not None and each.array is not None
-    }
+    given = dict(zip(filter(None, node.input), arrays, strict=True))
     types = {name: onnx.helper.make_tensor_type_proto(1, None) for name in node.output}
     graph = onnx.helper.make_graph(
         [node],
@@ -311,11 +435,9 @@ def _compute(origin: Origin) -> None:
     model = onnx.helper.make_model(graph, opset_imports=_OPSETS)
     try:
         with np.errstate(all="ignore"):
-            found = ReferenceEvaluator(model).run(None, given)
+            return [np.asarray(each) for each in ReferenceEvaluator(model).run(None, given)]
     except Exception:
-        return
-    for output, array in zip(origin.outputs, found, strict=True):
-        output.array = np.asarray(array)
+        return None
 
 
 def _is_small(value: Value) -> bool:

@@ -256,10 +256,12 @@ class _Writer:
             for name, value in each.attributes.items():
                 self._add_attribute(node, name, value)
         if missing:
+            hint = "write the graph as a .gate file"
+            if "AssertEqual" not in missing:  # without it the others would be wrong elsewhere
+                hint += ", or leave those nodes out"
             raise UnsupportedError(
                 "OPERATOR_UNKNOWN",
-                f"ONNX {onnx.__version__} has no operator {', '.join(sorted(missing))}; write the "
-                "graph as a .gate file, or leave those nodes out",
+                f"ONNX {onnx.__version__} has no operator {', '.join(sorted(missing))}; {hint}",
             )
 
     def _add_between_casts(self, each: Node, casts: _Casts) -> onnx.NodeProto:

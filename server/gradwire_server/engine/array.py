@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from gradwire_server.errors import Invalid
 from gradwire_server.gates import Gate
 from gradwire_server.gates.base import Array, Namespace, first_outputs
-from gradwire_server.graph import Graph
+from gradwire_server.graph import Graph, Row
 from gradwire_server.memory import Kept, Releases
 from gradwire_server.plan import Plan
 from gradwire_server.specs import HALVES, Shape
@@ -52,8 +52,8 @@ def forward(
 
     Half precision is computed in float32 and rounded once. Values that are released become None
     once nothing needs them. Yields, after each block and at the end, the first id that is not
-    computed yet. Raises Invalid (INDEX_OUT_OF_RANGE) where a
-    gate finds an index outside its axis.
+    computed yet. Raises Invalid where a gate finds an index outside its axis (INDEX_OUT_OF_RANGE),
+    or what it asserts untrue (ASSERTION_FAILED).
     """
     uses = _ready(plan).uses
     drops = _drops(plan.graph.node_count, releases)
@@ -174,27 +174,26 @@ class _Use(NamedTuple):
     gate: Gate
     attributes: dict[str, Any]
     known: tuple[int, ...]  # input slots that get their elements from the plan, as a tuple
+    first_rows: tuple[int, ...]  # input slots that get the first row of a batch
+    followed: tuple[bool, ...]  # by input slot: whether its elements decide what is yielded
     output_count: int
     several: bool
     layouts: dict[tuple[int, ...], _Layout]  # by the inputs' specs and which are batched
 
 
-def _uses(plan: Plan) -> list[_Use]:
-    return [
-        _Use(
-            row.gate,
-            row.gate.complete(row.attributes),
-            tuple(
-                slot
-                for slot, declared in enumerate(row.gate.declared_inputs(row.input_count))
-                if declared.flat
-            ),
-            row.output_count,
-            row.gate.outputs != (1, 1),
-            {},
-        )
-        for row in plan.graph.rows
-    ]
+def _use(row: Row) -> _Use:
+    declared = row.gate.declared_inputs(row.input_count)
+    followed = tuple(each.elements for each in declared)
+    return _Use(
+        row.gate,
+        row.gate.complete(row.attributes),
+        tuple(slot for slot, each in enumerate(declared) if each.flat),
+        () if row.gate.asserts else tuple(slot for slot, each in enumerate(followed) if not each),
+        followed,
+        row.output_count,
+        row.gate.outputs != (1, 1),
+        {},
+    )
 
 
 _Node = tuple[int, int, int, list[int]]  # number, gate row, first output, inputs
@@ -210,7 +209,7 @@ class _Ready(NamedTuple):
 def _ready(plan: Plan) -> _Ready:
     found = plan.worked_out.get(__name__)
     if not isinstance(found, _Ready):
-        found = _Ready(_uses(plan), _chunk(plan.graph, 0))
+        found = _Ready([*map(_use, plan.graph.rows)], _chunk(plan.graph, 0))
         plan.worked_out[__name__] = found
     return found
 
@@ -269,6 +268,9 @@ def _given(
     given = [values[i] for i in ids]
     if plan.has_halves and (widened or not use.gate.takes_halves):
         given = _widened(xp, plan, ids, given)
+    for slot in use.first_rows:
+        if plan.is_batched(ids[slot]) and given[slot] is not None:
+            given[slot] = given[slot][0]
     for slot in use.known:
         if slot < len(ids) and ids[slot]:
             given[slot] = plan.spec(ids[slot]).value
@@ -332,6 +334,8 @@ def _layout(plan: Plan, use: _Use, ids: list[int]) -> _Layout | None:
     if not plan.batch_size:
         return None
     marks = [plan.batched_flags[i] for i in ids]
+    for slot in use.first_rows:
+        marks[slot] = 0
     if not any(marks):
         return None
     key = (*marks, *plan.spec_ids[ids].tolist())
@@ -345,10 +349,12 @@ def _lay_out(plan: Plan, use: _Use, ids: list[int], marks: tuple[int, ...]) -> _
     aligned = use.gate.aligned_shapes(*specs, **use.attributes)
     if aligned is None:
         return _Layout(marks, None, (), (), ())
-    rows = (plan.batch_size,)
     given = tuple(
-        (*rows, *shape) if mark else shape for mark, shape in zip(marks, aligned, strict=True)
+        (plan.batch_size, *shape) if mark else shape
+        for mark, shape in zip(marks, aligned, strict=True)
     )
+    differ = any(mark and each for mark, each in zip(marks, use.followed, strict=True))
+    rows = (plan.batch_size,) if differ else ()
     lying = [
         None if spec is None else replace(spec, shape=shape)
         for spec, shape in zip(specs, aligned, strict=True)

@@ -30,6 +30,7 @@ class Repeated:
     outputs: Mapping[str, Array]
     gradients: Mapping[str, Array]  # of the chosen leaves
     chosen: Callable[[], Chosen]  # values and gradients that are returned besides
+    never_refuses: bool = False  # whatever the leaves hold
 
 
 def repeat(job: Job) -> Repeated:
@@ -51,7 +52,8 @@ def _in_place(job: Job, recipe: Recipe) -> Repeated:
             [Slab(part, settled.grads) for part in recipe.gradient_parts],
         )
 
-    return Repeated(settled.run, settled.leaves, settled.outputs, settled.gradients, chosen)
+    held = settled.leaves, settled.outputs, settled.gradients
+    return Repeated(settled.run, *held, chosen, never_refuses=True)
 
 
 class _Copying:

@@ -3,6 +3,7 @@
 from gradwire_server.gates import (
     activations,
     arithmetic,
+    assertions,
     attention,
     bitwise,
     convolution,
@@ -227,6 +228,10 @@ GATES: dict[str, Gate] = {
         losses.Hardmax,
         losses.SoftmaxCrossEntropyLoss,
         losses.NegativeLogLikelihoodLoss,
+        # Assertions, and what they compare
+        assertions.AssertEqual,
+        assertions.UniqueInverse,
+        assertions.PaddedNonMaxSuppression,
     )
 }
 

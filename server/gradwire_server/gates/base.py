@@ -42,6 +42,9 @@ class Input:
     Inputs of one `group` have one data type. A `known` input's elements are needed to plan: the
     gate gets them as a flat tuple (None where the input is omitted) instead of an array. With
     `whole` it gets an array all the same, because it computes with its shape or data type.
+
+    Without `elements` only the input's shape and data type decide what the gate yields. Then shapes
+    do not depend on it, and where it alone is batched all rows are equal: the gate gets the first.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Input:
     variadic: bool = False
     known: bool = False
     whole: bool = False
+    elements: bool = True
     #: Where tests draw from; the gate is smooth inside, or its kinks have measure zero.
     domain: tuple[float, float] = (-2.0, 2.0)
 
@@ -157,6 +161,9 @@ class Gate:
     #: Groups of inputs that are computed with together: beside float32 the others may be of half
     #: precision, and no other data types may be mixed.
     mixed_groups: ClassVar[tuple[str, ...]] = ()
+    #: Whether it is there to refuse what it is given: it sees all rows of a batch at once, and is
+    #: kept where a graph is rewritten, though nothing may use what it yields.
+    asserts: ClassVar[bool] = False
     examples: ClassVar[tuple[Example, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     rejections: ClassVar[tuple[Rejection, ...]] = ()

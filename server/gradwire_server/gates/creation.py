@@ -56,7 +56,7 @@ class Shape_(Gate):  # noqa: N801 -- Shape is a type here
     operator = "Shape"
     takes_halves = True
     output_dtypes = ("int64",)
-    inputs = (Input("data", EVERY),)
+    inputs = (Input("data", EVERY, elements=False),)
     attributes = (
         Attribute("start", "int", 0, doc="First axis."),
         Attribute("end", "int", doc="Axis after the last; all to the end if left out."),
@@ -93,7 +93,7 @@ class Size(Gate):
     operator = "Size"
     takes_halves = True
     output_dtypes = ("int64",)
-    inputs = (Input("data", EVERY),)
+    inputs = (Input("data", EVERY, elements=False),)
     examples = (
         Example(([[1.0, 2.0, 3.0]],), 3, gradients=(None,)),
         Example(([True, False],), 2),
@@ -223,7 +223,7 @@ class EyeLike(Gate):
     operator = "EyeLike"
     takes_halves = True
     output_dtypes = ("attribute:dtype|input:0",)
-    inputs = (Input("input", ANY),)
+    inputs = (Input("input", ANY, elements=False),)
     attributes = (
         Attribute("dtype", "int", choices=dtype_choices(ANY),
                   doc="ONNX's number of the data type; input's if left out."),

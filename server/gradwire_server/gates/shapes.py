@@ -142,7 +142,7 @@ class CastLike(Gate):
     operator = "CastLike"
     takes_halves = True
     output_dtypes = ("input:1",)
-    inputs = (Input("input", EVERY), Input("target_type", EVERY, "U"))
+    inputs = (Input("input", EVERY), Input("target_type", EVERY, "U", elements=False))
     attributes = _CONVERSION
     examples = (
         Example((2.5, [1.0]), 2.5, gradients=(1.0, None)),

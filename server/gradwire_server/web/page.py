@@ -43,8 +43,8 @@ class Readers:
     They raise Refusal, with `line` and `column` among an expression's facts.
     """
 
-    #: A file's name and bytes.
-    file: Callable[[str, bytes], bytes]
+    #: A file's name and bytes, and options of a model: ("size", "batch=4"), ("at", "x=[1, 2]").
+    file: Callable[[str, bytes, Sequence[tuple[str, str]]], bytes]
     expression: Callable[[str], bytes]
 
 

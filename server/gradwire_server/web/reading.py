@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -23,12 +22,17 @@ from gradwire_server.web.page import Readers
 _BODIES, _THREADS = 4, 2
 _BODY_SECONDS = 120
 _LONGEST_NAME = 200
+#: Of ONNX models, beside the file's name.
+_OPTIONS = ("size", "fix", "at")
 
 log = logging.getLogger("gradwire")
 
 
 class Reading:
-    """Answers `POST /open?name=FILE` and `POST /parse` with a serialized Graph."""
+    """Answers `POST /open?name=FILE` and `POST /parse` with a serialized Graph.
+
+    A model may have options, such as `&size=batch=4&at=x=[1,2]`.
+    """
 
     def __init__(self, readers: Readers, max_bytes: int) -> None:
         self._readers = readers
@@ -42,7 +46,10 @@ class Reading:
         if not name or len(name) > _LONGEST_NAME or not name.isprintable() or "/" in name:
             message = f"name: is {name[:80]!r}; give the file's own, as in /open?name=neuron.gate"
             return refused(Invalid("REQUEST_INVALID", message), 400)
-        return await self._answer(request, partial(self._readers.file, name))
+        options = [
+            (each, text) for each, text in request.query_params.multi_items() if each in _OPTIONS
+        ]
+        return await self._answer(request, lambda body: self._readers.file(name, body, options))
 
     async def parse(self, request: Request) -> Response:
         """The graph of an expression."""

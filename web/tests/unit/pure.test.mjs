@@ -413,3 +413,13 @@ test("without a worker the page lays out by itself", async () => {
   assert.equal(centres.length, 6);
   assert.match(plainBecause, /starts no worker/);
 });
+
+test("options of a model are lines of the command line", async () => {
+  const { queryOf } = await load("options");
+  assert.equal(queryOf(""), "");
+  assert.equal(
+    queryOf(" --size batch=4\n\nat x=[1, -2]\n--fix n=3 "),
+    "&size=batch%3D4&at=x%3D%5B1%2C%20-2%5D&fix=n%3D3",
+  );
+  assert.throws(() => queryOf("--set x=1"), /write --size, --at or --fix, not --set x=1/);
+});
