@@ -521,12 +521,14 @@ def softmax(x, out, count, start, stop):
 
 @njit("void(i8, i8, i8, i8, i8, i8)", **OVER_ROWS)
 def softmax_backward(grad, out, to_x, count, start, stop):
-    """out * (grad - sum(grad * out)), of each row."""
+    """out * (grad - sum(grad * out)) of each row, of grad less what it is where out > 3/4."""
     for row in range(start, stop):
-        shift, total = row * count * ITEM, F(0)
+        shift, level, total = row * count * ITEM, F(0), F(0)
         given, values = view(grad + shift, count), view(out + shift, count)
         found = view(to_x + shift, count)
         for t in range(U(count)):
-            total += given[t] * values[t]
+            level += given[t] if values[t] > F(0.75) else F(0)
         for t in range(U(count)):
-            found[t] = values[t] * (given[t] - total)'''
+            total += (given[t] - level) * values[t]
+        for t in range(U(count)):
+            found[t] = values[t] * ((given[t] - level) - total)'''
