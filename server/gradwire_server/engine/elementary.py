@@ -17,6 +17,8 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from gradwire_server.array_erf import NDTR
+
 #: How kernels are compiled; and what they call, which must be inlined for loops to be vectors.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 INLINED: dict[str, Any] = {**OPTIONS, "forceinline": True}
@@ -126,6 +128,11 @@ def elementary(dtype: str) -> SimpleNamespace:
     *erf_series, erf_end = _ERF[dtype]
     erf_near, erf_far = map(polynomial, erf_series)
     saturated_erf = f(erf_end)
+    ndtr_numbers, ndtr_coefficients = NDTR[dtype]
+    ndtr_series = polynomial(ndtr_coefficients[::-1])
+    ndtr_stretch, ndtr_centre, ndtr_last = map(f, ndtr_numbers)
+    root_eight = f(math.sqrt(8))
+    half_fraction = ~integer(2 ** ((fraction_bits + 2) // 2) - 1)  # what is left has exact squares
 
     @njit(**INLINED)
     def power_of_two(rounded: Any) -> Any:
@@ -207,6 +214,23 @@ def elementary(dtype: str) -> SimpleNamespace:
         return far if size > one else x * erf_near(x * x)
 
     @njit(**INLINED)
+    def ndtr(x: Any) -> Any:
+        size = -x if x < zero else x
+        size = ndtr_last if size > ndtr_last else size
+        # exp(-size * size / 2), whose rounded exponent would cost digits: high * high is exact
+        high = from_bits(bits(size) & half_fraction)
+        exponent = high * high * -half
+        rounded = exponent * per_ln2 + magic
+        k = rounded - magic
+        r = (exponent - k * ln2_high) - k * ln2_low
+        r -= (size - high) * (size + high) * half
+        first, second = halves(rounded)
+        place = ndtr_stretch * (size / (size + ndtr_centre)) - one
+        scale = ndtr_series(place) / (two + root_eight * size)
+        tail = (exp_series(r) * r * r + r + one) * scale * first * second
+        return tail if x < zero else one - tail
+
+    @njit(**INLINED)
     def where(condition: Any, x: Any, y: Any) -> Any:
         return x if condition else y
 
@@ -266,6 +290,7 @@ def elementary(dtype: str) -> SimpleNamespace:
         log,
         log1p,
         erf,
+        ndtr,
         where,
         maximum,
         minimum,

@@ -263,6 +263,7 @@ class Scribe:
     maximum = _numeric("maximum({}, {})")
     minimum = _numeric("minimum({}, {})")
     multiply = _numeric("{} * {}")
+    ndtr = _numeric("ndtr({})")
     negative = _numeric("-{}")
     pow = _numeric("power({}, {})")
     remainder = _numeric("remainder({}, {})")

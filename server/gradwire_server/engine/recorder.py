@@ -207,6 +207,22 @@ class Recorder:
         dtype = next(each.dtype for each in operands if isinstance(each, Handle))
         return [each if isinstance(each, Handle) else self.number(each, dtype) for each in operands]
 
+    def ndtr(self, x: Handle) -> Handle:
+        """The normal distribution's share below x; no operator has the digits of its tail."""
+        return 0.5 + 0.5 * self.erf(np.sqrt(0.5) * x)
+
+    def expm1(self, x: Handle) -> Handle:
+        """exp(x) - 1, as a product that does not cancel."""
+        half = 0.5 * x
+        return 2.0 * self.sinh(half) * self.exp(half)
+
+    def log1p(self, x: Handle) -> Handle:
+        """log(1 + x); up to 1 by a function whose value at 0 is 0."""
+        is_large = self.greater(x, 1.0)
+        small = self.where(is_large, 0.0, x)
+        near = 2.0 * self.atanh(small / (small + 2.0))
+        return self.where(is_large, self.log(1.0 + x), near)
+
     def where(self, condition: Handle, x: Any, y: Any) -> Handle:
         found: Handle = self.apply("Where", condition, *self.lift((x, y)))
         return found
