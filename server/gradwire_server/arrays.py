@@ -86,6 +86,7 @@ from numpy.linalg import det
 
 from gradwire_server.array_conversion import astype, store
 from gradwire_server.array_erf import erf, ndtr
+from gradwire_server.array_slopes import sigmoid_slope, tanh_slope
 from gradwire_server.array_windows import (
     argmax_windows,
     convolve,
@@ -112,10 +113,10 @@ __all__ = [
     "mean", "min", "minimum", "multiply", "ndtr", "negative", "nonzero_places", "ones_like",
     "pad", "permute_dims", "pow", "prod", "remainder", "require_indices", "require_places",
     "require_range", "reshape", "roi_argmax", "round", "round_to", "scatter", "scatter_nd",
-    "sign", "sin", "sinh", "slice", "split", "spread_largest", "spread_windows", "sqrt",
-    "squeeze", "store", "subtract", "sum", "sum_windows", "take", "take_along_axis", "tan",
-    "tanh", "tile", "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices",
-    "where", "zeros_like",
+    "sigmoid_slope", "sign", "sin", "sinh", "slice", "split", "spread_largest",
+    "spread_windows", "sqrt", "squeeze", "store", "subtract", "sum", "sum_windows", "take",
+    "take_along_axis", "tan", "tanh", "tanh_slope", "tile", "top_indices", "triangle", "trunc",
+    "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
 
 Array = Any

@@ -18,6 +18,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from gradwire_server.array_erf import NDTR
+from gradwire_server.array_slopes import SIGMOID_TAIL, TANH_TAIL
 
 #: How kernels are compiled; and what they call, which must be inlined for loops to be vectors.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
@@ -132,6 +133,7 @@ def elementary(dtype: str) -> SimpleNamespace:
     ndtr_series = polynomial(ndtr_coefficients[::-1])
     ndtr_stretch, ndtr_centre, ndtr_last = map(f, ndtr_numbers)
     root_eight = f(math.sqrt(8))
+    sigmoid_tail, tanh_tail = f(SIGMOID_TAIL), f(TANH_TAIL)
     half_fraction = ~integer(2 ** ((fraction_bits + 2) // 2) - 1)  # what is left has exact squares
 
     @njit(**INLINED)
@@ -230,6 +232,17 @@ def elementary(dtype: str) -> SimpleNamespace:
         tail = (exp_series(r) * r * r + r + one) * scale * first * second
         return tail if x < zero else one - tail
 
+    # the second exponential of these two is behind a branch: circuits of scalars rarely get there
+    @njit(**INLINED)
+    def sigmoid_slope(x: Any, out: Any) -> Any:
+        return out / (one + exp(x)) if x > sigmoid_tail else out * (one - out)
+
+    @njit(**INLINED)
+    def tanh_slope(x: Any, out: Any) -> Any:
+        size = -x if x < zero else x
+        steep = one + (-out if out < zero else out)
+        return exp(-two * size) * steep * steep if size > tanh_tail else one - out * out
+
     @njit(**INLINED)
     def where(condition: Any, x: Any, y: Any) -> Any:
         return x if condition else y
@@ -291,6 +304,8 @@ def elementary(dtype: str) -> SimpleNamespace:
         log1p,
         erf,
         ndtr,
+        sigmoid_slope,
+        tanh_slope,
         where,
         maximum,
         minimum,

@@ -24,6 +24,7 @@ from threading import Lock, Thread
 from types import ModuleType
 
 from gradwire_server.array_erf import NDTR
+from gradwire_server.array_slopes import SIGMOID_TAIL, TANH_TAIL
 from gradwire_server.engine.kernel_source import kernel_source
 
 #: The modules, in the order of need. The engine runs when the first two are there.
@@ -120,7 +121,11 @@ def folder() -> Path:
     import numba
     import numpy
 
-    parts = [*map(_source, MODULES), (_HERE / "elementary.py").read_text(), repr(NDTR)]
+    parts = [
+        *map(_source, MODULES),
+        (_HERE / "elementary.py").read_text(),
+        repr((NDTR, SIGMOID_TAIL, TANH_TAIL)),
+    ]
     parts += [sys.version, numba.__version__, llvmlite.__version__, numpy.__version__]
     parts.append(llvmlite.binding.get_host_cpu_name())
     parts.append(llvmlite.binding.get_host_cpu_features().flatten())

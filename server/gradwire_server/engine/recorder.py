@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradwire_server import arrays
+from gradwire_server.array_slopes import TANH_TAIL
 from gradwire_server.errors import OverLimit
 from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Row
@@ -210,6 +211,14 @@ class Recorder:
     def ndtr(self, x: Handle) -> Handle:
         """The normal distribution's share below x; no operator has the digits of its tail."""
         return 0.5 + 0.5 * self.erf(np.sqrt(0.5) * x)
+
+    def sigmoid_slope(self, x: Handle, out: Handle) -> Handle:
+        return out / (1.0 + self.exp(x))
+
+    def tanh_slope(self, x: Handle, out: Handle) -> Handle:
+        size, steep = self.abs(x), 1.0 + self.abs(out)
+        tail = self.exp(-2.0 * size) * steep * steep
+        return self.where(self.greater(size, TANH_TAIL), tail, 1.0 - out * out)
 
     def expm1(self, x: Handle) -> Handle:
         """exp(x) - 1, as a product that does not cancel."""

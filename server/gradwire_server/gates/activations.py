@@ -30,11 +30,6 @@ def sigmoid(xp: Namespace, x: Array) -> Array:
     return xp.where(is_negative, part, 1.0) / (1.0 + part)
 
 
-def sigmoid_slope(xp: Namespace, x: Array, out: Array) -> Array:
-    """The derivative of out = sigmoid(x), right in both tails: 1 - out has no digits left at 1."""
-    return out / (1.0 + xp.exp(x))
-
-
 def bounded(xp: Namespace, x: Array) -> Array:
     """x cut off at -1000 and 1000, where exponentials have long been 0: 0 * inf never happens."""
     low = not_below(xp, x)
@@ -69,7 +64,7 @@ class Sigmoid(ElementwiseGate):
         return sigmoid(xp, x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad * sigmoid_slope(xp, x, out),)
+        return (grad * xp.sigmoid_slope(x, out),)
 
 
 class Relu(ElementwiseGate):
@@ -432,21 +427,21 @@ class Mish(ElementwiseGate):
 
     def forward(self, xp: Namespace, x: Array) -> Array:
         low = not_below(xp, x)
-        part = self._exp(xp, low)
+        part = xp.exp(self._not_above(xp, low))
         lead = part * (part + 2.0)
         return low * (lead / (lead + 2.0))
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        x = bounded(xp, x)
-        part = self._exp(xp, x)
+        x = self._not_above(xp, not_below(xp, x))
+        part = xp.exp(x)
         lead = part * (part + 2.0)
         rest = lead + 2.0
         slope = lead / rest + 4.0 * x * (part / rest) * ((1.0 + part) / rest)
         return (grad * slope,)
 
-    def _exp(self, xp: Namespace, x: Array) -> Array:
-        """exp(x), cut off where t has long been 1."""
-        return xp.exp(xp.where(xp.greater(x, 20.0), 20.0, x))
+    def _not_above(self, xp: Namespace, x: Array) -> Array:
+        """x cut off at 22, where t and the gradient have long been 1."""
+        return xp.where(xp.greater(x, 22.0), 22.0, x)
 
 
 class Swish(ElementwiseGate):

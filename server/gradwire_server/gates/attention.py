@@ -20,7 +20,6 @@ from gradwire_server.gates.base import (
 )
 from gradwire_server.gates.common import integers
 from gradwire_server.gates.losses import pull_softmax
-from gradwire_server.gates.transcendental import tanh_slope
 from gradwire_server.specs import FLOATS, Shape, TensorSpec, broadcast_shapes, computed_in
 
 #: Tensors of scores, and states of each token, that a backward pass holds at once.
@@ -288,7 +287,7 @@ class Attention(Gate):
             found = at_stage(1, to_logits())
             if found is not None and softcap:
                 bent = run.products / softcap
-                found = found * tanh_slope(xp, bent, run.capped / softcap)
+                found = found * xp.tanh_slope(bent, run.capped / softcap)
             found = at_stage(0, found)
             return None if found is None else run.to_rows(xp, found * run.scale)
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from gradwire_server.errors import Invalid, nearest
-from gradwire_server.gates.activations import sigmoid, sigmoid_slope, softplus
+from gradwire_server.gates.activations import sigmoid, softplus
 from gradwire_server.gates.base import (
     Array,
     Attribute,
@@ -23,7 +23,6 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
-from gradwire_server.gates.transcendental import tanh_slope
 from gradwire_server.specs import TensorSpec
 
 
@@ -47,11 +46,11 @@ _CURVES = {
     ),
     "Tanh": _Curve(
         lambda xp, x, *_: xp.tanh(x),
-        lambda xp, x, y, *_: tanh_slope(xp, x, y),
+        lambda xp, x, y, *_: xp.tanh_slope(x, y),
     ),
     "Sigmoid": _Curve(
         lambda xp, x, *_: sigmoid(xp, x),
-        lambda xp, x, y, *_: sigmoid_slope(xp, x, y),
+        lambda xp, x, y, *_: xp.sigmoid_slope(x, y),
     ),
     "Affine": _Curve(
         lambda _xp, x, a, b: a * x + b,
@@ -70,7 +69,7 @@ _CURVES = {
     ),
     "ScaledTanh": _Curve(
         lambda xp, x, a, b: a * xp.tanh(b * x),
-        lambda xp, x, _y, a, b: a * b * tanh_slope(xp, b * x, xp.tanh(b * x)),
+        lambda xp, x, _y, a, b: a * b * xp.tanh_slope(b * x, xp.tanh(b * x)),
         1.0, 1.0,
     ),
     "HardSigmoid": _Curve(
