@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwire_server import arrays
-from gradwire_server.catalogue import describe
+from gradwire_server.catalogue import describe, family_of
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.gates.base import Attribute, Example, Input
 from gradwire_server.specs import Tensor
@@ -36,6 +36,10 @@ the gates' own classes by `scripts/generate`.
 - The floats of 8 and 4 bits and the integers of 4 and 2 bits, named as in ml_dtypes, are what
   numbers are stored in: operators convert, move, quantize and dequantize them, and none has a
   gradient, nor has what is converted into one.
+- *Accuracy* is what tests hold the gate to, at inputs of all sizes, float32 against float64 and
+  float64 against mpmath. An ulp is the distance to the next number, eps that of 1. Numbers below
+  the smallest normal one are 0, or near it. It is what the gate adds to what its inputs had: an
+  ulp of the input of exp(1000 * x) is many of its output.
 - In an example, `gradient` is that of the output (the first, if there are several) with a seed of
   ones; `None` is an input that has no gradient.
 """
@@ -45,7 +49,7 @@ def families() -> dict[str, list[Gate]]:
     """Gates by the module they are in, whose name is the family's."""
     found: dict[str, list[Gate]] = {}
     for gate in GATES.values():
-        name = type(gate).__module__.rpartition(".")[2].replace("_", " ").capitalize()
+        name = family_of(gate).replace("_", " ").capitalize()
         found.setdefault(name, []).append(gate)
     return found
 
@@ -69,6 +73,7 @@ def section(gate: Gate) -> Iterator[str]:
         ("formula", code(described.formula)),
         ("gradient", code(described.gradient)),
         ("at kinks", described.subgradient),
+        ("accuracy", described.accuracy),
         ("shapes", described.shapes),
         *((f"input `{each.name}`", input_text(each)) for each in gate.inputs),
         *((f"attribute `{each.name}`", attribute_text(each)) for each in gate.attributes),

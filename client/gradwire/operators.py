@@ -531,7 +531,7 @@ def tanh(x: Operand) -> Handle:
     """Hyperbolic tangent.
 
     Formula:   out = tanh(X)
-    Gradient:  d out/dX = 1 - out ** 2
+    Gradient:  d out/dX = 1 - out ** 2, in the tails as exp(-2 * |X|) * (1 + |out|) ** 2
     Shapes:    As X.
     """
     return apply("Tanh", (x,), {})
@@ -583,7 +583,7 @@ def sigmoid(x: Operand) -> Handle:
     """Logistic function: any number to between 0 and 1.
 
     Formula:   out = 1 / (1 + exp(-X))
-    Gradient:  d out/dX = (1 - out) * out
+    Gradient:  d out/dX = (1 - out) * out, where 1 - out = 1 / (1 + exp(X))
     Shapes:    As X.
     """
     return apply("Sigmoid", (x,), {})
@@ -719,8 +719,9 @@ def hard_swish(x: Operand) -> Handle:
 def mish(x: Operand) -> Handle:
     """Number times the hyperbolic tangent of its softplus.
 
-    Formula:   out = X * tanh(log(1 + exp(X)))
-    Gradient:  d out/dX = t + X * (1 - t ** 2) / (1 + exp(-X)), where t = tanh(log(1 + exp(X)))
+    Formula:   out = X * t,  t = tanh(log(1 + exp(X))) = n / (n + 2),  n = exp(X) * (exp(X) + 2)
+    Gradient:  d out/dX = t + X * (1 - t ** 2) / (1 + exp(-X)) = t + 4 * X * exp(X) * (1 + exp(X))
+               / (n + 2) ** 2
     Shapes:    As X.
     """
     return apply("Mish", (x,), {})
@@ -1232,8 +1233,8 @@ def reduce_log_sum_exp(
     """Logarithm of a sum of exponentials along axes: a smooth maximum.
 
     Formula:   out = log(sum of exp(data)), without overflow
-    Gradient:  d out/d data = exp(data - out), the softmax of data
-    Kinks:     0 where all are minus infinity.
+    Gradient:  d out/d data = exp(data - m) / (sum of exp(data - m)), m the largest: the softmax
+    Kinks:     0 where all are minus infinity; elements of plus infinity share it equally.
     Shapes:    axes are lost, or of size 1 with keepdims; all axes where none are given, unless
                noop_with_empty_axes. Nothing gives minus infinity.
     """
@@ -3412,7 +3413,7 @@ def softmax(input: Operand, *, axis: int = -1) -> Handle:
     """Positive numbers that sum to 1 along an axis.
 
     Formula:   out = exp(input) / sum(exp(input)) along axis
-    Gradient:  to input = out * (grad - sum(grad * out))
+    Gradient:  to input = out * (grad - sum(grad * out)), of grad less what it is where out > 3/4
     Shapes:    As input.
     """
     return apply("Softmax", (input,), {"axis": axis})
@@ -3422,7 +3423,7 @@ def log_softmax(input: Operand, *, axis: int = -1) -> Handle:
     """Logarithm of Softmax.
 
     Formula:   out = input - log(sum(exp(input))) along axis
-    Gradient:  to input = grad - exp(out) * sum(grad)
+    Gradient:  to input = grad - exp(out) * sum(grad), where 1 - exp(out) is the sum of the others
     Shapes:    As input.
     """
     return apply("LogSoftmax", (input,), {"axis": axis})
@@ -3454,6 +3455,8 @@ def softmax_cross_entropy_loss(
                (sum), or their sum over that of their weights (mean)
     Gradient:  to scores = weights[label] * (Softmax(scores) - [class = label]) times the row's
                gradient;  d out/d weights from the same sums
+    Kinks:     the mean of no rows (every label ignored, or of weight 0) is NaN; its gradient to
+               scores is 0.
     Shapes:    scores [N, C, ..], labels [N, ..], weights [C]; out as labels, or rank 0.
     """
     return apply_several(
@@ -3483,6 +3486,8 @@ def negative_log_likelihood_loss(
                their weights (mean)
     Gradient:  to input = -weight[target] * [class = target] times the row's gradient;  to weight
                from the same sums
+    Kinks:     the mean of no rows (every target ignored, or of weight 0) is NaN; its gradient to
+               input is 0.
     Shapes:    input [N, C, ..], target [N, ..], weight [C]; loss as target, or rank 0.
     """
     return apply(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradwire_server import arrays
+from gradwire_server.array_slopes import TANH_TAIL
 from gradwire_server.errors import OverLimit
 from gradwire_server.gates.windows import Windows
 from gradwire_server.graph import Row
@@ -206,6 +207,30 @@ class Recorder:
         """Python scalars as constants of the handles' data type."""
         dtype = next(each.dtype for each in operands if isinstance(each, Handle))
         return [each if isinstance(each, Handle) else self.number(each, dtype) for each in operands]
+
+    def ndtr(self, x: Handle) -> Handle:
+        """The normal distribution's share below x; no operator has the digits of its tail."""
+        return 0.5 + 0.5 * self.erf(np.sqrt(0.5) * x)
+
+    def sigmoid_slope(self, x: Handle, out: Handle) -> Handle:
+        return out / (1.0 + self.exp(x))
+
+    def tanh_slope(self, x: Handle, out: Handle) -> Handle:
+        size, steep = self.abs(x), 1.0 + self.abs(out)
+        tail = self.exp(-2.0 * size) * steep * steep
+        return self.where(self.greater(size, TANH_TAIL), tail, 1.0 - out * out)
+
+    def expm1(self, x: Handle) -> Handle:
+        """exp(x) - 1, as a product that does not cancel."""
+        half = 0.5 * x
+        return 2.0 * self.sinh(half) * self.exp(half)
+
+    def log1p(self, x: Handle) -> Handle:
+        """log(1 + x); up to 1 by a function whose value at 0 is 0."""
+        is_large = self.greater(x, 1.0)
+        small = self.where(is_large, 0.0, x)
+        near = 2.0 * self.atanh(small / (small + 2.0))
+        return self.where(is_large, self.log(1.0 + x), near)
 
     def where(self, condition: Handle, x: Any, y: Any) -> Handle:
         found: Handle = self.apply("Where", condition, *self.lift((x, y)))

@@ -19,6 +19,7 @@ from gradwire_server.gates.base import (
     Sample,
 )
 from gradwire_server.gates.common import integers
+from gradwire_server.gates.losses import pull_softmax
 from gradwire_server.specs import FLOATS, Shape, TensorSpec, broadcast_shapes, computed_in
 
 #: Tensors of scores, and states of each token, that a backward pass holds at once.
@@ -275,8 +276,7 @@ class Attention(Gate):
                 found = run.to_scores(xp, to_rows @ _transposed(xp, run.values))
             to_weights = at_stage(3, found)
             if to_weights is not None:
-                mean = xp.sum(to_weights * run.weights, axis=(3,), keepdims=True)
-                to_weights = run.weights * (to_weights - mean)
+                to_weights = pull_softmax(xp, to_weights, run.weights, 3)
             to_all = at_stage(2, to_weights)
             if to_all is None or run.allowed is None:
                 return to_all
@@ -286,8 +286,8 @@ class Attention(Gate):
         def to_products() -> Array | None:
             found = at_stage(1, to_logits())
             if found is not None and softcap:
-                bent = run.capped / softcap
-                found = found * (1.0 - bent * bent)
+                bent = run.products / softcap
+                found = found * xp.tanh_slope(bent, run.capped / softcap)
             found = at_stage(0, found)
             return None if found is None else run.to_rows(xp, found * run.scale)
 

@@ -140,7 +140,8 @@ class Gate:
     """An operator: shapes, forward, local gradient. It knows nothing of the rest of the circuit.
 
     The docstring of a gate has one sentence and then the lines `Formula:`, `Gradient:`,
-    `Shapes:` and, where a subgradient is chosen, `Kinks:`; the catalogue is made from them.
+    `Shapes:` and, where a subgradient is chosen, `Kinks:`; and `Accuracy:` where it is not its
+    family's (catalogue.py). The catalogue is made from them.
     """
 
     operator: ClassVar[str]

@@ -29,10 +29,43 @@ _AXIS_SAMPLES = (
 )
 
 
+#: A share of the whole that only one element can have, rounded or not.
+_DOMINANT = 0.75
+
+
 def log_softmax(xp: Namespace, x: Array, axis: int) -> Array:
     """x - log(sum(exp(x))) along an axis."""
     shifted = x - xp.max(x, axis=(axis,), keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=(axis,), keepdims=True))
+
+
+def pull_softmax(xp: Namespace, grad: Array, out: Array, axis: int) -> Array:
+    """The gradient of x, from that of out = softmax(x) along an axis.
+
+    out * (grad - sum(grad * out)) cancels where one element takes nearly all: there grad less a
+    number is as good as grad, since out sums to 1, and that element's own gradient is the number.
+    """
+    dominates = xp.greater(out, _DOMINANT)
+    level = xp.sum(xp.where(dominates, grad, 0.0), axis=(axis,), keepdims=True)
+    grad = grad - level
+    return out * (grad - xp.sum(grad * out, axis=(axis,), keepdims=True))
+
+
+def _rest(xp: Namespace, out: Array, axis: int) -> Array:
+    """1 - out, for out = softmax(x) along an axis: of an element near 1, the sum of the others."""
+    dominates = xp.greater(out, _DOMINANT)
+    others = xp.sum(xp.where(dominates, 0.0, out), axis=(axis,), keepdims=True)
+    return xp.where(dominates, others, 1.0 - out)
+
+
+def pull_log_softmax(xp: Namespace, grad: Array, log_prob: Array, axis: int) -> Array:
+    """The gradient of x, from that of log_prob = log_softmax(x) along an axis."""
+    out = xp.exp(log_prob)
+    dominates = xp.greater(out, _DOMINANT)
+    others = xp.sum(xp.where(dominates, 0.0, grad), axis=(axis,), keepdims=True)
+    total = xp.sum(grad, axis=(axis,), keepdims=True)
+    at_dominant = grad * _rest(xp, out, axis) - out * others
+    return xp.where(dominates, at_dominant, grad - out * total)
 
 
 def _along_axis(spec: TensorSpec, axis: int) -> TensorSpec:
@@ -44,7 +77,7 @@ class Softmax(Gate):
     """Positive numbers that sum to 1 along an axis.
 
     Formula:   out = exp(input) / sum(exp(input)) along axis
-    Gradient:  to input = out * (grad - sum(grad * out))
+    Gradient:  to input = out * (grad - sum(grad * out)), of grad less what it is where out > 3/4
     Shapes:    As input.
     """
 
@@ -69,14 +102,14 @@ class Softmax(Gate):
         return parts / xp.sum(parts, axis=(axis,), keepdims=True)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, axis: int) -> tuple[Array, ...]:
-        return (out * (grad - xp.sum(grad * out, axis=(axis,), keepdims=True)),)
+        return (pull_softmax(xp, grad, out, axis),)
 
 
 class LogSoftmax(Gate):
     """Logarithm of Softmax.
 
     Formula:   out = input - log(sum(exp(input))) along axis
-    Gradient:  to input = grad - exp(out) * sum(grad)
+    Gradient:  to input = grad - exp(out) * sum(grad), where 1 - exp(out) is the sum of the others
     Shapes:    As input.
     """
 
@@ -100,7 +133,7 @@ class LogSoftmax(Gate):
         return log_softmax(xp, x, axis)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, axis: int) -> tuple[Array, ...]:
-        return (grad - xp.exp(out) * xp.sum(grad, axis=(axis,), keepdims=True),)
+        return (pull_log_softmax(xp, grad, out, axis),)
 
 
 class Hardmax(Gate):
@@ -149,6 +182,8 @@ class SoftmaxCrossEntropyLoss(Gate):
                (none), their sum (sum), or their sum over that of their weights (mean)
     Gradient:  to scores = weights[label] * (Softmax(scores) - [class = label]) times the row's
                gradient;  d out/d weights from the same sums
+    Kinks:     the mean of no rows (every label ignored, or of weight 0) is NaN; its gradient to
+               scores is 0.
     Shapes:    scores [N, C, ..], labels [N, ..], weights [C]; out as labels, or rank 0.
     """
 
@@ -244,7 +279,7 @@ class SoftmaxCrossEntropyLoss(Gate):
         xp.require_indices(checked, scores.shape[1], "labels")
         log_prob = log_softmax(xp, scores, 1)
         chosen = _chosen(xp, scores, labels, weights, ignore_index)
-        losses = -xp.sum(xp.where(xp.greater(chosen, 0.0), chosen * log_prob, 0.0), axis=(1,))
+        losses = -xp.sum(_weighed(xp, chosen, log_prob), axis=(1,))
         if reduction == "none":
             return losses, log_prob
         rows = tuple(range(len(losses.shape)))
@@ -272,25 +307,23 @@ class SoftmaxCrossEntropyLoss(Gate):
             every = tuple(range(len(scores.shape)))
             chosen = _chosen(xp, scores, labels, weight, ignore_index)
             unweighted = _chosen(xp, scores, labels, None, ignore_index)
-            if reduction == "none":
-                row = xp.expand_dims(to_loss, axis=1)
-            elif reduction == "sum":
-                row = to_loss
-            else:
-                row = to_loss / xp.sum(chosen, axis=every)
+            row = xp.expand_dims(to_loss, axis=1) if reduction == "none" else to_loss
+            is_label = xp.greater(unweighted, 0.0)
             mass = xp.sum(chosen, axis=(1,), keepdims=True)
-            to_scores = row * (mass * xp.exp(log_prob) - chosen)
+            share = _share(xp, mass, xp.sum(chosen, axis=every)) if reduction == "mean" else mass
+            prob = xp.exp(log_prob)
+            to_scores = row * (share * xp.where(is_label, -_rest(xp, prob, 1), prob))
             if weight is not None:
                 # a class that cannot be (score minus infinity) has no part in others' weights
-                picked = xp.where(xp.greater(unweighted, 0.0), -log_prob, 0.0)
+                picked = xp.where(is_label, -log_prob, 0.0)
                 if reduction == "mean":
-                    losses = xp.sum(chosen * picked, axis=every)
-                    picked = picked - losses / xp.sum(chosen, axis=every)
+                    total = xp.sum(chosen, axis=every)
+                    losses = xp.sum(_weighed(xp, chosen, picked), axis=every)
+                    picked = xp.where(is_label, (picked - losses / total) / total, 0.0)
                 others = (0, *range(2, len(scores.shape)))
-                to_weights = xp.sum(row * unweighted * picked, axis=others)
+                to_weights = xp.sum(row * picked, axis=others)
         if to_log_prob is not None:
-            total = xp.sum(to_log_prob, axis=(1,), keepdims=True)
-            more = to_log_prob - xp.exp(log_prob) * total
+            more = pull_log_softmax(xp, to_log_prob, log_prob, 1)
             to_scores = more if to_scores is None else to_scores + more
         return (to_scores, None, to_weights)[: 2 + len(weights)]
 
@@ -310,7 +343,17 @@ def _chosen(
         counts = xp.logical_not(xp.equal(xp.expand_dims(labels, axis=1), ignore_index))
         is_label = xp.logical_and(is_label, counts)
     marks = xp.astype(is_label, str(scores.dtype))
-    return marks if weights is None else marks * xp.reshape(weights, lying)
+    return marks if weights is None else xp.where(is_label, xp.reshape(weights, lying), 0.0)
+
+
+def _weighed(xp: Namespace, weights: Array, x: Array) -> Array:
+    """weights * x, and 0 where the weight is 0: what does not count may be infinite."""
+    return xp.where(xp.equal(weights, 0.0), 0.0, weights * x)
+
+
+def _share(xp: Namespace, weights: Array, total: Array) -> Array:
+    """weights / total, and 0 where the weight is 0: a mean of no rows passes no gradient on."""
+    return xp.where(xp.equal(weights, 0.0), 0.0, weights / total)
 
 
 class NegativeLogLikelihoodLoss(Gate):
@@ -321,6 +364,8 @@ class NegativeLogLikelihoodLoss(Gate):
                weights (mean)
     Gradient:  to input = -weight[target] * [class = target] times the row's gradient;  to weight
                from the same sums
+    Kinks:     the mean of no rows (every target ignored, or of weight 0) is NaN; its gradient to
+               input is 0.
     Shapes:    input [N, C, ..], target [N, ..], weight [C]; loss as target, or rank 0.
     """
 
@@ -411,17 +456,16 @@ class NegativeLogLikelihoodLoss(Gate):
         chosen = _chosen(xp, x, target, given, ignore_index)
         every = tuple(range(len(x.shape)))
         row = xp.expand_dims(grad, axis=1) if reduction == "none" else grad
-        if reduction == "mean":
-            row = row / xp.sum(chosen, axis=every)
+        total = xp.sum(chosen, axis=every)
+        share = _share(xp, chosen, total) if reduction == "mean" else chosen
 
         def to_weight() -> Array:
-            marks = _chosen(xp, x, target, None, ignore_index)
-            picked = xp.where(xp.greater(marks, 0.0), -x, 0.0)
-            if reduction == "mean":
-                picked = picked - marks * out
+            is_label = xp.greater(_chosen(xp, x, target, None, ignore_index), 0.0)
+            picked = (-x - out) / total if reduction == "mean" else -x
+            picked = xp.where(is_label, picked, 0.0)
             return xp.sum(row * picked, axis=(0, *range(2, len(x.shape))))
 
-        return -row * chosen, None, *(None if each is None else to_weight for each in weight)
+        return -row * share, None, *(None if each is None else to_weight for each in weight)
 
     def _losses(
         self, xp: Namespace, x: Array, target: Array, weight: Array | None, ignore: int | None
@@ -430,4 +474,4 @@ class NegativeLogLikelihoodLoss(Gate):
         marks = _chosen(xp, x, target, None, ignore)
         picked = xp.sum(xp.where(xp.greater(marks, 0.0), x, 0.0), axis=(1,))
         weights = xp.sum(_chosen(xp, x, target, weight, ignore), axis=(1,))
-        return -weights * picked, weights
+        return -_weighed(xp, weights, picked), weights

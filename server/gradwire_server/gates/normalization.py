@@ -43,12 +43,24 @@ def _mean(xp: Namespace, x: Array, axes: Axes) -> Array:
     return xp.sum(x, axis=axes, keepdims=True) / count
 
 
+def _centred(xp: Namespace, x: Array, axes: Axes) -> tuple[Array, Array]:
+    """x less its mean along axes, and that mean.
+
+    A sum of equal numbers rounds, so that the mean of a constant slice may be an ulp off, which
+    dividing by a standard deviation of nearly 0 makes a large number. So what is left is centred
+    once more: of a constant slice that is small multiples of an ulp, and their mean is exact.
+    """
+    rough = _mean(xp, x, axes)
+    centred = x - rough
+    rest = _mean(xp, centred, axes)
+    return centred - rest, rough + rest
+
+
 def _standardized(
     xp: Namespace, x: Array, axes: Axes, epsilon: float
 ) -> tuple[Array, Array, Array]:
     """x with mean 0 and variance 1; its mean before; the inverse of its standard deviation."""
-    mean = _mean(xp, x, axes)
-    centred = x - mean
+    centred, mean = _centred(xp, x, axes)
     inverse = 1.0 / xp.sqrt(_mean(xp, centred * centred, axes) + epsilon)
     return centred * inverse, mean, inverse
 
@@ -529,8 +541,7 @@ class BatchNormalization(Gate):
             slope = scale / xp.sqrt(var + epsilon)
             return ((x - _lying(xp, mean, x)) * _lying(xp, slope, x) + _lying(xp, b, x),)
         axes = _but_channels(x)
-        own_mean = _mean(xp, x, axes)
-        centred = x - own_mean
+        centred, own_mean = _centred(xp, x, axes)
         own_var = _mean(xp, centred * centred, axes)
         slope = _lying(xp, scale, x) / xp.sqrt(own_var + epsilon)
         running = (
@@ -809,12 +820,12 @@ class MeanVarianceNormalization(Gate):
 
     def forward(self, xp: Namespace, x: Array, axes: Axes) -> Array:
         axes = normalize_axes(axes, len(x.shape))
-        centred = x - _mean(xp, x, axes)
+        centred, _ = _centred(xp, x, axes)
         return centred / (xp.sqrt(_mean(xp, centred * centred, axes)) + self._EPSILON)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, axes: Axes) -> tuple[Any, ...]:
         axes = normalize_axes(axes, len(x.shape))
-        centred = x - _mean(xp, x, axes)
+        centred, _ = _centred(xp, x, axes)
         spread = _mean(xp, centred * centred, axes)
         is_flat = xp.equal(spread, 0.0)
         deviation = xp.where(is_flat, 0.0, xp.sqrt(xp.where(is_flat, 1.0, spread)))

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from gradwire_server.errors import Invalid, nearest
-from gradwire_server.gates.activations import sigmoid
+from gradwire_server.gates.activations import sigmoid, softplus
 from gradwire_server.gates.base import (
     Array,
     Attribute,
@@ -46,11 +46,11 @@ _CURVES = {
     ),
     "Tanh": _Curve(
         lambda xp, x, *_: xp.tanh(x),
-        lambda _xp, _x, y, *_: 1.0 - y * y,
+        lambda xp, x, y, *_: xp.tanh_slope(x, y),
     ),
     "Sigmoid": _Curve(
         lambda xp, x, *_: sigmoid(xp, x),
-        lambda _xp, _x, y, *_: y * (1.0 - y),
+        lambda xp, x, y, *_: xp.sigmoid_slope(x, y),
     ),
     "Affine": _Curve(
         lambda _xp, x, a, b: a * x + b,
@@ -69,7 +69,7 @@ _CURVES = {
     ),
     "ScaledTanh": _Curve(
         lambda xp, x, a, b: a * xp.tanh(b * x),
-        lambda xp, x, _y, a, b: a * b * (1.0 - xp.tanh(b * x) ** 2.0),
+        lambda xp, x, _y, a, b: a * b * xp.tanh_slope(b * x, xp.tanh(b * x)),
         1.0, 1.0,
     ),
     "HardSigmoid": _Curve(
@@ -83,9 +83,11 @@ _CURVES = {
     ),
     "Elu": _Curve(
         lambda xp, x, a, *_: xp.where(
-            xp.greater(x, 0.0), x, a * (xp.exp(xp.minimum(x, xp.zeros_like(x))) - 1.0)
+            xp.greater(x, 0.0), x, a * xp.expm1(xp.minimum(x, xp.zeros_like(x)))
         ),
-        lambda xp, x, y, a, *_: xp.where(xp.greater(x, 0.0), xp.ones_like(x), y + a),
+        lambda xp, x, _y, a, *_: xp.where(
+            xp.greater(x, 0.0), xp.ones_like(x), a * xp.exp(xp.minimum(x, xp.zeros_like(x)))
+        ),
         1.0,
     ),
     "Softsign": _Curve(
@@ -93,8 +95,7 @@ _CURVES = {
         lambda xp, x, *_: 1.0 / (1.0 + xp.abs(x)) ** 2.0,
     ),
     "Softplus": _Curve(
-        lambda xp, x, *_: xp.maximum(x, xp.zeros_like(x))
-        + xp.log(1.0 + xp.exp(-xp.abs(x))),
+        lambda xp, x, *_: softplus(xp, x),
         lambda xp, x, *_: sigmoid(xp, x),
     ),
 }  # fmt: skip

@@ -208,7 +208,7 @@ class Tanh(ElementwiseGate):
     """Hyperbolic tangent.
 
     Formula:   out = tanh(X)
-    Gradient:  d out/dX = 1 - out ** 2
+    Gradient:  d out/dX = 1 - out ** 2, in the tails as exp(-2 * |X|) * (1 + |out|) ** 2
     Shapes:    As X.
     """
 
@@ -219,7 +219,7 @@ class Tanh(ElementwiseGate):
         return xp.tanh(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad * (1.0 - out * out),)
+        return (grad * xp.tanh_slope(x, out),)
 
 
 class Asinh(ElementwiseGate):
@@ -237,7 +237,11 @@ class Asinh(ElementwiseGate):
         return xp.asinh(x)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Array, ...]:
-        return (grad / xp.sqrt(x * x + 1.0),)
+        # beyond 1e9 the 1 is lost, and from 1e19 on a float32's square is infinite
+        size = xp.abs(x)
+        is_large = xp.greater(size, 1e9)
+        near = xp.where(is_large, 0.0, x)
+        return (grad / xp.where(is_large, size, xp.sqrt(near * near + 1.0)),)
 
 
 class Acosh(ElementwiseGate):

@@ -62,7 +62,7 @@ INLINE T from_bits(Bits bits) {
    log_series: (atanh(s) / s - 1) / s^2, in s^2.
    erf(x) is x times erf_near(x^2) up to 1, and from there to erf_end (where it rounds to 1) 1 less the
    exponential of erf_far(x): through the Chebyshev nodes of erf(sqrt(s)) / sqrt(s) on [0, 1] and of
-   log(1 - erf(x)). */
+   log(1 - erf(x)). ndtr_series and its numbers are those of array_erf.py. */
 #if FLOAT_BITS == 64
 POLYNOMIAL(exp_series, 1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800., 1 / 362880.,
            1 / 40320., 1 / 5040., 1 / 720., 1 / 120., 1 / 24., 1 / 6., 1 / 2.)
@@ -81,6 +81,14 @@ POLYNOMIAL(erf_far, -5.038175090820216e-18, 4.372730657464627e-16, -1.8036814202
            0.00018134612945957767, 0.019136993126873038, -0.10277298786463396, -0.6366206965657829,
            -1.1283787825197156, -5.442051963983573e-08)
 static const T erf_end = 6;
+POLYNOMIAL(ndtr_series, 2.1479772915839718e-10, 3.7967308507960474e-10, -2.59425113480782e-09,
+           -5.7223827170707425e-09, 2.05083033049148e-08, 5.5934197021786736e-08,
+           -1.625201932923532e-07, -4.725017211967578e-07, 1.5519808338701463e-06,
+           3.4474117706002786e-06, -1.773844689883524e-05, -1.178277707218133e-05,
+           0.0002060369018460292, -0.00034520256138739156, -0.0013935077411854693,
+           0.009915085613480746, -0.03210283425093028, 0.06980961463401143, -0.10860958645428487,
+           0.11305959211536436, -0.04180752757187663, -0.11853147654582685, 1.2576226059539464)
+static const T ndtr_stretch = 2.25, ndtr_centre = 4.949747468305833, ndtr_last = 39.59797974644666;
 #else
 POLYNOMIAL(exp_series, 1 / 5040.f, 1 / 720.f, 1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f)
 POLYNOMIAL(log_series, 1 / 9.f, 1 / 7.f, 1 / 5.f, 1 / 3.f)
@@ -90,6 +98,11 @@ POLYNOMIAL(erf_far, 1.6371514145936436e-06, -4.605804268918978e-05, 0.0005968056
            -0.004759596293266265, 0.026421136005663898, -0.11008008294882024, -0.631826051559163,
            -1.130233434841994, 0.00032013804967769883)
 static const T erf_end = 4;
+POLYNOMIAL(ndtr_series, -2.097901691038564e-05, -1.6462020189795042e-05, 0.00037901862920580276,
+           -0.0003522537535409457, -0.005189625283895338, 0.028100443060640842,
+           -0.0769927637142416, 0.1287781635311899, -0.10862336045434787, -0.06746822187478897,
+           1.2794893793365294)
+static const T ndtr_stretch = 2.588235294117647, ndtr_centre = 4.242640687119285, ndtr_last = 14.424978336205568;
 #endif
 
 /* adding it rounds to a whole number, which is then in the low bits */
@@ -174,6 +187,34 @@ INLINE T scalar_erf(T x) {
     T far = 1 - (less_one + 1) * power_of_two(rounded);
     far = x < 0 ? -far : far;
     return size > 1 ? far : x * erf_near(x * x);
+}
+
+/* The normal distribution's share below x, right to the last digits of its tail. */
+INLINE T scalar_ndtr(T x) {
+    T size = x < 0 ? -x : x, second;
+    size = size > ndtr_last ? ndtr_last : size;
+    /* exp(-size^2 / 2), whose rounded exponent would cost digits: the square of high is exact */
+    const T high = from_bits(bits_of(size) & ~(((Bits)1 << (FRACTION_BITS + 2) / 2) - 1));
+    const T exponent = high * high * (T)-0.5;
+    const T rounded = exponent * per_ln2 + MAGIC, k = rounded - MAGIC;
+    const T whole = (exponent - k * ln2_high) - k * ln2_low;
+    const T r = whole - (size - high) * (size + high) * (T)0.5;
+    const T first = half_power(rounded, &second);
+    const T place = ndtr_stretch * (size / (size + ndtr_centre)) - 1;
+    const T scale = ndtr_series(place) / (2 + (T)2.8284271247461903 * size);
+    const T tail = (exp_series(r) * r * r + r + 1) * scale * first * second;
+    return x < 0 ? tail : 1 - tail;
+}
+
+/* Derivatives of sigmoid and tanh, with their digits in the tails (array_slopes.py). The second
+   exponential is behind a branch: circuits of scalars rarely get there. */
+INLINE T scalar_sigmoid_slope(T x, T out) {
+    return x > 4 ? out / (1 + scalar_exp(x)) : out * (1 - out);
+}
+
+INLINE T scalar_tanh_slope(T x, T out) {
+    const T size = x < 0 ? -x : x, steep = 1 + (out < 0 ? -out : out);
+    return size > 2 ? scalar_exp(-2 * size) * steep * steep : 1 - out * out;
 }
 
 INLINE bool scalar_isnan(T x) { return x != x; }

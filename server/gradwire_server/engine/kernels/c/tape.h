@@ -382,10 +382,18 @@ static T sum_of(const T *x, int64_t count) {
     return total;
 }
 
-static T product_of(const T *x, const T *y, int64_t count) {
+/* of grad where one element of the row has more than 3/4 of the mass */
+static T level_of(const T *grad, const T *out, int64_t count) {
+#pragma clang fp reassociate(on)
+    T level = 0;
+    for (int64_t t = 0; t < count; t++) level += out[t] > (T)0.75 ? grad[t] : 0;
+    return level;
+}
+
+static T product_of(const T *grad, const T *out, T level, int64_t count) {
 #pragma clang fp reassociate(on)
     T total = 0;
-    for (int64_t t = 0; t < count; t++) total += x[t] * y[t];
+    for (int64_t t = 0; t < count; t++) total += (grad[t] - level) * out[t];
     return total;
 }
 
@@ -401,13 +409,15 @@ static void softmax(const T *x, T *out, int64_t count, int64_t start, int64_t st
     }
 }
 
-/* out * (grad - sum(grad * out)), of each row. */
+/* out * (grad - sum(grad * out)) of each row, of grad less what it is where out > 3/4. */
 static void softmax_backward(const T *grad, const T *out, T *to_x, int64_t count, int64_t start,
                              int64_t stop) {
     for (int64_t row = start; row < stop; row++) {
         const T *grads = grad + row * count, *values = out + row * count;
         T *to = to_x + row * count;
-        const T total = product_of(grads, values, count);
-        VECTOR_LOOP for (int64_t t = 0; t < count; t++) to[t] = values[t] * (grads[t] - total);
+        const T level = level_of(grads, values, count);
+        const T total = product_of(grads, values, level, count);
+        VECTOR_LOOP for (int64_t t = 0; t < count; t++)
+            to[t] = values[t] * ((grads[t] - level) - total);
     }
 }
