@@ -32,6 +32,7 @@ ACCURACIES = {
     "activations": ELEMENTWISE,
     "logic": EXACT,
     "bitwise": EXACT,
+    "assertions": EXACT,
     "shapes": EXACT,
     "indexing": EXACT,
     "creation": OPERATIONS,
