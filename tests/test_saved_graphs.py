@@ -40,7 +40,7 @@ LARGE_COUNT = 400_000  # elements, over 3 MB
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedServer]:
-    running = EmbeddedServer(LIMITS, warms_up=False)
+    running = EmbeddedServer(LIMITS)
     yield running
     running.close()
 
@@ -173,7 +173,7 @@ def test_upload_whose_answer_was_lost_is_finished_by_asking() -> None:
     store = MemoryStore(LIMITS)
     store.begin(sha256(data).digest(), len(data))
     store.append(sha256(data).digest(), 0, memoryview(data))
-    server = EmbeddedServer(LIMITS, warms_up=False, store=store)
+    server = EmbeddedServer(LIMITS, store=store)
     with grpc.insecure_channel(server.address) as channel:
         asking = service_pb2_grpc.GradientServiceStub(channel)
         answer = asking.UploadGraph(iter([begin(data, name=pb.NameChange(name="f"))]))
@@ -342,7 +342,7 @@ def test_silent_upload_is_ended(
 ) -> None:
     clock, over = Clock(), threading.Event()
     monkeypatch.setattr(silence, "monotonic", clock)
-    server = EmbeddedServer(replace(LIMITS, session_idle_seconds=1), warms_up=False)
+    server = EmbeddedServer(replace(LIMITS, session_idle_seconds=1))
 
     def parts() -> Iterator[pb.UploadGraphRequest]:
         yield from sent
@@ -446,7 +446,7 @@ def test_saved_graphs_that_were_used_last_stay_planned() -> None:
 
 def test_store_that_cannot_be_reached_is_not_a_server_that_is_gone(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path, LIMITS)
-    server = EmbeddedServer(LIMITS, warms_up=False, store=store)
+    server = EmbeddedServer(LIMITS, store=store)
     store.close()
     with gw.connect(server.address) as connection:
         with pytest.raises(gw.UnavailableError, match="the store of graphs: ") as failure:
@@ -461,7 +461,7 @@ def test_store_that_lost_bytes_gives_no_other_graph() -> None:
         def read(self, digest: bytes, offset: int = 0) -> Iterator[bytes]:
             yield from super().read(digest, offset + 1)
 
-    server = EmbeddedServer(LIMITS, warms_up=False, store=Forgetful(LIMITS))
+    server = EmbeddedServer(LIMITS, store=Forgetful(LIMITS))
     with gw.connect(server.address) as connection:
         connection.save_graph(scaled(1.0), "f")
         with pytest.raises(gw.ServerError, match="are not the graph"):

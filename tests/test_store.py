@@ -417,7 +417,7 @@ def test_piece_that_came_too_late_is_in_nobodys_way(bucket: str) -> None:
 
 def test_graph_in_a_bucket_is_evaluated_by_name(bucket: str) -> None:
     store = open_store(f"{bucket}/{uuid4()}", Limits())
-    server = EmbeddedServer(warms_up=False, store=store)
+    server = EmbeddedServer(store=store)
     graph = gw.Graph()
     graph.output("f", gw.exp(graph.input("x")))
     with gw.connect(server.address) as connection:

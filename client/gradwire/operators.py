@@ -583,7 +583,7 @@ def sigmoid(x: Operand) -> Handle:
     """Logistic function: any number to between 0 and 1.
 
     Formula:   out = 1 / (1 + exp(-X))
-    Gradient:  d out/dX = (1 - out) * out, where 1 - out = 1 / (1 + exp(X))
+    Gradient:  d out/dX = (1 - out) * out
     Shapes:    As X.
     """
     return apply("Sigmoid", (x,), {})

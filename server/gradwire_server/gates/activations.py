@@ -50,7 +50,7 @@ class Sigmoid(ElementwiseGate):
     """Logistic function: any number to between 0 and 1.
 
     Formula:   out = 1 / (1 + exp(-X))
-    Gradient:  d out/dX = (1 - out) * out, where 1 - out = 1 / (1 + exp(X))
+    Gradient:  d out/dX = (1 - out) * out
     Shapes:    As X.
     """
 
