@@ -138,9 +138,10 @@ def second_order(case: Case, rng: np.random.Generator, step: float) -> tuple[flo
 
 
 def weighted(weights: Iterable[Any], numbers: Iterable[Any]) -> float:
-    """The sum of the products, where there is a weight other than 0."""
-    return sum(
-        float(np.sum(np.multiply(weight, each, dtype=float), where=weight != 0))
-        for weight, each in zip(weights, numbers, strict=True)
-        if weight is not None
-    )
+    """The sum of the products, where there is a weight other than 0; NaN where there is none."""
+    with np.errstate(all="ignore"):
+        return sum(
+            float(np.sum(np.multiply(weight, each, dtype=float), where=weight != 0))
+            for weight, each in zip(weights, numbers, strict=True)
+            if weight is not None
+        )

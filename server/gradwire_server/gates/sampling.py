@@ -378,11 +378,11 @@ def _cubic_weights(xp: Namespace, part: Array, steps: Array) -> tuple[Array, Arr
     distance = xp.abs(signed)
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1.0
     far = ((distance - 5.0) * distance + 8.0) * distance * a - 4 * a
-    near_slope = (3 * (a + 2) * distance - 2 * (a + 3)) * distance
-    far_slope = ((3.0 * distance - 10.0) * distance + 8.0) * a
+    # signed, so that it has its own slope where the distance is 0
+    near_slope = (3 * (a + 2) * distance - 2 * (a + 3)) * signed
+    far_slope = ((3.0 * distance - 10.0) * distance + 8.0) * a * xp.sign(signed)
     is_near = xp.less_equal(distance, 1.0)
-    slope = xp.where(is_near, near_slope, far_slope) * xp.sign(signed)
-    return xp.where(is_near, near, far), slope
+    return xp.where(is_near, near, far), xp.where(is_near, near_slope, far_slope)
 
 
 _FILTERS: dict[str, tuple[Ints, Callable[[Namespace, Array, Array], tuple[Array, Array]]]] = {
