@@ -347,13 +347,16 @@ def _chosen(
 
 
 def _weighed(xp: Namespace, weights: Array, x: Array) -> Array:
-    """weights * x, and 0 where the weight is 0: what does not count may be infinite."""
-    return xp.where(xp.equal(weights, 0.0), 0.0, weights * x)
+    """weights * x, and 0 where the weight is 0 and what does not count is infinite."""
+    is_finite = xp.logical_not(xp.logical_or(xp.isinf(x), xp.isnan(x)))
+    counts = xp.logical_or(is_finite, xp.logical_not(xp.equal(weights, 0.0)))
+    return xp.where(counts, weights * x, 0.0)
 
 
 def _share(xp: Namespace, weights: Array, total: Array) -> Array:
-    """weights / total, and 0 where the weight is 0: a mean of no rows passes no gradient on."""
-    return xp.where(xp.equal(weights, 0.0), 0.0, weights / total)
+    """weights / total, and 0 for 0 / 0: a mean of no rows passes no gradient on."""
+    is_nothing = xp.logical_and(xp.equal(weights, 0.0), xp.equal(total, 0.0))
+    return xp.where(is_nothing, 0.0, weights / total)
 
 
 class NegativeLogLikelihoodLoss(Gate):
