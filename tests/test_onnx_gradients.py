@@ -42,9 +42,7 @@ MOVED = {
     **dict.fromkeys(
         ("test_basic_deform_conv_with_padding", "test_basic_deform_conv_without_padding",
          "test_deform_conv_with_mask_bias", "test_deform_conv_with_multiple_offset_groups",
-         "test_gridsample_aligncorners_true", "test_gridsample_bicubic",
-         "test_gridsample_bicubic_align_corners_0_additional_1",
-         "test_gridsample_bicubic_align_corners_1_additional_1", "test_gridsample_bilinear",
+         "test_gridsample_aligncorners_true", "test_gridsample_bilinear",
          "test_gridsample_bilinear_align_corners_0_additional_1",
          "test_gridsample_bilinear_align_corners_1_additional_1", "test_gridsample_nearest",
          "test_gridsample_nearest_align_corners_0_additional_1",
