@@ -40,7 +40,7 @@ def run(quick: bool) -> Report:
         ],
         versions=versions("grpcio", "protobuf", "numpy"),
     )
-    warm_up()  # on disk, from where the server loads them
+    warm_up()  # refuses to measure without kernels
     small = grow("wide", 1000)
     for kind in KINDS:
         gates = 10_000 if quick else 1_000_000

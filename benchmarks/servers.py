@@ -156,7 +156,7 @@ def run(quick: bool) -> Report:
         goals=_goals(),
         versions=versions("grpcio", "protobuf", "numpy"),
     )
-    warm_up()  # on disk, from where our servers load them
+    warm_up()  # refuses to measure without kernels
     serve_with_one_thread()  # as they do
     peers = [peer for peer in PEERS if not quick or peer.name in _QUICK]
     unable: dict[str, str] = {}

@@ -53,8 +53,8 @@ def load() -> None:
 
 def level() -> str:
     """What numbers are computed with: the level of the kernels, or "numpy" where there are none."""
-    extension = _extension()
-    return "numpy" if extension is None else str(extension.LEVEL)
+    is_used = any(loaded(dtype) is not None for dtype in COMPUTED)
+    return str(_extension().LEVEL) if is_used else "numpy"
 
 
 def file_of(level_name: str) -> Path:
