@@ -908,3 +908,56 @@ def test_an_unknown_choice_of_parameters_is_refused() -> None:
         gw.InvalidRequestError, match="'none' but must be one of initializers, weig"
     ):
         gw.from_onnx(model(MLP), parameters="none")
+
+
+DECIDED = {
+    "a branch": """g (float[4] x) => (float[4] y) <float t = {2}, float zero = {0}> {
+        c = Greater(t, zero)
+        b = If(c) <
+            then_branch = yes () => (float[4] u) { u = Mul(x, t) },
+            else_branch = no () => (float[4] v) { v = Neg(x) }>
+        y = Add(b, t)
+    }""",
+    "a trip count": """g (float[4] x) => (float[4] y) <float t = {2}, bool on = {1}> {
+        n = Cast<to=7>(t) s = Mul(x, t)
+        y = Loop(n, on, s) <body = trip (int64 i, bool c, float[4] a) => (bool d, float[4] b)
+            { d = Identity(c) b = Mul(a, t) }>
+    }""",
+    "a shape": """g (float[4] x) => (float[8] y) <float[1] t = {2}, float[1] two = {2}> {
+        s = Mul(t, two) n = Cast<to=7>(s) p = Mul(x, t)
+        m = ConstantOfShape(n) z = Concat<axis=0>(p, m) y = Add(z, t)
+    }""",
+    "sizes of a resize": """g (float[1, 1, 4] x) => (float[1, 1, 8] y) <float[3] t = {1, 1, 2}> {
+        m = ReduceMax<keepdims=0>(t) p = Mul(x, m) r = Resize(p, , t) y = Mul(r, m)
+    }""",
+    "no dropping": """g (float[4] x) => (float[4] y) <float t = {0}, bool on = {1}> {
+        p = Dropout(x, t, on) y = Add(p, t)
+    }""",
+    "boxes": """g (float[4] x) => (float[4] y) <
+        float[1, 2, 4] t = {0, 0, 1, 1, 0, 0.1, 1, 1.1}, float[1, 1, 2] s = {1, 2}, int64[1] n = {2},
+        float[1] iou = {0.5}> {
+        r = NonMaxSuppression(t, s, n, iou) h = Shape(r) f = Cast<to=1>(h)
+        k = ReduceSum<keepdims=0>(f) w = ReduceSum<keepdims=0>(t) v = Mul(x, w) y = Mul(v, k)
+    }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DECIDED)
+def test_a_parameter_that_decides_what_the_graph_is_is_a_constant(server: Any, case: str) -> None:
+    """A request that set it would be answered by the graph of its stored value."""
+    given = model(DECIDED[case], 18)
+    shape = [each.dim_value for each in given.graph.input[0].type.tensor_type.shape.dim]
+    x = np.linspace(-1, 2, 4, dtype="float32").reshape(shape)
+    graph = agree(server, given, {"x": x})
+    assert [leaf.name for leaf in graph.leaves if leaf.name] == ["x"]
+
+
+def test_beside_a_parameter_that_decides_others_stay_parameters() -> None:
+    given = model(
+        """g (float[4] x) => (float[4] y) <float t = {2}, float zero = {0}, float[4] w = {1, 2, 3, 4}> {
+            c = Greater(t, zero) a = Mul(x, t)
+            y = If(c) <
+                then_branch = yes () => (float[4] u) { u = Mul(a, w) },
+                else_branch = no () => (float[4] v) { v = Neg(a) }> }"""
+    )
+    assert [leaf.name for leaf in gw.from_onnx(given).leaves if leaf.name] == ["x", "w"]

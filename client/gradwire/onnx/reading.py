@@ -84,7 +84,8 @@ def from_onnx(
     most `max_nodes` nodes.
 
     `parameters` says what becomes one: floating "initializers"; also constants that are "weights"
-    of layers; or "all" floating constants. With `straight_through` the gradients of
+    of layers; or "all" floating constants; but never one that decides a shape, a branch or a trip
+    count, for the graph is made for what it says. With `straight_through` the gradients of
     QuantizeLinear, DynamicQuantizeLinear and rounding are those of the identity, inside their
     range.
 
@@ -94,7 +95,12 @@ def from_onnx(
     options = Options(
         fixed or {}, at or {}, sizes or {}, shapes or {}, parameters, straight_through, max_nodes
     )
-    return Reader(load_model(model), options).graph
+    loaded = load_model(model)
+    reader = Reader(loaded, options)
+    decided_by = reader.deciding_parameters()
+    if decided_by:  # a request could set them, and the graph would not change
+        reader = Reader(loaded, options, decided_by)
+    return reader.graph
 
 
 @dataclass(frozen=True)
@@ -197,10 +203,14 @@ class Call:
 
 
 class Reader:
-    """Reads one model into `graph`."""
+    """Reads one model into `graph`; what is in `constant_names` becomes no parameter."""
 
-    def __init__(self, model: onnx.ModelProto, options: Options) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, options: Options, constant_names: Container[str] = ()
+    ) -> None:
         self.graph = Graph()
+        self._constant_names = constant_names
+        self._named_leaves: list[Value] = []
         self.place = ""  # of the node that is read
         self._point = Point(self, options.at, [each.name for each in model.graph.input])
         self._max_nodes = options.max_nodes
@@ -236,13 +246,29 @@ class Reader:
             for each in graph.initializer:
                 with _at(f"initializer {each.name!r}"):
                     name = scope.prefix + each.name
-                    found[each.name] = _parameter(name, array_of(each))
+                    found[each.name] = self._leaf(name, array_of(each))
             for sparse in graph.sparse_initializer:
                 with _at(f"initializer {sparse.values.name!r}"):
                     name = scope.prefix + sparse.values.name
-                    found[sparse.values.name] = _parameter(name, dense_array_of(sparse))
+                    found[sparse.values.name] = self._leaf(name, dense_array_of(sparse))
             self._initializers[id(graph)] = graph, found  # the graph is kept, so its id is too
         return self._initializers[id(graph)][1]
+
+    def _leaf(self, name: str, array: Array) -> Value:
+        """Numbers of the model with a name, under which floats can be a parameter."""
+        found = constant(array)
+        if name not in self._constant_names:
+            found.name = name
+            self._named_leaves.append(found)
+        return found
+
+    def deciding_parameters(self) -> set[str]:
+        """Parameters whose elements decided what the graph is."""
+        return {
+            each.name
+            for each in self._named_leaves
+            if each.decides and each.of_floats and each.handle is not None
+        }
 
     def _read_inputs(self, graph: onnx.GraphProto, scope: Scope, options: Options) -> None:
         names = [each.name for each in graph.input]
@@ -420,7 +446,7 @@ class Reader:
         if key not in self._weights:
             free = _unused_name(scope.prefix + name, self._leaf_names)
             self._leaf_names.add(free)
-            self._weights[key] = _parameter(free, array)
+            self._weights[key] = self._leaf(free, array)
         return self._weights[key]
 
     def handle(self, value: Value) -> Handle:
@@ -442,6 +468,7 @@ class Reader:
                 return self.handle(value.asserted)
             return self.graph.constant(array)
         if value.origin is None and value.array is not None:
+            value.decides = True
             return self.graph.constant(value.array)  # not a parameter, which one may override
         return self.handle(value)
 
@@ -639,10 +666,6 @@ def _unused_name(name: str, used: Container[str]) -> str:
         count += 1
         free = f"{name}_{count}"
     return free
-
-
-def _parameter(name: str, array: Array) -> Value:
-    return Value(name, array=array, of_floats=str(array.dtype) in tensors.FLOATS)
 
 
 def _used_outputs(call: Call) -> int:

@@ -17,7 +17,13 @@ import numpy as np
 from gradwire import tensors
 from gradwire.builder import OPERATOR_SET_VERSION
 from gradwire.errors import UnsupportedError
-from gradwire.onnx.values import Value, elements_of, require_elements, shape_of
+from gradwire.onnx.values import (
+    Value,
+    elements_of,
+    require_elements,
+    shape_of,
+    taken_elements,
+)
 
 if TYPE_CHECKING:
     from gradwire.onnx.reading import Call, Reader
@@ -206,7 +212,7 @@ def _seed_of_dropout(reader: Reader, call: Call) -> Call:
     if training is None or call.attributes.get("seed") is not None:
         return call
     mode = elements_of(training)
-    share = None if ratio is None else elements_of(ratio)
+    share = None if ratio is None else taken_elements(ratio)
     if share is not None and not share.any():
         call.attributes["seed"] = 0
     elif mode is not None and mode.all():

@@ -70,6 +70,8 @@ class Value:
     point: Point | None = None
     #: What has its elements as they are there, and asserts it.
     asserted: Value | None = None
+    #: Whether its elements were taken while the model is read.
+    decides: bool = False
 
     @property
     def dtype(self) -> str:
@@ -118,10 +120,24 @@ def elements_of(value: Value) -> Array | None:
     return value.array
 
 
+def taken_elements(value: Value) -> Array | None:
+    """The elements of a value, where no input decides them; whose floats did is marked."""
+    found = elements_of(value)
+    waiting = [] if found is None else [value]
+    while waiting:
+        each = waiting.pop()
+        if each.decides or not each.of_floats or each.asserted is not None:
+            continue
+        each.decides = True
+        if each.origin is not None:
+            waiting.extend(it for it, slot in slots_of(each.origin) if slot.elements)
+    return found
+
+
 def require_elements(value: Value, what: str) -> Array:
     """The elements of a tensor (INPUT_NOT_KNOWN, saying which input decides them)."""
     require_tensors([value])
-    found = elements_of(value)
+    found = taken_elements(value)
     if found is not None:
         return found
     point = point_of(value)
@@ -364,7 +380,7 @@ def computed(
     operator: str, inputs: Sequence[Value | None], attributes: Mapping[str, Any]
 ) -> Array | None:
     """What an operator without a gate yields, where the elements of all inputs are known."""
-    arrays = _present(elements_of(each) for each in inputs if each is not None)
+    arrays = _present(taken_elements(each) for each in inputs if each is not None)
     if arrays is None:
         return None
     found = _evaluate(Origin(operator, inputs, attributes, [Value()]), arrays)
