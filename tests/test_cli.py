@@ -306,7 +306,6 @@ def test_every_command_that_opens_a_model_takes_its_options(tmp_path: Path) -> N
     elsewhere = gradwire("eval", model, *at, "--set", "x=[1, 2, 3]")
     assert elsewhere.returncode == 1
     assert "node 'i' (NonZero) is [True, True, True] but was [True, False" in elsewhere.stderr
-    assert json.loads(gradwire("eval", model, "--fix", at[1], "--json").stdout)["gradients"] == {
-        "zero": 0.0
-    }
+    fixed = json.loads(gradwire("eval", model, "--fix", at[1], "--json").stdout)
+    assert fixed["gradients"] == {}  # "zero" decides how many elements there are
     assert gradwire("eval", "a*b", *at).returncode == 2

@@ -934,8 +934,8 @@ DECIDED = {
         p = Dropout(x, t, on) y = Add(p, t)
     }""",
     "boxes": """g (float[4] x) => (float[4] y) <
-        float[1, 2, 4] t = {0, 0, 1, 1, 0, 0.1, 1, 1.1}, float[1, 1, 2] s = {1, 2}, int64[1] n = {2},
-        float[1] iou = {0.5}> {
+        float[1, 2, 4] t = {0, 0, 1, 1, 0, 0.1, 1, 1.1}, float[1, 1, 2] s = {1, 2},
+        int64[1] n = {2}, float[1] iou = {0.5}> {
         r = NonMaxSuppression(t, s, n, iou) h = Shape(r) f = Cast<to=1>(h)
         k = ReduceSum<keepdims=0>(f) w = ReduceSum<keepdims=0>(t) v = Mul(x, w) y = Mul(v, k)
     }""",
@@ -954,7 +954,8 @@ def test_a_parameter_that_decides_what_the_graph_is_is_a_constant(server: Any, c
 
 def test_beside_a_parameter_that_decides_others_stay_parameters() -> None:
     given = model(
-        """g (float[4] x) => (float[4] y) <float t = {2}, float zero = {0}, float[4] w = {1, 2, 3, 4}> {
+        """g (float[4] x) => (float[4] y) <
+            float t = {2}, float zero = {0}, float[4] w = {1, 2, 3, 4}> {
             c = Greater(t, zero) a = Mul(x, t)
             y = If(c) <
                 then_branch = yes () => (float[4] u) { u = Mul(a, w) },

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from gradwire.version import __version__
+from gradwire.visible import visible, visible_lines
 
 if TYPE_CHECKING:
     from gradwire.builder import Graph
@@ -39,7 +40,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.ClickException, click.exceptions.Exit, click.Abort):
+        except click.UsageError as failure:
+            text = visible_lines(failure.format_message())
+            raise click.UsageError(text, failure.ctx) from None
+        except (click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
             sys.stderr.close()
@@ -58,7 +62,7 @@ def _say_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
         level = kernel_level()
         with_what = "NumPy: no compiled kernels fit" if level == "numpy" else f"kernels for {level}"
-        click.echo(f"gradwire {__version__} ({with_what})")
+        _say(f"gradwire {__version__} ({with_what})")
         ctx.exit()
 
 
@@ -164,7 +168,7 @@ def evaluate(
     ) -> Evaluation:
         found = _evaluated(connection, *bound, given)
         if as_json:
-            click.echo(json.dumps(found.as_json(), allow_nan=False))
+            _say(json.dumps(found.as_json(), allow_nan=False))
         else:
             print_evaluation(found, before)
         return found
@@ -255,7 +259,7 @@ def draw(
             theme=theme,
         )
     drawing.save(output)
-    click.echo(f"{output}: {gate_count(graph)} gates")
+    _say(f"{output}: {gate_count(graph)} gates")
 
 
 @main.command()
@@ -265,10 +269,10 @@ def show(source: str, text: bool) -> None:
     """Show what is in a graph: a .gate, .onnx or text file, an expression, or @FILE with one."""
     graph = _load(source)
     if text:
-        click.echo(graph.to_text(), nl=False)
+        _say(graph.to_text(), nl=False)
         return
-    click.echo(f"{source}: {graph.node_count} nodes, digest {graph.digest}")
-    click.echo(str(graph))
+    _say(f"{source}: {graph.node_count} nodes, digest {graph.digest}")
+    _say(str(graph))
 
 
 @main.command()
@@ -289,12 +293,12 @@ def diff(before: str, after: str) -> None:
     try:
         graphs = [_opened(each, None) for each in (before, after)]
     except GradwireError as failure:
-        click.echo(f"gradwire: {failure.message}", err=True)
+        _say(f"gradwire: {failure.message}", err=True)
         sys.exit(2)
     found = False
     for line in differences(*graphs):
         found = True
-        click.echo(line)
+        _say(line)
     sys.exit(int(found))
 
 
@@ -323,7 +327,7 @@ def check(file: str, settings: tuple[str, ...], server: str | None, uses: int) -
 
     graph, wrong = _load(file), False
     if not any(module.gradient is not None for module in graph.modules):
-        click.echo(f"{file}: no module has a gradient of its own")
+        _say(f"{file}: no module has a gradient of its own")
         return
     with _connected(server) as connection:
         for report in check_gradients(
@@ -331,15 +335,15 @@ def check(file: str, settings: tuple[str, ...], server: str | None, uses: int) -
         ):
             found = sum(each.is_wrong for each in report.findings)
             unknown = len(report.findings) - found
-            click.echo(
+            _say(
                 f"module {report.module!r}: {report.checked} of {report.uses} uses checked, "
                 f"{report.compared} differences: {found} wrong"
                 + (f", {unknown} not to be judged" if unknown else "")
             )
             for each in report.findings[:_FINDINGS_SHOWN]:
-                click.echo(f"  {each}")
+                _say(f"  {each}")
             if len(report.findings) > _FINDINGS_SHOWN:
-                click.echo(f"  ... and {len(report.findings) - _FINDINGS_SHOWN} more")
+                _say(f"  ... and {len(report.findings) - _FINDINGS_SHOWN} more")
             wrong = wrong or found > 0
     sys.exit(int(wrong))
 
@@ -356,7 +360,7 @@ def parse(source: str, output: str | None, blobs: str | None) -> None:
     graph = _load_text(source, blobs)
     if output is not None:
         graph.save(output)
-    click.echo(f"{output or source}: {graph.node_count} nodes, digest {graph.digest}")
+    _say(f"{output or source}: {graph.node_count} nodes, digest {graph.digest}")
 
 
 @main.command()
@@ -367,7 +371,7 @@ def convert(source: str, target: str) -> None:
     ends = [os.path.splitext(each)[1].lower() for each in (source, target)]
     if ends[1] not in (".gate", ".onnx") or (_is_file(source) and set(ends) != {".gate", ".onnx"}):
         raise click.UsageError(f"{source} to {target}: one must end in .onnx, the other in .gate")
-    click.echo(_convert(source, target))
+    _say(_convert(source, target))
 
 
 def _convert(source: str, target: str) -> str:
@@ -418,13 +422,13 @@ def gates(operator: str | None, server: str | None, as_json: bool) -> None:
     chosen = [by_name[operator]] if operator else list(catalogue)
     if as_json:
         plain = [MessageToDict(gate, preserving_proto_field_name=True) for gate in chosen]
-        click.echo(json.dumps({"gates": plain}))
+        _say(json.dumps({"gates": plain}))
     elif operator:
         _print_gate(chosen[0])
     else:
         width = 2 + max(map(len, by_name))
         for gate in chosen:
-            click.echo(f"{gate.operator:{width}}{gate.summary}")
+            _say(f"{gate.operator:{width}}{gate.summary}")
 
 
 class _Serve(click.Command):
@@ -553,7 +557,7 @@ def save(source: str, name: str, expected: str | None, validate_only: bool, serv
             validate_only=validate_only,
             progress=progress,
         )
-    click.echo(found.digest)
+    _say(found.digest)
 
 
 @main.command("list")
@@ -567,9 +571,9 @@ def list_saved(prefix: str, as_json: bool, server: str) -> None:
             at = each.saved_at.isoformat(timespec="seconds") if each.saved_at else ""
             if as_json:
                 row = {"digest": each.digest, "size": each.size, "saved_at": at, "name": each.name}
-                click.echo(json.dumps(row))
+                _say(json.dumps(row))
             else:
-                click.echo(f"{each.digest}  {each.size:>12}  {at}  {each.name}".rstrip())
+                _say(f"{each.digest}  {each.size:>12}  {at}  {each.name}".rstrip())
 
 
 @main.command()
@@ -581,7 +585,7 @@ def get(graph: str, output: str, server: str) -> None:
     with _connected(server) as connection, _progress("getting") as progress:
         found = connection.get_graph(graph, progress=progress)
     found.save(output)
-    click.echo(found.digest)
+    _say(found.digest)
 
 
 @main.command()
@@ -591,13 +595,13 @@ def get(graph: str, output: str, server: str) -> None:
 def delete(graph: str, expected: str | None, server: str) -> None:
     """Delete a name, whose graph stays; or, by its digest, a graph and all its names."""
     with _connected(server) as connection:
-        click.echo(connection.delete_graph(graph, expected=_expectation(expected)))
+        _say(connection.delete_graph(graph, expected=_expectation(expected)))
 
 
 @main.command()
 def warmup() -> None:
     """Say that nothing is to be done: compiled kernels come with the package."""
-    click.echo("nothing to do: the compiled kernels come with the package")
+    _say("nothing to do: the compiled kernels come with the package")
 
 
 @main.command()
@@ -616,7 +620,7 @@ def health(address: str) -> None:
             _fail(f"no server answers at {address}: {failure.code().name}")
     if found.status != health_pb2.HealthCheckResponse.SERVING:
         _fail(f"the server at {address} is not serving")
-    click.echo("serving")
+    _say("serving")
 
 
 def _is_file(source: str) -> bool:
@@ -814,12 +818,9 @@ def _require_inputs(place: str, graph: Graph, given: dict[str, Any]) -> None:
     ]
     tensors = [f"{leaf.name} is {leaf.dtype}{list(leaf.axes)}" for leaf in shown if leaf.axes]
     whose = f"input {missing[0].name!r} has" if len(missing) == 1 else f"{len(missing)} inputs have"
-    raise InvalidRequestError(
-        "INPUT_MISSING",
-        f"{place}{whose} no value; add {' '.join(options)}"
-        + ("" if shown == missing else " ...")
-        + (f" ({', '.join(tensors)})" if tensors else ""),
-    )
+    hints = " ".join(options) + ("" if shown == missing else " ...")
+    hints += f" ({', '.join(tensors)})" if tensors else ""
+    raise InvalidRequestError("INPUT_MISSING", f"{place}{whose} no value; add {visible(hints)}")
 
 
 def _watched_file(source: str) -> str:
@@ -843,7 +844,7 @@ def _at_changes(file: str, show: Callable[[Evaluation | None], Evaluation]) -> N
                 try:
                     before = show(before)
                 except GradwireError as failure:
-                    click.echo(f"gradwire: {failure.message}", err=True)
+                    _say(f"gradwire: {failure.message}", err=True)
             time.sleep(_WATCH_SECONDS)
     except KeyboardInterrupt:
         return
@@ -959,7 +960,7 @@ def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
 
 
 def _print_gate(gate: Any) -> None:
-    click.echo(f"{gate.operator}: {gate.summary}\n")
+    _say(f"{gate.operator}: {gate.summary}\n")
     lines = [("formula", gate.formula), ("gradient", gate.gradient)]
     lines += [("kinks", gate.subgradient), ("shapes", gate.shapes)]
     for each in gate.inputs:
@@ -972,12 +973,17 @@ def _print_gate(gate: Any) -> None:
         lines.append(("attribute", f"{each.name}: {each.kind}, {given}"))
     for label, text in lines:
         if text:
-            click.echo(f"{label:10}{text}")
+            _say(f"{label:10}{text}")
+
+
+def _say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Prints lines; what a file says in them is shown, and does nothing to the terminal."""
+    click.echo(visible_lines(text), err=err, nl=nl)
 
 
 def _fail(message: str) -> NoReturn:
     """One sentence on stderr, exit code 1."""
-    click.echo(f"gradwire: {message}", err=True)
+    _say(f"gradwire: {message}", err=True)
     sys.exit(1)
 
 

@@ -12,12 +12,14 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from gradwire import tensors
 from gradwire.builder import Graph, Leaf, Node
+from gradwire.visible import visible
 
 _BLOCK = 1 << 20
 _FEW = 4
@@ -25,9 +27,8 @@ _FEW = 4
 
 def differences(before: Graph, after: Graph) -> Iterator[str]:
     """A line for each change: "- " is gone, "+ " is new, "~ " is another."""
-    yield from _headings(before, after)
-    yield from _modules(before, after)
-    yield from _circuits(before, after)
+    every = chain(_headings(before, after), _modules(before, after), _circuits(before, after))
+    yield from map(visible, every)
 
 
 def _modules(before: Graph, after: Graph) -> Iterator[str]:

@@ -15,6 +15,7 @@ from rich.table import Table
 from gradwire.builder import Graph
 from gradwire.diff import differences
 from gradwire.results import Result
+from gradwire.visible import visible
 
 _ROWS_SHOWN = 200
 _DIFFERENCES_SHOWN = 20
@@ -68,7 +69,9 @@ def print_evaluation(found: Evaluation, before: Evaluation | None) -> None:
         table.add_row(*_cells(row, names, were))
     console.print(table)
     for name, plain in found.outputs.items():
-        console.print(f"output {escape(name)} = [green]{_short(plain)}[/green]", highlight=False)
+        console.print(
+            f"output {escape(visible(name))} = [green]{_short(plain)}[/green]", highlight=False
+        )
 
 
 def _comparable(before: Evaluation, found: Evaluation) -> dict[int, Row]:
@@ -110,7 +113,7 @@ def _cells(
     value, gradient = _number("green", row["value"]), _number("red", row["gradient"])
     value += _was(before["value"], row["value"])
     gradient += _was(before["gradient"], row["gradient"])
-    return escape(name), row["operator"], value, gradient
+    return escape(visible(name)), escape(visible(row["operator"])), value, gradient
 
 
 def _number(colour: str, plain: Any) -> str:

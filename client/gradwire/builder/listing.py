@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from gradwire.builder.circuit import Circuit
 from gradwire.builder.leaves import Leaf
 from gradwire.builder.shared import Module
+from gradwire.visible import visible
 
 _LINES_SHOWN = 60
 
@@ -26,7 +27,7 @@ def listed(circuit: Circuit, modules: Iterable[Module]) -> str:
     for name, keys in circuit.outputs.items():
         labels = ", ".join(map(circuit.label, keys[:8])) + (", ..." if len(keys) > 8 else "")
         lines.append(f"output {name} = {labels}")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _leaf_line(leaf: Leaf) -> str:
