@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import gradwire as gw
+from gradwire_server import gates
 from gradwire_server.engine import blas, products
 
 SMALL, LARGE = 1 << 10, 1 << 30
@@ -125,6 +128,53 @@ def test_products_are_numpys(
         assert (out.dtype, out.shape) == (a.dtype, (a @ b).shape)
         np.testing.assert_array_equal(out, a @ b)
         np.testing.assert_array_equal(products.matmul(a, b.T.copy().T), a @ b)
+
+
+@pytest.mark.parametrize("equation", [
+    "ij,jk->ik", "ij,kj->ki", "bij,bjk->bik", "bij,jk->kbi", "ii,ij->j", "ijk,jkl->il", "ij,ij->",
+    "ij,ik->ijk", "ij,jk->i", "ij,jk,kl->il",
+])  # fmt: skip
+@pytest.mark.parametrize("size", [2, 130])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+def test_sums_are_numpys(
+    equation: str, size: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = equation.split("->")[0].split(",")
+    sizes = {"b": 6, "l": 3} | dict.fromkeys("ijk", size)
+    rng = np.random.default_rng(1)
+    operands = [rng.integers(-4, 5, [sizes[each] for each in term]) for term in terms]
+    operands = [each.astype(dtype) for each in operands]
+    expected = np.einsum(equation, *operands, optimize=True)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(products, "processors", lambda threads=threads: threads)
+        out = products.einsum(equation, *operands)
+        assert (out.dtype, out.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_a_large_sum_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = []
+
+    def share_out(work: Callable[[int, int], object], parts: Sequence[tuple[int, int]]) -> None:
+        shared.extend(parts)
+        for part in parts:
+            work(*part)
+
+    monkeypatch.setattr(products, "processors", lambda: 2)
+    monkeypatch.setattr(products, "share_out", share_out)
+    a, b = np.ones((700, 40, 50)), np.ones((1, 50, 60))
+    np.testing.assert_array_equal(products.einsum("bij,bjk->bik", a, b), a @ b)
+    assert shared == [(0, 350), (350, 700)]
+
+
+def test_gates_multiply_matrices_by_the_namespaces_function() -> None:
+    for path in sorted(Path(gates.__path__[0]).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            operator = getattr(node, "op", None)
+            assert not isinstance(operator, ast.MatMult), (
+                f"{path.name}:{node.lineno} multiplies with @, which is not split over our threads;"
+                " xp.matmul is"
+            )
 
 
 def test_a_product_that_does_not_fit_is_numpys_error() -> None:

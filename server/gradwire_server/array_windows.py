@@ -7,7 +7,7 @@ no more memory than the tensors themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -19,12 +19,15 @@ from gradwire_server.gates.windows import Windows, gathered_elements, image_bloc
 from gradwire_server.specs import Shape
 
 Array = Any
+Matmul = Callable[..., Array]
 
 #: Elements of a kernel that are searched one by one for the largest.
 _FEW = 64
 
 
-def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
+def convolve(
+    x: Array, w: Array, windows: Windows, group: int = 1, matmul: Matmul = np.matmul
+) -> Array:
     """out[n, m, i] = sum over c, k of w[m, c, k] * x[n, c, element k of window i].
 
     x [N, C, sizes], w [M, C / group, kernel]; each group of output channels sees its own part of
@@ -39,20 +42,25 @@ def convolve(x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
     if gathered_elements(x.shape, windows) is not None:
         matrices = w.reshape(group, features // group, -1)
         for part in image_blocks(x.shape, windows):
-            np.matmul(matrices, _gather(x[part], windows, group), out=out[part])
+            matmul(matrices, _gather(x[part], windows, group), out=out[part])
         return out.reshape(shape)
     out = out.reshape(images, group, features // group, *windows.counts)
     grouped = x.reshape(images, group, channels // group, *x.shape[2:])
     kernels = w.reshape(group, features // group, *w.shape[1:])
     for tap in _taps(windows, x.shape[2:]):
         seen = grouped[(..., *tap.elements)]
-        found = kernels[(..., *tap.offset)] @ seen.reshape(*seen.shape[:3], -1)
+        found = matmul(kernels[(..., *tap.offset)], seen.reshape(*seen.shape[:3], -1))
         out[(..., *tap.windows)] += found.reshape(*found.shape[:3], *seen.shape[3:])
     return out.reshape(shape)
 
 
 def convolve_transposed(
-    x: Array, w: Array, windows: Windows, sizes: Shape, group: int = 1
+    x: Array,
+    w: Array,
+    windows: Windows,
+    sizes: Shape,
+    group: int = 1,
+    matmul: Matmul = np.matmul,
 ) -> Array:
     """The adjoint of `convolve` in its x: every window's elements added up where they lie.
 
@@ -68,7 +76,9 @@ def convolve_transposed(
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         taps = list(_taps(windows, sizes))
         for part in image_blocks(out.shape, windows):
-            spread = (matrices @ rows[part]).reshape(-1, channels, *windows.kernel, *windows.counts)
+            spread = matmul(matrices, rows[part]).reshape(
+                -1, channels, *windows.kernel, *windows.counts
+            )
             block = out[part]
             for tap in taps:
                 block[(..., *tap.elements)] += spread[(slice(None), slice(None), *tap.offset,
@@ -79,12 +89,14 @@ def convolve_transposed(
     kernels = w.reshape(group, features // group, *w.shape[1:])
     for tap in _taps(windows, sizes):
         own = seen[(..., *tap.windows)]
-        found = kernels[(..., *tap.offset)].swapaxes(1, 2) @ own.reshape(*own.shape[:3], -1)
+        found = matmul(kernels[(..., *tap.offset)].swapaxes(1, 2), own.reshape(*own.shape[:3], -1))
         grouped[(..., *tap.elements)] += found.reshape(*found.shape[:3], *own.shape[3:])
     return out
 
 
-def convolve_weights(x: Array, grad: Array, windows: Windows, group: int = 1) -> Array:
+def convolve_weights(
+    x: Array, grad: Array, windows: Windows, group: int = 1, matmul: Matmul = np.matmul
+) -> Array:
     """The adjoint of `convolve` in its w: products of each window's elements with its gradient.
 
     x [N, C, sizes], grad [N, M, counts]; out [M, C / group, kernel].
@@ -99,7 +111,7 @@ def convolve_weights(x: Array, grad: Array, windows: Windows, group: int = 1) ->
         total = out.reshape(group, features // group, -1)
         for part in image_blocks(x.shape, windows, out.size):
             patches = _gather(x[part], windows, group)
-            total += (rows[part] @ patches.swapaxes(-1, -2)).sum(axis=0)
+            total += matmul(rows[part], patches.swapaxes(-1, -2)).sum(axis=0)
         return out
     kernels = out.reshape(group, features // group, *out.shape[1:])
     grouped = x.reshape(images, group, channels // group, *x.shape[2:])
@@ -109,7 +121,7 @@ def convolve_weights(x: Array, grad: Array, windows: Windows, group: int = 1) ->
         mine = own[(..., *tap.windows)].reshape(images, group, features // group, -1)
         flat = seen.reshape(*seen.shape[:3], -1)
         for image in range(images):
-            kernels[(..., *tap.offset)] += mine[image] @ flat[image].swapaxes(1, 2)
+            kernels[(..., *tap.offset)] += matmul(mine[image], flat[image].swapaxes(1, 2))
     return out
 
 

@@ -278,13 +278,13 @@ def round_to(x: Array, dtype: str) -> Array:
     return np.where(inside >= limits.max, limits.max, inside.astype(dtype)).astype(dtype)
 
 
-def einsum(equation: str, *operands: Array) -> Array:
+def einsum(equation: str, *operands: Array, out: Array | None = None) -> Array:
     """Einstein summation, ordered to need few operations."""
     # planning takes longer than a small product
     worthwhile = len(operands) > 2 or any(operand.size > 1000 for operand in operands)
     # the order of summation must not depend on strides
     rows_first = (np.asarray(operand, order="C") for operand in operands)
-    return np.einsum(equation, *rows_first, optimize=worthwhile)
+    return np.einsum(equation, *rows_first, out=out, optimize=worthwhile)
 
 
 def dft(x: Array, length: int, axis: int, inverse: int, onesided: int) -> Array:

@@ -7,19 +7,21 @@ the number of threads, never on who is idle, so that the same request gives the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from gradwire_server import arrays
 from gradwire_server.engine.tape import processors, share_out
 from gradwire_server.gates.base import Array
 from gradwire_server.specs import COMPUTED
 
 #: Multiplications that a thread must have to be worth waking: some 0.1 ms.
 _LEAST = 2_000_000
+_DTYPES = tuple(map(np.dtype, COMPUTED))
 
 
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
@@ -55,17 +57,70 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
         def multiply(start: int, stop: int) -> None:
             np.matmul(a, b[..., start:stop], out=out[..., start:stop])
 
-    share_out(multiply, [*pairwise(size * part // parts for part in range(parts + 1))])
+    share_out(multiply, _edges(size, parts))
     return out
+
+
+def einsum(equation: str, *operands: Array) -> Array:
+    """arrays.einsum; that of two operands is split along the longest axis of what it yields."""
+    if len(operands) != 2 or operands[0].size * operands[1].size < _LEAST:
+        return arrays.einsum(equation, *operands)
+    left, right, result = equation.replace("->", ",").split(",")
+    sizes = _sizes(zip((left, right), operands, strict=True))
+    parts, letter = _parts_of_sum(left, right, result, operands, sizes)
+    if parts < 2:
+        return arrays.einsum(equation, *operands)
+    operands = tuple(np.asarray(each, order="C") for each in operands)
+    out: Array = np.empty(tuple(sizes[each] for each in result), operands[0].dtype)
+
+    def contract(start: int, stop: int) -> None:
+        def part(term: str, x: Array) -> Array:
+            along = [each == letter and size > 1 for each, size in zip(term, x.shape, strict=True)]
+            return x[tuple(slice(start, stop) if cut else slice(None) for cut in along)]
+
+        first, second = map(part, (left, right), operands)
+        arrays.einsum(equation, first, second, out=part(result, out))
+
+    share_out(contract, _edges(sizes[letter], parts))
+    return out
+
+
+def _edges(size: int, parts: int) -> list[tuple[int, int]]:
+    return [*pairwise(size * part // parts for part in range(parts + 1))]
+
+
+def _sizes(terms: Iterable[tuple[str, Array]]) -> dict[str, int]:
+    """How long the axis of each letter is; the longer one, where one operand has it of size 1."""
+    sizes: dict[str, int] = {}
+    for term, x in terms:
+        for letter, size in zip(term, x.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return sizes
+
+
+def _parts_of_sum(
+    left: str, right: str, result: str, operands: tuple[Array, ...], sizes: dict[str, int]
+) -> tuple[int, str]:
+    """Threads that are worth waking, and the letter to split along."""
+    summed = set(left) & set(right) - set(result)
+    a, b = operands
+    if not summed or not result or a.dtype not in _DTYPES or a.dtype != b.dtype:
+        return 1, ""
+    letter = max(result, key=sizes.__getitem__)
+    work = prod(sizes[each] for each in {*summed, *result})
+    return int(min(processors(), sizes[letter], 1 + work // _LEAST)), letter
 
 
 def _parts(a: Array, b: Array) -> int:
     """Threads that are worth waking."""
-    if a.ndim < 2 or b.ndim < 2 or str(a.dtype) not in COMPUTED or a.dtype != b.dtype:
-        return 1
-    if processors() < 2 or a.shape[-1] != b.shape[-2]:
+    if a.ndim < 2 or b.ndim < 2:
         return 1
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
+    # most products are small, so what needs least time to tell comes first
+    if a.size * b.size < _LEAST * inner or inner != b.shape[-2] or processors() < 2:
+        return 1
+    if a.dtype not in _DTYPES or a.dtype != b.dtype:
+        return 1
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     most = max(rows, columns, lead[0] if lead else 1)
     work = prod(lead) * rows * inner * columns

@@ -71,9 +71,6 @@ class Handle:
     def __pow__(self, other: Any) -> Handle:
         return self.recorder.pow(self, other)
 
-    def __matmul__(self, other: Any) -> Handle:
-        return self.recorder.matmul(self, other)
-
 
 def _elementwise(operator: str) -> Callable[..., Handle]:
     def record(self: Recorder, *operands: Any) -> Handle:

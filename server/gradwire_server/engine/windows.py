@@ -7,7 +7,7 @@ array_windows.py, which say what they mean.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from math import prod
 from operator import ge
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gradwire_server import arrays
 from gradwire_server.engine import kernels
-from gradwire_server.engine.products import matmul
+from gradwire_server.engine.products import einsum, matmul
 from gradwire_server.engine.tape import over_elements
 from gradwire_server.gates.base import Array, Namespace
 from gradwire_server.gates.windows import Windows, gathered_elements, image_blocks
@@ -26,6 +26,8 @@ from gradwire_server.specs import COMPUTED, Shape
 
 #: Elements of a kernel that are searched for the largest in each of many windows over them.
 _FEW = 64
+#: What multiplies matrices in array_windows.py.
+_CONVOLUTIONS = ("convolve", "convolve_transposed", "convolve_weights")
 
 
 def namespace() -> Namespace:
@@ -35,13 +37,13 @@ def namespace() -> Namespace:
 
 @cache
 def _namespace(loops: tuple[Any, ...]) -> SimpleNamespace:
-    functions = {name: getattr(arrays, name) for name in arrays.__all__} | {"matmul": matmul}
+    functions = {name: getattr(arrays, name) for name in arrays.__all__}
+    functions |= {"matmul": matmul, "einsum": einsum}
+    functions |= {name: partial(getattr(arrays, name), matmul=matmul) for name in _CONVOLUTIONS}
     if None in loops:
         return SimpleNamespace(**functions)
     own = _Windowed(dict(zip(COMPUTED, loops, strict=True)))
-    names = (
-        "argmax_windows", "convolve", "convolve_transposed", "convolve_weights", "spread_largest",
-    )  # fmt: skip
+    names = ("argmax_windows", *_CONVOLUTIONS, "spread_largest")
     return SimpleNamespace(**functions | {name: getattr(own, name) for name in names})
 
 
@@ -53,7 +55,7 @@ class _Windowed:
 
     def convolve(self, x: Array, w: Array, windows: Windows, group: int = 1) -> Array:
         if not _gathers(x, windows) or not x.size or not w.size:
-            return arrays.convolve(x, w, windows, group)
+            return arrays.convolve(x, w, windows, group, matmul)
         images, features = x.shape[0], w.shape[0]
         matrices = w.reshape(group, features // group, -1)
         out: Array = np.empty((images, group, features // group, prod(windows.counts)), x.dtype)
@@ -68,7 +70,7 @@ class _Windowed:
         channels = w.shape[1] * group
         out: Array = np.zeros((images, channels, *sizes), x.dtype)
         if not _gathers(out, windows) or not out.size or not w.size:
-            return arrays.convolve_transposed(x, w, windows, sizes, group)
+            return arrays.convolve_transposed(x, w, windows, sizes, group, matmul)
         rows = x.reshape(images, group, features // group, -1)
         matrices = w.reshape(group, features // group, -1).swapaxes(1, 2)
         place, loops = _place(windows, sizes), self._loops[x.dtype.name]
@@ -80,7 +82,7 @@ class _Windowed:
 
     def convolve_weights(self, x: Array, grad: Array, windows: Windows, group: int = 1) -> Array:
         if not _gathers(x, windows) or not x.size or not grad.size:
-            return arrays.convolve_weights(x, grad, windows, group)
+            return arrays.convolve_weights(x, grad, windows, group, matmul)
         images, features = grad.shape[:2]
         out: Array = np.zeros((features, x.shape[1] // group, *windows.kernel), x.dtype)
         total = out.reshape(group, features // group, -1)

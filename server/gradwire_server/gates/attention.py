@@ -243,7 +243,7 @@ class Attention(Gate):
         run = _Run.of(xp, q, k, v, mask, past_key, past_value, nonpad, attributes)
         mode = attributes["qk_matmul_output_mode"]
         stages = (run.products, run.capped, run.logits, run.weights)
-        out = run.join(xp, run.to_rows(xp, run.weights) @ run.values)
+        out = run.join(xp, xp.matmul(run.to_rows(xp, run.weights), run.values))
         return out, run.keys, run.values, stages[mode]
 
     def vjp(
@@ -273,7 +273,7 @@ class Attention(Gate):
         def to_logits() -> Array | None:
             found = None
             if to_rows is not None:
-                found = run.to_scores(xp, to_rows @ _transposed(xp, run.values))
+                found = run.to_scores(xp, xp.matmul(to_rows, _transposed(xp, run.values)))
             to_weights = at_stage(3, found)
             if to_weights is not None:
                 to_weights = pull_softmax(xp, to_weights, run.weights, 3)
@@ -294,21 +294,21 @@ class Attention(Gate):
         @cache
         def to_keys() -> Array | None:
             scaled = to_products()
-            found = None if scaled is None else _transposed(xp, scaled) @ run.queries
+            found = None if scaled is None else xp.matmul(_transposed(xp, scaled), run.queries)
             return _sum_of(found, to_present_key)
 
         @cache
         def to_values() -> Array | None:
             found = None
             if to_rows is not None:
-                found = _transposed(xp, run.to_rows(xp, run.weights)) @ to_rows
+                found = xp.matmul(_transposed(xp, run.to_rows(xp, run.weights)), to_rows)
             return _sum_of(found, to_present_value)
 
         def to_q() -> Array:
             scaled = to_products()
             if scaled is None:
                 return xp.zeros_like(q)
-            return run.join(xp, scaled @ run.keys, run.heads.size)
+            return run.join(xp, xp.matmul(scaled, run.keys), run.heads.size)
 
         def to_mask() -> Array:
             found = to_logits()
@@ -462,7 +462,7 @@ class _Run:
                 xp.concat([past, each], axis=2)
                 for past, each in ((past_key, keys), (past_value, values))
             )
-        products = xp.reshape((queries * scale) @ _transposed(xp, keys), heads.scores)
+        products = xp.reshape(xp.matmul(queries * scale, _transposed(xp, keys)), heads.scores)
         capped = softcap * xp.tanh(products / softcap) if softcap else products
         logits, allowed = capped, _allowed(xp, heads, nonpad, attributes)
         if mask is not None:
@@ -932,7 +932,7 @@ class LinearAttention(Gate):
         outs = []
         for token in tokens:
             state, _ = token.change(xp, state)
-            outs.append(scale * token.query @ state)
+            outs.append(xp.matmul(scale * token.query, state))
         return _over_time(xp, outs), state
 
     def vjp(
@@ -958,8 +958,8 @@ class LinearAttention(Gate):
                 if to_row is None:
                     own["query"] = xp.zeros_like(token.query)
                 else:
-                    own["query"] = scale * to_row @ _transposed(xp, after)
-                    to_next = to_next + scale * _transposed(xp, token.query) @ to_row
+                    own["query"] = xp.matmul(scale * to_row, _transposed(xp, after))
+                    to_next = to_next + xp.matmul(scale * _transposed(xp, token.query), to_row)
                 to_next = token.pull(xp, step, to_next, own)
                 parts.append(own)
             parts.reverse()
@@ -1008,13 +1008,13 @@ class _Token:
         decayed = state if self.decay is None else state * xp.exp(self.decay)
         missed, written = None, self.value
         if self.beta is not None:
-            missed = self.value - _transposed(xp, self.key) @ decayed
+            missed = self.value - xp.matmul(_transposed(xp, self.key), decayed)
             written = self.beta * missed
         return decayed + self.key * written, _Change(state, decayed, missed, written)
 
     def pull(self, xp: Namespace, step: _Change, grad: Array, own: dict[str, Array]) -> Array:
         """The gradient of the state before; those of the token's numbers go to `own`, as rows."""
-        to_written = _transposed(xp, self.key) @ grad
+        to_written = xp.matmul(_transposed(xp, self.key), grad)
         to_key = xp.sum(grad * step.written, axis=(3,), keepdims=True)
         if self.beta is not None:
             own["beta"] = xp.sum(to_written * step.missed, axis=(3,), keepdims=True)

@@ -392,7 +392,7 @@ class _Recurrent(Gate):
     ) -> tuple[dict[int, _Step], tuple[Array, ...]]:
         """All steps of one direction, by time, and the states they end in."""
         steps, batch, size = x.shape
-        products = xp.reshape(x, (steps * batch, size)) @ xp.permute_dims(side.w, (1, 0))
+        products = xp.matmul(xp.reshape(x, (steps * batch, size)), xp.permute_dims(side.w, (1, 0)))
         if side.wb is not None:
             products = products + side.wb
         by_time = _rows(xp, xp.reshape(products, (steps, batch, side.w.shape[0])), 0)
@@ -448,16 +448,16 @@ class _Recurrent(Gate):
             return xp.concat(parts, axis=0)
 
         to_products = flat([pulled.to_inputs[time] for time in times])
-        to_x = xp.reshape(to_products @ side.w, x.shape)
+        to_x = xp.reshape(xp.matmul(to_products, side.w), x.shape)
         across = xp.permute_dims(to_products, (1, 0))
         blocks = [
             (flat([each[0] for each in block]), flat([each[1] for each in block]))
             for block in zip(*(pulled.blocks[time] for time in times), strict=True)
         ]
-        to_r = [xp.permute_dims(grad, (1, 0)) @ state for grad, state in blocks]
+        to_r = [xp.matmul(xp.permute_dims(grad, (1, 0)), state) for grad, state in blocks]
         found = {
             "X": to_x,
-            "W": across @ xp.reshape(x, (rows, x.shape[2])),
+            "W": xp.matmul(across, xp.reshape(x, (rows, x.shape[2]))),
             "R": to_r[0] if len(to_r) == 1 else xp.concat(to_r, axis=0),
         }
         if side.wb is not None:
@@ -565,7 +565,7 @@ class RNN(_Recurrent):
 
     def step(self, xp: Namespace, side: _Side, step: _Step, inputs: Array, **how: Any) -> None:
         (state,) = step.states
-        total = _plus(inputs + state @ _turned(xp, side.r), side.rb)
+        total = _plus(inputs + xp.matmul(state, _turned(xp, side.r)), side.rb)
         step.parts, step.new = (total,), (side.functions[0](xp, total),)
 
     def pull(
@@ -581,7 +581,7 @@ class RNN(_Recurrent):
         to_total = side.functions[0].pull(xp, grads[0], *step.parts, *step.new)
         pulled.to_inputs[time] = to_total
         pulled.blocks[time] = ((to_total, step.states[0]),)
-        return (to_total @ side.r,)
+        return (xp.matmul(to_total, side.r),)
 
 
 class GRU(_Recurrent):
@@ -633,14 +633,14 @@ class GRU(_Recurrent):
         if side.rb is not None:
             bias, last_bias = xp.split(side.rb, (2 * size, size), 0)
         to_gates, to_new = xp.split(inputs, (2 * size, size), 1)
-        gates = _plus(to_gates + state @ _turned(xp, first), bias)
+        gates = _plus(to_gates + xp.matmul(state, _turned(xp, first)), bias)
         gate_inputs = _parts(xp, gates, size)
         update, reset = (side.functions[0](xp, each) for each in gate_inputs)
         if how["linear_before_reset"]:
-            product = _plus(state @ _turned(xp, last), last_bias)
+            product = _plus(xp.matmul(state, _turned(xp, last)), last_bias)
             total = to_new + reset * product
         else:
-            product = (reset * state) @ _turned(xp, last)
+            product = xp.matmul(reset * state, _turned(xp, last))
             total = _plus(to_new + product, last_bias)
         fresh = side.functions[1](xp, total)
         step.parts = (*gate_inputs, update, reset, product, total, fresh)
@@ -665,10 +665,10 @@ class GRU(_Recurrent):
         if how["linear_before_reset"]:
             to_product, seen = to_total * reset, state
             to_reset = to_total * product
-            to_state = to_state + to_product @ last
+            to_state = to_state + xp.matmul(to_product, last)
         else:
             to_product, seen = to_total, reset * state
-            to_seen = to_total @ last
+            to_seen = xp.matmul(to_total, last)
             to_reset = to_seen * state
             to_state = to_state + to_seen * reset
         to_update = grad * (state - fresh)
@@ -682,7 +682,7 @@ class GRU(_Recurrent):
         )
         pulled.to_inputs[time] = xp.concat([to_gates, to_total], axis=1)
         pulled.blocks[time] = ((to_gates, state), (to_product, seen))
-        return (to_state + to_gates @ first,)
+        return (to_state + xp.matmul(to_gates, first),)
 
 
 class LSTM(_Recurrent):
@@ -739,7 +739,7 @@ class LSTM(_Recurrent):
     def step(self, xp: Namespace, side: _Side, step: _Step, inputs: Array, **how: Any) -> None:
         state, cell = step.states
         gate, fresh_curve, shown_curve = side.functions
-        total = _plus(inputs + state @ _turned(xp, side.r), side.rb)
+        total = _plus(inputs + xp.matmul(state, _turned(xp, side.r)), side.rb)
         to_in, to_out, to_forget, to_fresh = _parts(xp, total, state.shape[1])
         if side.peepholes is not None:
             at_in, at_out, at_forget = _parts(xp, side.peepholes, state.shape[1])
@@ -790,4 +790,4 @@ class LSTM(_Recurrent):
         to_total = xp.concat([to_in, to_out, to_forget, to_fresh], axis=1)
         pulled.to_inputs[time] = to_total
         pulled.blocks[time] = ((to_total, state),)
-        return to_total @ side.r, to_cell
+        return xp.matmul(to_total, side.r), to_cell
