@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from gradwire import tensors
-from gradwire.builder import Graph, Handle
+from gradwire.builder import Graph, Handle, Leaf
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
 from gradwire.payloads import LIFTED_BYTES, Buffer, field
 from gradwire.results import Answer, Parsed, Result, answer_of, decode_result, parse
@@ -160,10 +160,8 @@ def step_request(
 ) -> Written:
     """A SessionRequest that is a step, without its id: large arrays are copied once."""
     large: list[tensors.Array] = []
-    step = service_pb2.Step(
-        bindings=bindings(graph, inputs, batched, exchange, large), forward_only=forward_only
-    )
-    message = service_pb2.SessionRequest(step=step)
+    message = service_pb2.SessionRequest(step=service_pb2.Step(forward_only=forward_only))
+    _bind(message.step.bindings, _bindable(graph), inputs, batched, exchange, large)
     exchange.offer(message)
     return _written(message, message.step.bindings, [], large, (3, 1))
 
@@ -235,7 +233,8 @@ def evaluation(
     """
     with_respect_to, batched = _names(with_respect_to), _names(batched)
     modules = _names(modules)
-    _require_leaves(graph, (*(inputs or {}), *batched), with_respect_to)
+    leaves = _bindable(graph)
+    _require_leaves(leaves, (*(inputs or {}), *batched), with_respect_to)
     if forward_only and (seeds or with_respect_to or gradients):
         raise InvalidRequestError(
             "SELECTION_INVALID",
@@ -243,12 +242,9 @@ def evaluation(
         )
     if complete:
         _require_inputs(graph, inputs or {})
-    message = service_pb2.Evaluation(
-        bindings=bindings(graph, inputs or {}, batched, exchange, apart),
-        forward_only=forward_only,
-        with_respect_to=with_respect_to,
-        seeds=seed_messages(graph, seeds or {}, exchange),
-    )
+    message = service_pb2.Evaluation(forward_only=forward_only, with_respect_to=with_respect_to)
+    _bind(message.bindings, leaves, inputs or {}, batched, exchange, apart)
+    message.seeds.extend(seed_messages(graph, seeds or {}, exchange))
     if batched:
         message.batch_size = _rows(inputs or {}, batched)
     _choose(graph, message.values, values, modules, summary)
@@ -260,8 +256,14 @@ def _names(given: str | Iterable[str]) -> Sequence[str]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _require_leaves(graph: Graph, names: Iterable[str], with_respect_to: Iterable[str]) -> None:
-    leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
+def _bindable(graph: Graph) -> dict[str, Leaf]:
+    """The leaves that a request may give values to, by name."""
+    return {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
+
+
+def _require_leaves(
+    leaves: Mapping[str, Leaf], names: Iterable[str], with_respect_to: Iterable[str]
+) -> None:
     for name in (*names, *with_respect_to):
         require_leaf(name, leaves)
     for name in with_respect_to:
@@ -291,40 +293,48 @@ def _require_inputs(graph: Graph, inputs: Mapping[str, Any]) -> None:
             )
 
 
-def bindings(
-    graph: Graph,
+def _bind(
+    bindings: Any,
+    leaves: Mapping[str, Leaf],
     inputs: Mapping[str, Any],
-    batched: Sequence[str] = (),
-    exchange: Exchange = INLINE,
+    batched: Sequence[str],
+    exchange: Exchange,
     apart: list[tensors.Array] | None = None,
-) -> list[service_pb2.Binding]:
-    """Arrays, numbers or lists for leaves, in their declared data types."""
+) -> None:
+    """Adds arrays, numbers or lists for leaves to a message, in their declared data types."""
     require_mapping("a point", inputs)
-    leaves = {leaf.name: leaf for leaf in graph.leaves if leaf.kind != "constant"}
-    found = []
     for name, given in inputs.items():
         require_leaf(name, leaves)
-        leaf = leaves[name]
+        leaf, is_batched = leaves[name], name in batched
         array = as_dtype(f"{leaf.kind} {name!r}", given, leaf.dtype)
-        row = array.shape[1:] if name in batched else array.shape
-        if len(row) != len(leaf.axes) or any(
-            isinstance(axis, int) and axis != size
-            for axis, size in zip(leaf.axes, row, strict=True)
-        ):
-            axes = ", ".join(map(str, leaf.axes)) + ("," if len(leaf.axes) == 1 else "")
-            raise InvalidRequestError(
-                "SHAPE_MISMATCH",
-                f"{leaf.kind} {name!r}: declared with shape ({axes}) but bound to shape {row}"
-                + (" a row" if name in batched else ""),
-            )
+        row = array.shape[1:] if is_batched else array.shape
+        if row != leaf.axes:
+            _require_shape(leaf, row, is_batched)
+        binding = bindings.add(leaf=name)
+        if is_batched:
+            binding.batched = True
         tensor = exchange.put(array)
-        if tensor is None and apart is not None and array.nbytes >= LIFTED_BYTES:
+        if tensor is not None:
+            binding.tensor.CopyFrom(tensor)
+        elif apart is not None and array.nbytes >= LIFTED_BYTES:
             apart.append(array)
-            tensor = tensors.encode_type(array)
-        elif tensor is None:
-            tensor = tensors.encode(array)
-        found.append(service_pb2.Binding(leaf=name, tensor=tensor, batched=name in batched))
-    return found
+            tensors.write_type(array, binding.tensor)
+        else:
+            tensors.write(array, binding.tensor)
+
+
+def _require_shape(leaf: Leaf, row: tuple[int, ...], is_batched: bool) -> None:
+    """SHAPE_MISMATCH where sizes differ from those that are declared; a symbol takes any."""
+    if len(row) == len(leaf.axes) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(leaf.axes, row, strict=True)
+    ):
+        return
+    axes = ", ".join(map(str, leaf.axes)) + ("," if len(leaf.axes) == 1 else "")
+    raise InvalidRequestError(
+        "SHAPE_MISMATCH",
+        f"{leaf.kind} {leaf.name!r}: declared with shape ({axes}) but bound to shape {row}"
+        + (" a row" if is_batched else ""),
+    )
 
 
 def steps(
@@ -335,10 +345,12 @@ def steps(
 ) -> Iterator[tuple[service_pb2.SessionRequest, Exchange]]:
     """Many points in few messages, each of about STEPS_BYTES and STEPS_COUNT at most."""
     exchange, request, size = next(exchanges), service_pb2.SessionRequest(), 0
+    leaves = _bindable(graph)
     for point in points:
-        step = request.steps.steps.add(bindings=bindings(graph, point, batched, exchange))
-        size += step.ByteSize() + sum(each.tensor.shared.size for each in step.bindings)
-        if size >= STEPS_BYTES or len(request.steps.steps) >= STEPS_COUNT:
+        step = request.steps.steps.add()
+        _bind(step.bindings, leaves, point, batched, exchange)
+        size += step.ByteSize()
+        if size + exchange.sent_bytes >= STEPS_BYTES or len(request.steps.steps) >= STEPS_COUNT:
             exchange.offer(request)
             yield request, exchange
             exchange, request, size = next(exchanges), service_pb2.SessionRequest(), 0
@@ -460,7 +472,7 @@ def _aio_status(call: grpc.aio.AioRpcError) -> Any:
 def as_dtype(what: str, given: Any, dtype: str) -> tensors.Array:
     """Numbers and lists take the declared type; an array must have it."""
     given = tensors.recognized(given, dtype)
-    if isinstance(given, (np.ndarray, np.generic)) and str(given.dtype) != dtype:
+    if isinstance(given, (np.ndarray, np.generic)) and given.dtype != tensors.KINDS[dtype]:
         raise InvalidRequestError(
             "DATA_TYPE_MISMATCH",
             f"{what}: declared as {dtype} but bound to {given.dtype}; convert the array",

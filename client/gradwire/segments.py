@@ -156,7 +156,7 @@ class Exchange:
         self._pool = pool
         self._arguments: list[Segment] = []
         self._at = 0  # in the last of them
-        self._sent = 0
+        self.sent_bytes = 0
         self._results: Segment | None = None
         self._lease: tensors.Array | None = None
         self._received = 0
@@ -174,7 +174,7 @@ class Exchange:
         if self._results is not None and (self._lease is None or kind is not None):
             ends(self._results)
         self._lease = None  # its views keep it
-        self._pool.sent_bytes = max(self._pool.sent_bytes, self._sent)
+        self._pool.sent_bytes = max(self._pool.sent_bytes, self.sent_bytes)
         self._pool.received_bytes = max(self._pool.received_bytes, self._received)
 
     def put(self, array: tensors.Array) -> tensor_pb2.Tensor | None:
@@ -194,12 +194,12 @@ class Exchange:
         region = tensor.shared
         region.segment, region.offset, region.size = segment.name, offset, array.nbytes
         self._at += _aligned(array.nbytes)
-        self._sent += _aligned(array.nbytes)
+        self.sent_bytes += _aligned(array.nbytes)
         return tensor
 
     def offer(self, request: Request) -> None:
         """Tells the server where large results may go: as many as were sent, or came before."""
-        size = 0 if self._pool is None else max(self._sent, self._pool.received_bytes)
+        size = 0 if self._pool is None else max(self.sent_bytes, self._pool.received_bytes)
         if self._pool is None or not size:
             return
         self._results = self._pool.borrow(size)
