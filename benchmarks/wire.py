@@ -236,7 +236,7 @@ def session_row(name: str, graph: gw.Graph, inputs: dict[str, Any], sides: Sides
     """One step of an open session, all of its inputs given again."""
     evaluation = requests.evaluation(graph, inputs)
     opening = pb.SessionRequest(open=pb.Open(graph=requests.source(graph), evaluation=evaluation))
-    bindings = requests.bindings(graph, inputs)
+    bindings = evaluation.bindings
     data = pb.SessionRequest(request_id=1, step=pb.Step(bindings=bindings)).SerializeToString()
     limits = Limits()
     session = Session(decode_graph(graph.to_bytes(), limits), decode_evaluation(evaluation), limits)

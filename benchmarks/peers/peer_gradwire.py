@@ -103,7 +103,7 @@ def messages(work: Work, method: str) -> tuple[bytes, int]:
         evaluation = requests.evaluation(own, given)
         request = pb.EvaluateRequest(graph=requests.source(own), evaluation=evaluation)
     else:
-        step = pb.Step(bindings=requests.bindings(own, given))
+        step = pb.Step(bindings=requests.evaluation(own, given).bindings)
         request = pb.SessionRequest(request_id=1, step=step)
     value, gradient = work.value_and_gradient(work.point)
     pieces = split(gradient) if work.name == "mlp" else [gradient]
