@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.harness import CACHE, FOLDER, RESULTS
 
 #: Those with `run(quick) -> Report`.
-REPORTS = ("engines", "batches", "chain", "networks", "wire", "servers", "memory")
+REPORTS = ("engines", "batches", "chain", "networks", "busy", "wire", "servers", "memory")
 #: Scripts that write their own JSON; the page shows what they print. A quick run has none.
 SCRIPTS = ("plan",)
 

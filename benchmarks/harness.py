@@ -121,13 +121,18 @@ def race(case: Case, contenders: Mapping[str, Callable[[], object]], rounds: int
     gc.freeze()  # nobody's collections walk through the programs that others have built
     try:
         for turn in range(rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            for name in rotated(names, turn):
                 taken = case.figures[name]
                 if turn < _SLOW_ROUNDS or min(taken) <= _SLOW_SECONDS:
                     taken.append(_timed(contenders[name], repeats[name]))
     finally:
         gc.unfreeze()
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    """All of them, beginning with another one in each turn."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
 
 
 def _repeats(call: Callable[[], object]) -> int:

@@ -16,7 +16,7 @@ PLOTS = PAGE.parent / "performance"
 
 #: A table with more contenders than this has them as rows.
 _MOST_COLUMNS = 8
-_SCALES = {"ns": 1e9, "us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6}
+_SCALES = {"ns": 1e9, "us": 1e6, "ms": 1e3, "s": 1.0, "MB": 1e-6, "x": 1.0}
 
 
 def render(results: Path = RESULTS) -> None:

@@ -132,14 +132,14 @@ def long_chain(size: int, nodes: int) -> gw.Graph:
 def bare_servers() -> Iterator[tuple[str, str]]:
     """Answer what they were told to, whatever they are asked: as usual, and keeping memory."""
     command = [sys.executable, __file__]
-    with _serving([*command, "usual"]) as usual, _serving([*command, "tuned"]) as tuned:
+    with serving([*command, "usual"]) as usual, serving([*command, "tuned"]) as tuned:
         yield usual, tuned
 
 
 @contextmanager
 def our_server(*flags: str) -> Iterator[str]:
     command = [sys.executable, "-m", "gradwire.cli", "serve", "--listen", "127.0.0.1:0", *flags]
-    with _serving(command) as address:
+    with serving(command) as address:
         yield address
 
 
@@ -180,11 +180,11 @@ class Sides:
 
 def unary_asks(stack: ExitStack, sides: Sides, request: bytes) -> tuple[list[Ask], int]:
     """Asks for ours and the bare ones, and how long an answer is."""
-    evaluate = _channel(stack, sides.ours).unary_unary(f"{SERVICE}/Evaluate")
+    evaluate = channel_to(stack, sides.ours).unary_unary(f"{SERVICE}/Evaluate")
     answer = evaluate(request)
     asks: list[Ask] = [lambda: evaluate(request)]
     for address in sides.bare:
-        beside = _channel(stack, address)
+        beside = channel_to(stack, address)
         beside.unary_unary("/Bare/Tell")(answer)
         asks.append(partial(beside.unary_unary("/Bare/Unary"), request))
     return asks, len(answer)
@@ -194,14 +194,14 @@ def stream_asks(
     stack: ExitStack, sides: Sides, opening: bytes, request: bytes
 ) -> tuple[list[Ask], int]:
     """The same over one stream each."""
-    ask = _talk(stack, _channel(stack, sides.ours), f"{SERVICE}/Session")
+    ask = talk(stack, channel_to(stack, sides.ours), f"{SERVICE}/Session")
     ask(opening)
     answer = ask(request)
     asks: list[Ask] = [lambda: ask(request)]
     for address in sides.bare:
-        beside = _channel(stack, address)
+        beside = channel_to(stack, address)
         beside.unary_unary("/Bare/Tell")(answer)
-        asks.append(partial(_talk(stack, beside, "/Bare/Stream"), request))
+        asks.append(partial(talk(stack, beside, "/Bare/Stream"), request))
     return asks, len(answer)
 
 
@@ -284,7 +284,7 @@ def streaming(sides: Sides) -> Case:
     data = request.SerializeToString()
     found = []
     with ExitStack() as stack:
-        stream = _channel(stack, sides.ours).unary_stream(f"{SERVICE}/EvaluateStream")
+        stream = channel_to(stack, sides.ours).unary_stream(f"{SERVICE}/EvaluateStream")
         for _ in range(sides.plan.rounds + 1):
             began = time.perf_counter()
             received = sum(map(len, stream(data)))
@@ -418,7 +418,7 @@ def many_steps(sides: Sides) -> Case:
 
 
 @contextmanager
-def _serving(command: list[str]) -> Iterator[str]:
+def serving(command: list[str]) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -427,11 +427,11 @@ def _serving(command: list[str]) -> Iterator[str]:
             process.terminate()
 
 
-def _channel(stack: ExitStack, address: str) -> Any:
+def channel_to(stack: ExitStack, address: str) -> Any:
     return stack.enter_context(grpc.insecure_channel(address, OPTIONS))
 
 
-def _talk(stack: ExitStack, channel: Any, method: str) -> Callable[[bytes], bytes]:
+def talk(stack: ExitStack, channel: Any, method: str) -> Callable[[bytes], bytes]:
     """A question, an answer, on one stream."""
     questions: SimpleQueue[bytes | None] = SimpleQueue()
     answers = channel.stream_stream(method)(iter(questions.get, None))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,38 @@ def test_the_page_shows_the_results_that_are_kept(monkeypatch):
 
     page = (ROOT / "docs" / "performance.md").read_text()
     assert report.page(page, RESULTS) == page, "run scripts/bench --render"
+
+
+def test_neighbours_run_in_the_busy_halves_alone_and_are_gone_after(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import neighbours
+
+    loops, told, rows, start = [], [], [], subprocess.Popen
+
+    def start_and_keep(command):
+        loops.append(start(command))
+        return loops[-1]
+
+    def measure():
+        with neighbours.neighbours() as tell:
+
+            def tell_and_keep(number):
+                told.append(number)
+                tell(number)
+
+            calls = {"ours": list, "peer": dict}
+            rows.extend(neighbours.cases("work", calls, tell_and_keep, rounds=2))
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_keep)
+    monkeypatch.setattr(neighbours, "TURN_SECONDS", 0)
+    with pytest.raises(ZeroDivisionError):
+        measure()
+    assert [each.poll() for each in loops] == [-signal.SIGKILL] * len(os.sched_getaffinity(0))
+    assert told == [signal.SIGSTOP, signal.SIGCONT] * 2 + [signal.SIGSTOP]
+    quiet, busy, _, slowdown = (each.figures["peer"] for each in rows)
+    assert slowdown == [after / before for before, after in zip(quiet, busy, strict=True)]
+    assert len(slowdown) == 2
 
 
 def test_a_contender_that_is_wrong_is_not_timed(monkeypatch):
