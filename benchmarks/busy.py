@@ -39,6 +39,10 @@ from benchmarks.ours import Ours
 
 PEERS = ("PyTorch", "JAX jit")
 ROUNDS = 7
+DTYPES = ("float32", "float64")
+#: For ten times as many XLA compiles for minutes.
+GATES = 100
+
 #: Gradients of a function of all its leaves, as bytes: its value, then each leaf's by name.
 Answer = Callable[[bytes], bytes]
 
@@ -196,14 +200,12 @@ def run(quick: bool) -> Report:
     torch.set_num_threads(THREADS)
     with neighbours() as tell:
         for name in ("convnet",) if quick else networks.NETWORKS:
-            for dtype in ("float32",) if quick else ("float32", "float64"):
+            for dtype in DTYPES[:1] if quick else DTYPES:
                 calls = network_calls(name, dtype)
                 report.cases += cases(f"{name}, {dtype}", calls, tell, rounds)
         for kind in KINDS:
-            gates = 100 if quick else 1000
-            report.cases += cases(
-                f"{kind}, {gates:,} gates", circuit_calls(kind, gates), tell, rounds
-            )
+            calls = circuit_calls(kind, GATES)
+            report.cases += cases(f"{kind}, {GATES} gates", calls, tell, rounds)
         for name in SERVED:
             with served_calls(name) as (evaluations, steps):
                 report.cases += cases(f"Evaluate, {name}", evaluations, tell, rounds)

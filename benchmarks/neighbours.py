@@ -6,7 +6,6 @@ All contenders take their turn in both halves of every round.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,35 +18,44 @@ from benchmarks.harness import Case, rotated
 TURN_SECONDS = 0.4
 _LEAST_CALLS = 3
 
-#: It ends with its parent, however that ends.
+#: It ends with its parent, however that ends: nobody holds its input open then.
 _LOOP = """
-import os, sys
-while os.getppid() == int(sys.argv[1]):
-    for _ in range(1_000_000):
-        pass
+import sys, threading
+
+busy = threading.Event()
+
+def loop():
+    while busy.wait():
+        for _ in range(100_000):
+            pass
+
+threading.Thread(target=loop, daemon=True).start()
+for told in sys.stdin:
+    (busy.set if told == "busy\\n" else busy.clear)()
 """
 
 Call = Callable[[], object]
-Tell = Callable[[signal.Signals], None]
+Tell = Callable[[str], None]
 
 
 @contextmanager
 def neighbours() -> Iterator[Tell]:
-    """Loops, which begin stopped; SIGCONT and SIGSTOP are told to all of them."""
-    command = [sys.executable, "-c", _LOOP, str(os.getpid())]
-    loops = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
+    """Loops, which rest at first; "busy" and "quiet" are told to all of them."""
+    command = [sys.executable, "-c", _LOOP]
+    loops = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, text=True) for _ in os.sched_getaffinity(0)
+    ]
 
-    def tell(number: signal.Signals) -> None:
+    def tell(kind: str) -> None:
         for each in loops:
-            each.send_signal(number)
+            print(kind, file=each.stdin, flush=True)
 
     try:
-        tell(signal.SIGSTOP)
         yield tell
     finally:
         for each in loops:
             each.kill()
-            each.wait()
+            each.communicate()
 
 
 def cases(name: str, contenders: Mapping[str, Call], tell: Tell, rounds: int) -> list[Case]:
@@ -61,8 +69,8 @@ def cases(name: str, contenders: Mapping[str, Call], tell: Tell, rounds: int) ->
     for call in contenders.values():
         turn(call)
     for number in range(rounds):
-        for kind, told in (("quiet", signal.SIGSTOP), ("busy", signal.SIGCONT)):
-            tell(told)
+        for kind in ("quiet", "busy"):
+            tell(kind)
             for contender in rotated([*contenders], number):
                 mean, longest = turn(contenders[contender])
                 rows[kind].figures[contender].append(mean)
@@ -70,7 +78,7 @@ def cases(name: str, contenders: Mapping[str, Call], tell: Tell, rounds: int) ->
                     quiet = rows["quiet"].figures[contender][-1]
                     rows["busy, longest"].figures[contender].append(longest)
                     rows["slowdown"].figures[contender].append(mean / quiet)
-    tell(signal.SIGSTOP)
+    tell("quiet")
     return [*rows.values()]
 
 

@@ -52,16 +52,16 @@ def test_neighbours_run_in_the_busy_halves_alone_and_are_gone_after(monkeypatch)
 
     loops, told, rows, start = [], [], [], subprocess.Popen
 
-    def start_and_keep(command):
-        loops.append(start(command))
+    def start_and_keep(*given, **options):
+        loops.append(start(*given, **options))
         return loops[-1]
 
     def measure():
         with neighbours.neighbours() as tell:
 
-            def tell_and_keep(number):
-                told.append(number)
-                tell(number)
+            def tell_and_keep(kind):
+                told.append(kind)
+                tell(kind)
 
             calls = {"ours": list, "peer": dict}
             rows.extend(neighbours.cases("work", calls, tell_and_keep, rounds=2))
@@ -72,7 +72,7 @@ def test_neighbours_run_in_the_busy_halves_alone_and_are_gone_after(monkeypatch)
     with pytest.raises(ZeroDivisionError):
         measure()
     assert [each.poll() for each in loops] == [-signal.SIGKILL] * len(os.sched_getaffinity(0))
-    assert told == [signal.SIGSTOP, signal.SIGCONT] * 2 + [signal.SIGSTOP]
+    assert told == ["quiet", "busy", "quiet", "busy", "quiet"]
     quiet, busy, _, slowdown = (each.figures["peer"] for each in rows)
     assert slowdown == [after / before for before, after in zip(quiet, busy, strict=True)]
     assert len(slowdown) == 2
