@@ -6,6 +6,13 @@ import pytest
 
 from gradwire_server.engine import kernels
 
+#: Files that take longest, first: else one processor works on them alone at the end.
+LONGEST = (
+    "test_page.py", "test_docker.py", "test_special_points.py", "test_benchmarks.py",
+    "test_store_kills.py", "test_onnx_gradients_elsewhere.py", "test_examples.py",
+    "test_gradient_graph.py", "test_workers.py", "test_hostile.py", "test_memory.py",
+)  # fmt: skip
+
 
 def pytest_sessionstart() -> None:
     """There are kernels, made from the sources that are here."""
@@ -14,3 +21,9 @@ def pytest_sessionstart() -> None:
             "the compiled kernels are missing or stale: python -m gradwire_server.engine.kernels."
             "building (after pip install ziglang), or install the package again"
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; `--no-loadscope-reorder` has xdist keep this order."""
+    place = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))

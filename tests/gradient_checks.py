@@ -10,7 +10,7 @@ from gate_cases import Case, is_floating, spread
 
 from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
-from gradwire_server.engine.evaluation import Binding, Evaluation
+from gradwire_server.engine.evaluation import Binding, Evaluation, Job
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.graph import Graph, Leaf, Output, Row, Rows
 from gradwire_server.limits import Limits
@@ -49,14 +49,26 @@ def one_node(case: Case) -> Graph:
     )
 
 
+class Runs:
+    """A graph that is evaluated again and again, on one plan."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._job: Job | None = None
+
+    def __call__(self, bindings: dict[str, Any], seeds: dict[str, Any] | None = None) -> Any:
+        """Outputs, and gradients where seeds are given."""
+        bound = {name: Binding(np.asarray(array)) for name, array in bindings.items()}
+        asked = Evaluation(bindings=bound, seeds=seeds or {}, forward_only=seeds is None)
+        with np.errstate(all="ignore"):
+            self._job = evaluate.prepare(self.graph, asked, LIMITS, self._job)
+            outputs, gradients, _, _ = runs.run(self._job, lambda: False)
+        return dict(outputs), dict(gradients)
+
+
 def run(graph: Graph, bindings: dict[str, Any], seeds: dict[str, Any] | None = None) -> Any:
     """Outputs, and gradients where seeds are given."""
-    bound = {name: Binding(np.asarray(array)) for name, array in bindings.items()}
-    asked = Evaluation(bindings=bound, seeds=seeds or {}, forward_only=seeds is None)
-    with np.errstate(all="ignore"):
-        job = evaluate.prepare(graph, asked, LIMITS)
-        outputs, gradients, _, _ = runs.run(job, lambda: False)
-    return dict(outputs), dict(gradients)
+    return Runs(graph)(bindings, seeds)
 
 
 def moving(case: Case) -> list[int]:
@@ -120,17 +132,17 @@ def second_order(case: Case, rng: np.random.Generator, step: float) -> tuple[flo
     outputs, _ = run(graph, {})
     drawn = drawn_seeds(tuple(outputs.values()), rng)
     seeds = {f"grad/{name}": seed for name, seed in zip(outputs, drawn, strict=True)}
-    backward = gradient_graph(graph, (), {}, LIMITS)
-    outs, _ = run(backward, seeds)
+    backward = Runs(gradient_graph(graph, (), {}, LIMITS))
+    outs, _ = backward(seeds)
     first = {name: out for name, out in outs.items() if name.startswith("grad/")}
     weights = dict(zip(first, drawn_seeds(tuple(first.values()), rng), strict=True))
-    _, second = run(backward, seeds, weights)
+    _, second = backward(seeds, weights)
     ways = {f"x{slot}": way for slot, way in drawn_ways(case, rng).items()}
     there = {f"x{slot}": case.inputs[slot] for slot in moving(case)}
 
     def along(step: float) -> float:
         moved = {name: np.asarray(x + step * ways[name], x.dtype) for name, x in there.items()}
-        found, _ = run(backward, seeds | moved)
+        found, _ = backward(seeds | moved)
         return weighted(weights.values(), [found[name] for name in weights])
 
     found = weighted(ways.values(), [second[name] for name in ways])

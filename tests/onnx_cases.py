@@ -51,18 +51,24 @@ def operator_of(case: Any) -> str:
 
 
 @cache
+def born() -> dict[str, int]:
+    """The operator set in which each operator came."""
+    versions: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.domain:
+            came = versions.get(schema.name, schema.since_version)
+            versions[schema.name] = min(came, schema.since_version)
+    return versions
+
+
+@cache
 def has_our_meaning(operator: str, version: int) -> bool:
     """Whether an operator of that operator set still is the one of the oldest that we know.
 
     Cases name the operator set that their operator is from, which may be long before ours; an
     operator may be younger than our oldest operator set.
     """
-    born = min(
-        schema.since_version
-        for schema in onnx.defs.get_all_schemas_with_history()
-        if schema.name == operator and not schema.domain
-    )
-    ours = onnx.defs.get_schema(operator, max(born, OPERATOR_SETS[0]))
+    ours = onnx.defs.get_schema(operator, max(born()[operator], OPERATOR_SETS[0]))
     return bool(onnx.defs.get_schema(operator, version).since_version >= ours.since_version)
 
 

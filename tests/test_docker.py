@@ -27,8 +27,15 @@ def test_compose_file_keeps_the_compose_specification() -> None:
     assert found.returncode == 0, found.stdout
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
 @pytest.mark.slow
-def test_dockerfiles_own_commands_serve_and_evaluate(tmp_path: Path) -> None:
+def test_dockerfiles_own_commands_install_the_page_serve_and_evaluate(tmp_path: Path) -> None:
     work = tmp_path / "app"
     work.mkdir()
     for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
@@ -42,12 +49,18 @@ def test_dockerfiles_own_commands_serve_and_evaluate(tmp_path: Path) -> None:
     binaries = tmp_path / "venv" / "bin"
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     environment |= dict(re.findall(r"^ENV (\w+)=(.+)$", DOCKERFILE, re.MULTILINE))
+    environment["GRADWIRE_KERNELS"] = "native"  # scripts/release builds those of other processors
+    environment["PIP_NO_COMPILE"] = "1"  # few of SciPy's modules are imported here
     installs = re.findall(r"^RUN (python .+)$", DOCKERFILE, re.MULTILINE)
     assert len(installs) == 1
     for command in installs:
         subprocess.run(
             shlex.split(command), check=True, cwd=work, env=environment, capture_output=True
         )
+    (installed,) = (tmp_path / "venv").glob("lib/python*/site-packages/gradwire_server/ui")
+    page = contents(installed)
+    assert page == contents(ROOT / "server" / "gradwire_server" / "ui")
+    assert Path("index.html") in page
     serve = json.loads(re.findall(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)[-1])
     serve[-1] = "127.0.0.1:0"  # a free port, in place of the container's own
     with subprocess.Popen(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gate_cases import Case, all_cases, is_floating, spread
-from gradient_checks import LIMITS, moving, one_node, run
+from gradient_checks import LIMITS, Runs, moving, one_node, run
 
 from gradwire_server.codec.graphs import decode_graph, encode_graph
 from gradwire_server.engine.symbolic import gradient_graph
@@ -33,11 +33,12 @@ CASES = [case for case in all_cases() if case.smooth and differentiable(case)]
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_backward_pass_as_a_graph_has_the_same_numbers(case: Case) -> None:
     graph = one_node(case)
+    forward = Runs(graph)
     rng = np.random.default_rng(3)
-    outputs, _ = run(graph, {})
+    outputs, _ = forward({})
     seeds = {name: np.asarray(rng.standard_normal(out.shape)) for name, out in outputs.items()}
     seeds = {name: seed.astype(outputs[name].dtype) for name, seed in seeds.items()}
-    _, expected = run(graph, {}, seeds)
+    _, expected = forward({}, seeds)
     backward = gradient_graph(graph, (), {}, LIMITS)
     found, _ = run(backward, {f"grad/{name}": seed for name, seed in seeds.items()})
     for name, gradient in expected.items():
@@ -59,15 +60,15 @@ def test_second_order_is_the_difference_of_gradients(case: Case) -> None:
         f"grad/{name}": rng.standard_normal(out.shape).astype(out.dtype)
         for name, out in outputs.items()
     }
-    backward = gradient_graph(graph, (), {}, LIMITS)
-    first, _ = run(backward, seeds)
+    backward = Runs(gradient_graph(graph, (), {}, LIMITS))
+    first, _ = backward(seeds)
     weights = {
         name: np.asarray(rng.standard_normal(out.shape), out.dtype)
         for name, out in first.items()
         if name.startswith("grad/")
     }
-    _, second = run(backward, seeds, weights)
-    twice = gradient_graph(backward, (), {}, LIMITS)
+    _, second = backward(seeds, weights)
+    twice = gradient_graph(backward.graph, (), {}, LIMITS)
     given = {f"grad2/{name}": weight for name, weight in weights.items()}
     given |= {f"grad2/{name}": np.zeros_like(out) for name, out in outputs.items()}
     recorded, _ = run(twice, seeds | given)
@@ -79,7 +80,7 @@ def test_second_order_is_the_difference_of_gradients(case: Case) -> None:
         way = np.asarray(rng.standard_normal(x.shape))
 
         def along(step: float, name: str = leaf.name, x: Any = x, way: Any = way) -> float:
-            moved, _ = run(backward, {**seeds, name: x + step * way})
+            moved, _ = backward({**seeds, name: x + step * way})
             return sum(float(np.sum(weights[each] * moved[each])) for each in weights)
 
         expected = (along(STEP) - along(-STEP)) / (2 * STEP)

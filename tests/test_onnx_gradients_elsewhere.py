@@ -18,7 +18,11 @@ from onnx_cases import called
 from test_onnx_gradients import CASES, generator, smooth
 
 #: JAX compiles each case once and runs it once.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,  # two thirds of compiling
+}
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5}
 #: Cases where a library computes something else or refuses, and why.
 UNLIKE_JAX = {

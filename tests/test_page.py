@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ import gradwire as gw
 
 ROOT = Path(__file__).parent.parent
 WEB = ROOT / "web"
-UI = ROOT / "server" / "gradwire_server" / "ui"
 GRADWIRE = Path(sys.executable).with_name("gradwire")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -73,20 +71,6 @@ def test_the_page_keeps_its_promises(test: Path, files: Path) -> None:
 def test_pure_functions_of_the_page() -> None:
     _run("npm", "run", "--silent", "generate")
     _run("npm", "test")
-
-
-def test_the_wheel_contains_the_built_page(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
-    subprocess.run([*command, str(tmp_path), str(ROOT)], check=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        packed = {
-            name.removeprefix("gradwire_server/ui/"): wheel.read(name)
-            for name in wheel.namelist()
-            if name.startswith("gradwire_server/ui/")
-        }
-    files = [path for path in UI.rglob("*") if path.is_file()]
-    assert packed == {path.relative_to(UI).as_posix(): path.read_bytes() for path in files}
-    assert "index.html" in packed
 
 
 def _run(*command: str, **variables: str) -> None:

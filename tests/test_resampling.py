@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
-from math import ceil, floor
+from math import floor
 from typing import Any
 
 import numpy as np
 import pytest
 from gate_cases import Case
 
-HALF = Fraction(1, 2)
 SIZES = [*product(range(1, 65), repeat=2)]
 COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "asymmetric", "align_corners",
 )  # fmt: skip
-NEAREST = {
-    "round_prefer_floor": lambda place: ceil(place - HALF),
-    "round_prefer_ceil": lambda place: floor(place + HALF),
-    "floor": floor,
-    "ceil": ceil,
+#: The nearest element to the places p / q, in whole numbers: exact, and at once for all of them.
+NEAREST: dict[str, Callable[[Any, int], Any]] = {
+    "round_prefer_floor": lambda p, q: -((q - 2 * p) // (2 * q)),  # the ceiling of p / q - 1 / 2
+    "round_prefer_ceil": lambda p, q: (2 * p + q) // (2 * q),
+    "floor": lambda p, q: p // q,
+    "ceil": lambda p, q: -(-p // q),
 }
 MODES = pytest.mark.parametrize(("mode", "nearest"), [*product(COORDINATES, NEAREST)])
 
 
-def place_of(i: int, size: int, length: int, scale: Fraction, mode: str) -> Fraction:
-    """Where in the input an element of the output lies."""
+def places_of(size: int, length: int, scale: Fraction, mode: str) -> tuple[Any, int]:
+    """Where in the input the elements of the output lie: numerators, and their denominator."""
+    i = np.arange(length, dtype=object)  # Python's integers, which do not overflow
+    n, d = scale.as_integer_ratio()
     match mode:
         case "asymmetric":
-            return i / scale
+            return i * d, n
         case "align_corners":
-            return Fraction(0) if scale * size == 1 else i * (size - 1) / (scale * size - 1)
+            return (i * 0, 1) if n * size == d else (i * (size - 1) * d, n * size - d)
         case "pytorch_half_pixel" if length == 1:
-            return Fraction(0)
-        case "half_pixel_symmetric":
-            offset = Fraction(size, 2) * (1 - length / (scale * size))
-            return offset + (i + HALF) / scale - HALF
-    return (i + HALF) / scale - HALF
+            return i * 0, 1
+        case "half_pixel_symmetric":  # moved by size / 2 * (1 - length / (scale * size))
+            return (2 * i + 1) * d - n + size * n - length * d, 2 * n
+    return (2 * i + 1) * d - n, 2 * n
 
 
 def exact(size: int, length: int, scale: Fraction, mode: str, nearest: str) -> list[int]:
     """Which element each element of the output is."""
-    places = (place_of(i, size, length, scale, mode) for i in range(length))
-    return [min(max(NEAREST[nearest](place), 0), size - 1) for place in places]
+    found = NEAREST[nearest](*places_of(size, length, scale, mode))
+    return np.clip(found, 0, size - 1).tolist()
 
 
 def resized(size: int, scales: Any, sizes: Any, **attributes: Any) -> list[int]:
