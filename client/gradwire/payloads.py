@@ -25,10 +25,11 @@ _SIZED = 2  # the wire type of strings, bytes and messages
 _TENSOR: Paths = {3: None}
 _NAMED: Paths = {2: _TENSOR}
 _SOURCE: Paths = {1: None}
-_EVALUATION: Paths = {1: _NAMED, 3: _NAMED}
+_EVALUATION: Paths = {1: _NAMED, 3: _NAMED, 8: {2: None}}
 _REQUEST: Paths = {1: _SOURCE, 2: _EVALUATION}
-_STEP: Paths = {1: _NAMED}
-_RESULT: Paths = {1: _NAMED, 2: _NAMED, 3: {6: None}, 4: {6: None}}
+_STEP: Paths = {1: _NAMED, 3: None}
+_BACKWARD: Paths = {1: _NAMED}
+_RESULT: Paths = {1: _NAMED, 2: _NAMED, 3: {6: None}, 4: {6: None}, 5: None}
 #: Where the payloads are, by the message's name.
 PATHS: Mapping[str, Paths] = {
     "EvaluateRequest": _REQUEST,
@@ -41,7 +42,7 @@ PATHS: Mapping[str, Paths] = {
     "ListGraphsRequest": {},
     "GetGraphRequest": {},
     "DeleteGraphRequest": {},
-    "SessionRequest": {2: _REQUEST, 3: _STEP, 4: _STEP, 5: {1: _STEP}},
+    "SessionRequest": {2: _REQUEST, 3: _STEP, 4: _BACKWARD, 5: {1: _STEP}},
     "SessionResponse": {3: _RESULT, 5: {1: {1: _RESULT}}},
 }
 

@@ -119,6 +119,45 @@ class Binding(_message.Message):
 Global___Binding: _TypeAlias = Binding  # noqa: Y015
 
 @_typing.final
+class Packed(_message.Message):
+    """Numbers of many leaves as one run of bytes, and the order that is fixed for them: the elements of
+    each leaf, row-major, little-endian, in the leaf's own data type, one leaf after another without
+    padding. They have no rows, so batch_size must be 0 (BINDING_INVALID). Servers name the feature
+    "packed" in DescribeServerResponse.features; others ignore this message, and `Step.packed`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAVES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Their elements, exactly as many bytes as they have in all (TENSOR_INVALID). In Open it may be
+    empty: then steps bring the numbers. Leaves that are not in the order are bound by name; one
+    that is, is not (BINDING_INVALID).
+    """
+    @_builtins.property
+    def leaves(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions of the leaves among the inputs, then the parameters, from 0 (LEAF_UNKNOWN),
+        each at most once (BINDING_INVALID), floating (NOT_DIFFERENTIABLE), with fixed sizes
+        (SYMBOL_UNBOUND). They are the leaves to differentiate, so with_respect_to must be empty
+        (SELECTION_INVALID). None at all means the leaves to differentiate, in the graph's order.
+        """
+
+    def __init__(
+        self,
+        *,
+        leaves: _abc.Iterable[_builtins.int] | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "leaves", b"leaves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Packed: _TypeAlias = Packed  # noqa: Y015
+
+@_typing.final
 class Selection(_message.Message):
     """Which values (or gradients) are returned; the default is none."""
 
@@ -177,6 +216,7 @@ class Evaluation(_message.Message):
     WITH_RESPECT_TO_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     GRADIENTS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     batch_size: _builtins.int
     """Rows; 0 means no batch. Rows are independent. Values that depend on a batched leaf, their
     gradients and the gradients of batched leaves gain a leading axis; outputs always do. The
@@ -212,6 +252,13 @@ class Evaluation(_message.Message):
         (NOT_DIFFERENTIABLE where chosen otherwise).
         """
 
+    @_builtins.property
+    def packed(self) -> Global___Packed:
+        """Leaves as one run of bytes; then the answer has `Result.packed`, and neither `outputs` nor
+        `gradients`. In Open it fixes the order of `Step.packed`, and nothing is answered by it. The
+        default is none: leaves by name.
+        """
+
     def __init__(
         self,
         *,
@@ -222,10 +269,11 @@ class Evaluation(_message.Message):
         with_respect_to: _abc.Iterable[_builtins.str] | None = ...,
         values: Global___Selection | None = ...,
         gradients: Global___Selection | None = ...,
+        packed: Global___Packed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gradients", b"gradients", "values", b"values"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gradients", b"gradients", "packed", b"packed", "values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "bindings", b"bindings", "forward_only", b"forward_only", "gradients", b"gradients", "seeds", b"seeds", "values", b"values", "with_respect_to", b"with_respect_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "bindings", b"bindings", "forward_only", b"forward_only", "gradients", b"gradients", "packed", b"packed", "seeds", b"seeds", "values", b"values", "with_respect_to", b"with_respect_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +291,13 @@ class Result(_message.Message):
     GRADIENTS_FIELD_NUMBER: _builtins.int
     NODE_VALUES_FIELD_NUMBER: _builtins.int
     NODE_GRADIENTS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
+    packed: _builtins.bytes
+    """What was asked for in one run of bytes, in place of `outputs` and `gradients`: the elements of
+    all outputs in the graph's order, each in its data type, then, where there is a backward pass,
+    those of the gradients of the packed leaves in their order. It is in the message, whatever
+    `results_in` says. Empty where leaves came by name.
+    """
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]:
         """Outputs, in the graph's order."""
@@ -266,10 +321,11 @@ class Result(_message.Message):
         gradients: _abc.Iterable[_tensor_pb2.NamedTensor] | None = ...,
         node_values: _abc.Iterable[Global___Column] | None = ...,
         node_gradients: _abc.Iterable[Global___Column] | None = ...,
+        packed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradients", b"gradients", "node_gradients", b"node_gradients", "node_values", b"node_values", "outputs", b"outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradients", b"gradients", "node_gradients", b"node_gradients", "node_values", b"node_values", "outputs", b"outputs", "packed", b"packed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -736,8 +792,14 @@ class Step(_message.Message):
 
     BINDINGS_FIELD_NUMBER: _builtins.int
     FORWARD_ONLY_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     forward_only: _builtins.bool
     """This step only: no backward pass."""
+    packed: _builtins.bytes
+    """Numbers of all leaves in the order that Open fixed, as `Packed.data` has them. Where Open fixed
+    none, it is the leaves to differentiate in the graph's order (the reasons of `Packed`). The answer
+    has `Result.packed`. Where it is not set, the step binds by name only, and is answered by name.
+    """
     @_builtins.property
     def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Binding]:
         """Leaves that change; they stay changed if the step succeeds."""
@@ -747,12 +809,15 @@ class Step(_message.Message):
         *,
         bindings: _abc.Iterable[Global___Binding] | None = ...,
         forward_only: _builtins.bool = ...,
+        packed: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_packed", b"_packed", "packed", b"packed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "forward_only", b"forward_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_packed", b"_packed", "bindings", b"bindings", "forward_only", b"forward_only", "packed", b"packed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__packed: _TypeAlias = _typing.Literal["packed"]  # noqa: Y015
+    _WhichOneofArgType__packed: _TypeAlias = _typing.Literal["_packed", b"_packed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__packed) -> _WhichOneofReturnType__packed | None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
 
@@ -782,7 +847,7 @@ Global___Steps: _TypeAlias = Steps  # noqa: Y015
 
 @_typing.final
 class Backward(_message.Message):
-    """Other seeds at the last good point (REQUEST_INVALID before the first step)."""
+    """Other seeds at the last good point (REQUEST_INVALID before the first step); answered by name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1561,7 +1626,9 @@ class DescribeServerResponse(_message.Message):
     """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Features understood."""
+        """Features understood: those that graphs may require, and those of requests ("packed"), which a
+        server that does not name them ignores. Clients look here before they use one.
+        """
 
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Limit]:
