@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations, pairwise, permutations
 from math import prod as size_of
 from typing import Any
@@ -135,6 +136,12 @@ def constant(tensor: Tensor) -> Array:
     """A stored tensor as a read-only array."""
     little_endian = np.dtype(tensor.dtype).newbyteorder("<")
     return np.frombuffer(tensor.data, little_endian).reshape(tensor.shape)
+
+
+@lru_cache(64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """A data type's name, which NumPy takes longer over than over a small array."""
+    return str(dtype)
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:

@@ -10,13 +10,17 @@ from hashlib import sha256
 from threading import Lock
 from typing import NamedTuple
 
-from gradwire_server.engine.evaluation import Evaluation, Job
+from gradwire_server.engine.evaluation import Evaluation, Job, Packed
+from gradwire_server.errors import within
 from gradwire_server.graph import Graph
 from gradwire_server.mould import Casting, Hole, Mould, movable, moved, without
 
 #: What Python and NumPy hold for one value or one use of it: a graph's columns, the plan's, the
 #: tape's with its buffers, and the lists that an engine makes of them.
 _BYTES_OF_ONE = 96
+
+#: As much as so many of those: a leaf, with its place in an order of packed leaves.
+_LEAF_SIZE = 8
 
 #: From here on comparing bytes is quicker than hashing them, by five times.
 _LARGE_BYTES = 64 * 1024
@@ -51,6 +55,7 @@ class Entry:
     def nbytes(self) -> int:
         """Memory for the graph, its bytes, those of a mould, and its plan."""
         size = self.graph.value_count + len(self.graph.node_inputs)
+        size += _LEAF_SIZE * len(self.graph.leaves)
         if self.graph.inside is not None:
             size += self.graph.id_count + len(self.graph.inside.use_modules)
         return 3 * len(self.data) + _ASKED_BYTES + _BYTES_OF_ONE * size
@@ -62,7 +67,12 @@ class Entry:
             return None
         if not asked.wants_as(last.asked):
             return None
-        return moved(last.job, self.movable, asked.bindings)
+        if asked.packed is None:
+            return moved(last.job, self.movable, asked.bindings)
+        assert last.job.packing is not None, "it was asked for as this is"
+        with within("evaluation"):
+            packed = Packed(last.job.packing, asked.packed)
+        return moved(last.job, self.movable, asked.bindings, packed)
 
     def wants_mould(self, job: Job, data: bytes) -> bool:
         """Whether a request for this job should be known by its bytes from now on."""
@@ -72,7 +82,7 @@ class Entry:
         """Keeps a job, but nothing that its caller sent."""
         self.job = without(job, self.movable, asked.bindings)
         reusable = not asked.seeds and asked.bindings.keys() <= self.movable.keys()
-        bare = replace(asked, bindings={}, seeds={})
+        bare = replace(asked, bindings={}, seeds={}, packed=None if asked.packed is None else b"")
         self._last = _Last(self.job, bare, frozenset(asked.bindings)) if reusable else None
 
     @cached_property

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradwire_server.engine.evaluation import Binding, Choice, Job
+from gradwire_server.engine.evaluation import Binding, Choice, Job, Packed
+from gradwire_server.engine.packing import PackedLeaves
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph
 from gradwire_server.plan import static_leaves
@@ -33,9 +34,18 @@ def movable(graph: Graph) -> dict[str, int]:
     }
 
 
-def moved(job: Job, leaves: Mapping[str, int], bindings: Mapping[str, Binding]) -> Job | None:
+def moved(
+    job: Job,
+    leaves: Mapping[str, int],
+    bindings: Mapping[str, Binding],
+    packed: Packed | None = None,
+) -> Job | None:
     """The same job at other values of some leaves; None where it must be prepared again."""
     point = job.point
+    if packed is not None and packed.packing.is_static:
+        return None
+    if packed is not None and not bindings:  # no leaf is looked at: there may be many
+        return packed.put(job, point.arrays)
     arrays: list[Array] = list(point.arrays)
     for name, binding in bindings.items():
         position = leaves.get(name)
@@ -46,16 +56,18 @@ def moved(job: Job, leaves: Mapping[str, int], bindings: Mapping[str, Binding]) 
         if binding.array.shape != shape or binding.array.dtype != spec.dtype:
             return None
         arrays[position] = binding.array
-    return job.at(tuple(arrays))
+    return job.at(tuple(arrays)) if packed is None else packed.put(job, arrays)
 
 
 def without(job: Job, leaves: Mapping[str, int], names: Iterable[str]) -> Job:
-    """The same job, lacking the arrays of some leaves."""
+    """The same job, lacking the arrays of some leaves, and of those that came packed."""
+    gone = [leaves[name] for name in names if name in leaves]
+    if isinstance(job.point.arrays, PackedLeaves):
+        return job.at(job.point.arrays.without(gone), job.packing)
     arrays: list[Array] = list(job.point.arrays)
-    for name in names:
-        if name in leaves:
-            arrays[leaves[name]] = None
-    return job.at(tuple(arrays))
+    for position in (*gone, *(job.packing.positions if job.packing else ())):
+        arrays[position] = None
+    return job.at(tuple(arrays), job.packing)
 
 
 class Hole(NamedTuple):

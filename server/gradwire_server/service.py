@@ -47,6 +47,7 @@ from gradwire_server.codec.requests import (
     decode_seeds,
     find_bound,
     graph_of,
+    packed_head,
     results_sink,
     sent_as,
 )
@@ -216,12 +217,18 @@ class GradientService(grpc.GenericRpcHandler):
                 raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
             wanted = decode_evaluation(request.evaluation, payloads)
+            packed = wanted.packed is not None
             job = entry.again(wanted)
             if job is None:
                 job = self._prepared(entry, wanted)
-            elif sink is None and request.graph.HasField("graph") and entry.wants_mould(job, data):
+            elif (
+                sink is None
+                and not packed
+                and request.graph.HasField("graph")
+                and entry.wants_mould(job, data)
+            ):
                 self._cast(entry, job, data, wanted)
-            return encode_response(Run(job).complete(stopped), sink)
+            return encode_response(Run(job).complete(stopped), sink, packed=packed)
 
     def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
         """The next request like this one need not be parsed."""
@@ -285,8 +292,9 @@ class GradientService(grpc.GenericRpcHandler):
         if not wanted.forward_only:
             for slabs in run.backward(job.seeds):
                 yield [*encode_events("node_gradients", _counted(slabs, sent, 1))]
-            gradients = list(run.leaf_gradients())
-        yield [encode_finished(run.outputs(), gradients, sent, sink)]
+            gradients = run.gradients()
+        packed = wanted.packed is not None
+        yield [encode_finished(run.outputs(), gradients, sent, sink, packed=packed)]
 
     def _session(
         self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
@@ -336,7 +344,8 @@ class GradientService(grpc.GenericRpcHandler):
             return None
         with self._turns:
             try:
-                return encode_answer(request_id, session.advance(job, stopped))
+                found = session.advance(job, stopped)
+                return encode_answer(request_id, found, packed=job.packing is not None)
             except Refusal as refusal:
                 return _refused(request_id, refusal)
 
@@ -360,15 +369,18 @@ class GradientService(grpc.GenericRpcHandler):
 
         def step(message: pb.Step) -> Found:
             bindings = decode_bindings(message.bindings, payloads)
-            return session.step(bindings, message.forward_only, stopped)
+            packed = None
+            if message.HasField("packed"):
+                packed = bytes(payloads.found(message.packed))
+            return session.step(bindings, message.forward_only, stopped, packed)
 
         try:
-            sink = results_sink(request, self._segments)
+            sink, packed = results_sink(request, self._segments), False
             match request.WhichOneof("action"):
                 case "step":
-                    found = step(request.step)
-                    if sink is None and len(data) < LIFTED_BYTES and session.wants_mould:
-                        _cast_step(session, data, request.step, payloads)
+                    found, packed = step(request.step), request.step.HasField("packed")
+                    if sink is None and len(data) < LIFTED_BYTES:
+                        _learn_step(session, data, request.step, payloads)
                 case "steps":
                     outcomes = self._outcomes(request.steps.steps, step, sink)
                     return encode_outcomes(request.request_id, outcomes)
@@ -379,7 +391,7 @@ class GradientService(grpc.GenericRpcHandler):
                     raise Invalid("REQUEST_INVALID", "the session is open already")
                 case _:
                     raise Invalid("REQUEST_INVALID", "the request has no action")
-            return encode_answer(request.request_id, found, sink)
+            return encode_answer(request.request_id, found, sink, packed=packed)
         except Refusal as refusal:
             return _refused(request.request_id, refusal)
 
@@ -401,7 +413,7 @@ class GradientService(grpc.GenericRpcHandler):
                 found = run(message)
             except Refusal as refusal:
                 found = refusal
-            outcomes.append(encode_outcome(found, sink))
+            outcomes.append(encode_outcome(found, sink, packed=message.HasField("packed")))
             held += len(outcomes[-1])
         return outcomes
 
@@ -531,10 +543,14 @@ def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
     send(None)
 
 
-def _cast_step(session: OpenSession, data: bytes, step: pb.Step, payloads: Payloads) -> None:
+def _learn_step(session: OpenSession, data: bytes, step: pb.Step, payloads: Payloads) -> None:
     """The next step like this one need not be parsed."""
     _, start = request_id_of(data)
     rest = data[start:]
+    if step.HasField("packed"):
+        session.expect_packed(packed_head(rest, step))
+    if not session.wants_mould:
+        return
 
     def bindings_in(message: pb.SessionRequest) -> Sequence[pb.Binding]:
         return () if message.request_id else message.step.bindings  # an id that comes later

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 from gradwire_server.engine import evaluation as evaluate
-from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Job
+from gradwire_server.engine.evaluation import NO_SELECTION, Binding, Evaluation, Job, Packed
+from gradwire_server.engine.packing import Packing
 from gradwire_server.engine.runs import Found, Run
 from gradwire_server.errors import Invalid, within
 from gradwire_server.gates.base import Array
@@ -27,26 +29,52 @@ class Session:
         self.graph = graph
         # apart from the bindings, which every step may change
         self._evaluation = replace(
-            evaluation, bindings={}, keeps_values=not evaluation.forward_only
+            evaluation, bindings={}, packed=None, keeps_values=not evaluation.forward_only
         )
         self._bindings = {**evaluation.bindings}
+        if evaluation.packed is not None:
+            with within("evaluation"):
+                self._fix_order(evaluation.packed)
         self._limits = limits
         self._before = before  # a job that may lend its plan
         self._movable = movable(graph)
         self._run: Run | None = None
         self._is_moved = False  # whether the last step changed nothing but numbers
         self._casting = Casting()
+        self._packed_head = b""
+
+    def _fix_order(self, data: bytes) -> None:
+        """The order of packed steps, and the first numbers, where there are any yet."""
+        if data or not self._packing.nbytes:
+            packed = Packed(self._packing, data)
+            packed.require_apart(self._bindings)
+            self._bindings |= packed.bindings()
 
     def step(
-        self, bindings: Mapping[str, Binding], forward_only: bool, stopped: Callable[[], bool]
+        self,
+        bindings: Mapping[str, Binding],
+        forward_only: bool,
+        stopped: Callable[[], bool],
+        packed: bytes | None = None,
     ) -> Found:
-        """Forward, and backward unless told otherwise, with these leaves changed."""
-        job = self._moved(bindings, forward_only)
-        self._is_moved = job is not None
+        """Forward, and backward unless told otherwise, with these leaves changed.
+
+        Where numbers come packed, leaf gradients are in their order.
+        """
+        given = None if packed is None else Packed(self._packing, packed)
+        if given is not None:
+            given.require_apart(bindings)
+        job = self._moved(bindings, forward_only, given)
+        self._is_moved = job is not None and given is None
         if job is not None:
             return self.advance(job, stopped)
         kept = {**self._bindings, **self._current_bindings(), **bindings}
-        found = self.advance(self._prepared(kept, forward_only), stopped)
+        if given is not None:
+            kept |= given.bindings()
+        job = self._prepared(kept, forward_only)
+        if given is not None:
+            job = given.put(job, job.point.arrays)
+        found = self.advance(job, stopped)
         self._bindings = kept
         return found
 
@@ -58,8 +86,19 @@ class Session:
         return found
 
     def pour(self, data: bytes) -> Job | None:
-        """The job of a step whose mould is here."""
-        return None if self._job is None else self._casting.pour(data, self._job)
+        """The job of a step whose mould is here, or that is a run of bytes behind a known head."""
+        if self._job is None:
+            return None
+        head = self._packed_head
+        if not head or not data.startswith(head):
+            return self._casting.pour(data, self._job)
+        if len(data) != len(head) + self._packing.nbytes:
+            return None
+        return self._moved({}, False, Packed(self._packing, data[len(head) :]))
+
+    def expect_packed(self, head: bytes) -> None:
+        """Steps like the last one begin with this, and have their numbers behind it."""
+        self._packed_head = head
 
     @property
     def wants_mould(self) -> bool:
@@ -81,12 +120,18 @@ class Session:
             for name, position in self._movable.items()
         }
 
-    def _moved(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job | None:
+    @cached_property
+    def _packing(self) -> Packing:
+        return evaluate.find_packing(self.graph, self._evaluation)
+
+    def _moved(
+        self, bindings: Mapping[str, Binding], forward_only: bool, packed: Packed | None
+    ) -> Job | None:
         """The last step's job at the new point, where only numbers have changed."""
         job = self._job
         if job is None or job.forward_only != (forward_only or self._evaluation.forward_only):
             return None
-        return moved(job, self._movable, bindings)
+        return moved(job, self._movable, bindings, packed)
 
     def _prepared(self, bindings: Mapping[str, Binding], forward_only: bool) -> Job:
         asked = replace(self._evaluation, bindings=bindings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -25,6 +26,9 @@ from gradwire_server.limits import Limit
 from gradwire_server.segments import Region, Segments, Sink
 from gradwire_server.specs import ITEM_SIZES, Shape
 
+#: What requests may have that older servers ignore.
+REQUEST_FEATURES = frozenset({"packed"})
+
 #: Bytes of elements in one column: large enough to be cheap, small enough to flow.
 COLUMN_BYTES = 512 * 1024
 
@@ -33,24 +37,28 @@ _SHORT_NAME = 64
 _NUMBERS_BY_DTYPE = {np.dtype(name): number for name, number in NUMBERS.items()}
 
 
-def encode_response(found: Found, sink: Sink | None = None) -> bytes:
+def encode_response(found: Found, sink: Sink | None = None, *, packed: bool = False) -> bytes:
     """An EvaluateResponse, serialized: the arrays are copied once, behind their heads."""
-    pieces = _result(*found, sink=sink)
+    pieces = _result(*found, sink=sink, packed=packed)
     return b"".join((field(1, _size(pieces)), *pieces))
 
 
-def encode_answer(request_id: int, found: Found, sink: Sink | None = None) -> bytes:
+def encode_answer(
+    request_id: int, found: Found, sink: Sink | None = None, *, packed: bool = False
+) -> bytes:
     """A SessionResponse with a result, serialized."""
-    pieces = _result(*found, sink=sink)
+    pieces = _result(*found, sink=sink, packed=packed)
     return b"".join((_answer_head(request_id), field(3, _size(pieces)), *pieces))
 
 
-def encode_outcome(found: Found | Refusal, sink: Sink | None = None) -> bytes:
+def encode_outcome(
+    found: Found | Refusal, sink: Sink | None = None, *, packed: bool = False
+) -> bytes:
     """An Outcome in its field, serialized."""
     if isinstance(found, Refusal):
         error = service_pb2.Outcome(error=encode_error(found)).SerializeToString()
         return field(1, len(error)) + error
-    pieces = _result(*found, sink=sink)
+    pieces = _result(*found, sink=sink, packed=packed)
     head = field(1, _size(pieces))
     return b"".join((field(1, len(head) + _size(pieces)), head, *pieces))
 
@@ -80,9 +88,11 @@ def encode_finished(
     gradients: Iterable[tuple[str, Any]],
     sent: Sequence[int],
     sink: Sink | None = None,
+    *,
+    packed: bool = False,
 ) -> bytes:
     """The EvaluateStreamResponse that ends a stream, serialized."""
-    pieces = _result(outputs, gradients, sink=sink)
+    pieces = _result(outputs, gradients, sink=sink, packed=packed)
     counts = service_pb2.Finished(values_sent=sent[0], gradients_sent=sent[1]).SerializeToString()
     result_head = field(1, _size(pieces))
     size = len(counts) + len(result_head) + _size(pieces)
@@ -116,9 +126,18 @@ def _result(
     node_values: Iterable[Slab] = (),
     node_gradients: Iterable[Slab] = (),
     sink: Sink | None = None,
+    *,
+    packed: bool,
 ) -> list[Buffer]:
-    """The pieces of a serialized Result; large arrays go into the sink while it has room."""
+    """The pieces of a serialized Result; large arrays go into the sink while it has room.
+
+    Packed, outputs and gradients are one run of bytes.
+    """
     pieces: list[Buffer] = []
+    if packed:
+        run = [_data(array) for _, array in chain(outputs, gradients)]
+        pieces += field(5, _size(run)), *run
+        outputs = gradients = ()
     for number, named in ((1, outputs), (2, gradients)):
         for name, array in named:
             data = _data(array)
@@ -247,7 +266,7 @@ def encode_description(
         format_version=FORMAT_VERSION,
         min_operator_set_version=OPERATOR_SETS[0],
         max_operator_set_version=OPERATOR_SETS[1],
-        features=sorted(FEATURES),
+        features=sorted(FEATURES | REQUEST_FEATURES),
         limits=[
             service_pb2.Limit(name=limit.name, value=limit.value, unit=limit.unit)
             for limit in limits

@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from gradwire.holes import PLAIN, find_holes
-from gradwire.payloads import LIFTED_BYTES, PATHS, Buffer, lifted
+from gradwire.payloads import LIFTED_BYTES, PATHS, Buffer, field, lifted
 from gradwire.v1 import service_pb2, tensor_pb2
 from gradwire_server.arrays import constant
 from gradwire_server.codec.tensors import (
@@ -88,6 +88,10 @@ def decode_evaluation(
             with_respect_to=tuple(message.with_respect_to),
             values=_decode_selection("values", message.values),
             gradients=_decode_selection("gradients", message.gradients),
+            packed=bytes(payloads.found(message.packed.data))
+            if message.HasField("packed")
+            else None,
+            packed_order=tuple(message.packed.leaves),
         )
 
 
@@ -154,6 +158,13 @@ def _decode_selection(place: str, message: service_pb2.Selection) -> Selection:
         modules=tuple(message.modules),
         summary=message.detail == service_pb2.DETAIL_SUMMARY,
     )
+
+
+def packed_head(data: bytes, step: service_pb2.Step) -> bytes:
+    """What a packed step has before its numbers; empty where it has anything else besides."""
+    head = data[: len(data) - len(step.packed)]
+    inner = field(3, len(step.packed))  # as service_pb2.Step has them
+    return head if head == field(3, len(inner) + len(step.packed)) + inner else b""
 
 
 def results_sink(

@@ -37,7 +37,7 @@ class Buffers:
             kind = shape, np.dtype(dtype)
             if kind in self._held:
                 return self._removed(kind, -1)
-        return _empty(shape, dtype)
+        return empty(shape, dtype)
 
     def give(self, buffer: Array) -> None:
         """Takes back one that nobody reads any more."""
@@ -58,7 +58,7 @@ class Buffers:
         return buffer
 
 
-def _empty(shape: Shape, dtype: str) -> Array:
+def empty(shape: Shape, dtype: str) -> Array:
     """Fresh memory from the beginning of a line, or of a huge page, on.
 
     A vector across two lines takes longer; and so does memory of which a part lies in small pages,

@@ -10,7 +10,7 @@ prepare all of these                 -> Job, which engine/runs.py carries out
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from gradwire_server import arrays
 from gradwire_server.engine.batches import BatchRecipe, find_batch_recipe
 from gradwire_server.engine.compiled import NOTHING, Compiled, compile_plan
+from gradwire_server.engine.packing import Packing
 from gradwire_server.engine.small import Recipe, find_recipe
 from gradwire_server.errors import Invalid, nearest, within
 from gradwire_server.gates.base import Array
@@ -88,6 +89,8 @@ class Evaluation:
     with_respect_to: tuple[str, ...] = ()
     values: Selection = NO_SELECTION
     gradients: Selection = NO_SELECTION
+    packed: bytes | None = None  # numbers of the leaves in an order; None: all come by name
+    packed_order: tuple[int, ...] = ()  # their positions; none: the leaves to differentiate
     keeps_values: bool = False  # for further backward passes
 
     def __post_init__(self) -> None:
@@ -96,6 +99,12 @@ class Evaluation:
                 "SELECTION_INVALID",
                 "forward_only is set, so seeds, with_respect_to and gradients must be empty",
                 field="forward_only",
+            )
+        if self.packed_order and self.with_respect_to:
+            raise Invalid(
+                "SELECTION_INVALID",
+                "packed.leaves are the leaves to differentiate, so with_respect_to must be empty",
+                field="with_respect_to",
             )
 
     def wants_as(self, other: Evaluation) -> bool:
@@ -106,6 +115,8 @@ class Evaluation:
             and self.with_respect_to == other.with_respect_to
             and self.values == other.values
             and self.gradients == other.gradients
+            and (self.packed is None) == (other.packed is None)
+            and self.packed_order == other.packed_order
             and self.keeps_values == other.keeps_values
         )
 
@@ -114,7 +125,7 @@ class Evaluation:
 class Point:
     """An array for every leaf."""
 
-    arrays: tuple[Array, ...]
+    arrays: Sequence[Array]
     specs: tuple[TensorSpec, ...]
     batched: tuple[bool, ...]
     batch_size: int
@@ -270,7 +281,7 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
         with within(f"seeds[{number}].tensor"):
             _check_seed(plan, output, given)
         rows = (plan.batch_size,) if plan.batch_size else ()
-        if str(given.dtype) in HALVES:
+        if arrays.dtype_name(given.dtype) in HALVES:
             given = arrays.astype(given, "float32")  # as gradients are summed in
         for position, value_id in enumerate(output.value_ids.tolist()):
             own = given if len(output.value_ids) == 1 else given[..., position]
@@ -282,7 +293,7 @@ def seed(plan: Plan, seeds: Mapping[str, Array]) -> dict[int, Array]:
 
 def choose(plan: Plan, evaluation: Evaluation) -> Choice:
     """What is to be returned (LEAF_UNKNOWN, VALUE_UNKNOWN, NOT_DIFFERENTIABLE)."""
-    leaves = leaves_to_differentiate(plan.graph, evaluation.with_respect_to)
+    leaves = _differentiated(plan.graph, evaluation)
     with within("values"):
         values = _chosen(plan.graph, evaluation.values)
     with within("gradients"):
@@ -313,13 +324,14 @@ class Job:
     forward_only: bool
     compiled: Compiled = NOTHING
     recipe: Recipe | BatchRecipe | None = None  # where there is one, it runs the whole job
+    packing: Packing | None = None  # the order of leaf gradients; None: the graph's
 
-    def at(self, arrays: tuple[Array, ...]) -> Job:
-        """The same job at other values of its leaves."""
+    def at(self, arrays: Sequence[Array], packing: Packing | None = None) -> Job:
+        """The same job at other values of its leaves, which came packed if there is an order."""
         point = self.point
         point = Point(arrays, point.specs, point.batched, point.batch_size)
         parts = self.plan, point, self.seeds, self.choice, self.forward_only
-        return Job(*parts, self.compiled, self.recipe)  # replace() takes twice as long
+        return Job(*parts, self.compiled, self.recipe, packing)  # replace() takes twice as long
 
     def serves(self, point: Point) -> bool:
         """Whether the plan is right at another point too."""
@@ -330,11 +342,44 @@ class Job:
         )
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Numbers of the leaves of an order, as one run of bytes."""
+
+    packing: Packing
+    data: bytes
+
+    def __post_init__(self) -> None:
+        """TENSOR_INVALID where it is not as long as the leaves."""
+        if len(self.data) != self.packing.nbytes:
+            raise Invalid(
+                "TENSOR_INVALID",
+                f"packed: {len(self.packing.positions)} leaves have {self.packing.nbytes} bytes in "
+                f"all, but {len(self.data)} are given",
+                field="packed.data",
+            )
+
+    def require_apart(self, bindings: Iterable[str]) -> None:
+        """None of the leaves is bound by name as well (BINDING_INVALID)."""
+        for number, name in enumerate(bindings):
+            if name in self.packing.names:
+                what = f"leaf {name!r} is packed, and bound by name too; give it once"
+                raise Invalid("BINDING_INVALID", what, field=f"bindings[{number}].leaf")
+
+    def bindings(self) -> dict[str, Binding]:
+        """The same by name."""
+        return {name: Binding(array) for name, array in self.packing.split(self.data).items()}
+
+    def put(self, job: Job, arrays: Sequence[Array]) -> Job:
+        """The job at these numbers; its other leaves are in `arrays`."""
+        return job.at(self.packing.put(self.data, arrays), self.packing)
+
+
 def require_known(graph: Graph, evaluation: Evaluation) -> None:
     """Refuses names that the graph lacks, long before a point is complete."""
     with within("bindings"):
         require_leaves(graph, evaluation.bindings)
-    leaves_to_differentiate(graph, evaluation.with_respect_to)
+    _differentiated(graph, evaluation)
     _require_outputs(graph, evaluation.seeds)
     with within("values"):
         _chosen(graph, evaluation.values)
@@ -342,13 +387,31 @@ def require_known(graph: Graph, evaluation: Evaluation) -> None:
         _chosen(graph, evaluation.gradients)
 
 
+def find_packing(graph: Graph, evaluation: Evaluation) -> Packing:
+    """The order of packed leaves (the reasons of Packing)."""
+    if evaluation.batch_size:
+        raise Invalid(
+            "BINDING_INVALID",
+            f"packed numbers have no rows, but batch_size is {evaluation.batch_size}; bind leaves "
+            "by name",
+            field="batch_size",
+        )
+    order = evaluation.packed_order or leaves_to_differentiate(graph, evaluation.with_respect_to)
+    return Packing(graph, order)
+
+
 def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None) -> Job:
     """Everything that can be refused, is refused here. A job for the same specs lends its plan.
 
     Fields of refusals are those of EvaluateRequest, as if it held the graph itself.
     """
+    packed, bindings = None, evaluation.bindings
     with within("evaluation"):
-        point = bind(graph, evaluation.bindings, evaluation.batch_size)
+        if evaluation.packed is not None:
+            packed = Packed(find_packing(graph, evaluation), evaluation.packed)
+            packed.require_apart(bindings)
+            bindings = {**bindings, **packed.bindings()}
+        point = bind(graph, bindings, evaluation.batch_size)
     if before is None or not before.serves(point):
         before = None
         with within("graph"):
@@ -364,13 +427,21 @@ def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | 
     recipe = find_recipe(compiled.program, choice, seeds) or find_batch_recipe(
         compiled.program, choice, seeds, forward_only=forward_only
     )
-    return Job(plan, point, seeds, choice, forward_only, compiled, recipe)
+    job = Job(plan, point, seeds, choice, forward_only, compiled, recipe)
+    return job if packed is None else packed.put(job, point.arrays)
 
 
 def everything(evaluation: Evaluation) -> Evaluation:
     """The same, with all values and all gradients chosen."""
     gradients = NO_SELECTION if evaluation.forward_only else ALL
     return replace(evaluation, values=ALL, gradients=gradients)
+
+
+def _differentiated(graph: Graph, evaluation: Evaluation) -> tuple[int, ...]:
+    """Positions of the leaves whose gradients are returned, in the graph's order."""
+    if evaluation.packed_order:
+        return tuple(sorted(evaluation.packed_order))
+    return leaves_to_differentiate(graph, evaluation.with_respect_to)
 
 
 def _require_outputs(graph: Graph, names: Iterable[str]) -> None:
@@ -396,7 +467,7 @@ def _field_of_leaf(leaf: Leaf, bindings: Mapping[str, Binding], inner: str) -> s
 def _row_shape(leaf: Leaf, binding: Binding, batch_size: int) -> Shape:
     """The shape of one row of a binding, which must be as declared."""
     given: Shape = binding.array.shape
-    if str(binding.array.dtype) != leaf.dtype:
+    if arrays.dtype_name(binding.array.dtype) != leaf.dtype:
         raise Invalid(
             "DATA_TYPE_MISMATCH",
             f"{leaf.place}: declared as {leaf.dtype} but bound to {binding.array.dtype}; "
@@ -472,7 +543,7 @@ def _check_seed(plan: Plan, output: Output, given: Array) -> None:
             "SEED_INVALID", f"{output.place}: is {spec.dtype} and has no gradient to seed"
         )
     shape = _output_shape(plan, output)
-    if given.shape != shape or str(given.dtype) != spec.dtype:
+    if given.shape != shape or arrays.dtype_name(given.dtype) != spec.dtype:
         raise Invalid(
             "SEED_INVALID",
             f"{output.place}: is {spec.dtype} of shape {shape} but its seed is {given.dtype} of "

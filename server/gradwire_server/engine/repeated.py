@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from gradwire_server.engine.evaluation import Job
 from gradwire_server.engine.runs import Named, Run, Slab
-from gradwire_server.engine.small import Recipe
+from gradwire_server.engine.small import Recipe, find_recipe
 from gradwire_server.gates.base import Array
 from gradwire_server.plan import static_leaves
 
@@ -30,14 +31,15 @@ class Repeated:
     outputs: Mapping[str, Array]
     gradients: Mapping[str, Array]  # of the chosen leaves
     chosen: Callable[[], Chosen]  # values and gradients that are returned besides
+    packed: tuple[Array, Array] | None = None  # all chosen leaves, and their gradients, end to end
     never_refuses: bool = False  # whatever the leaves hold
 
 
 def repeat(job: Job) -> Repeated:
     """The job, done once, to be done again."""
-    recipe, dtypes = job.recipe, {spec.dtype for spec in job.point.specs}
+    recipe = find_recipe(job.compiled.program, job.choice, job.seeds, most_bytes=inf)
     # truths are numbers on a tape
-    if isinstance(recipe, Recipe) and dtypes == {recipe.program.dtype}:
+    if recipe is not None and {spec.dtype for spec in job.point.specs} == {recipe.program.dtype}:
         return _in_place(job, recipe)
     return _Copying(job).repeated()
 
@@ -53,7 +55,7 @@ def _in_place(job: Job, recipe: Recipe) -> Repeated:
         )
 
     held = settled.leaves, settled.outputs, settled.gradients
-    return Repeated(settled.run, *held, chosen, never_refuses=True)
+    return Repeated(settled.run, *held, chosen, settled.packed, never_refuses=True)
 
 
 class _Copying:

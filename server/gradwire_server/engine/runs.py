@@ -150,6 +150,16 @@ class Run:
             else:
                 yield leaf.name, np.zeros(leaf.shape, leaf.dtype)
 
+    def gradients(self) -> Named:
+        """Those of the leaves as they are answered: by name, or in the order of packed ones."""
+        packing = self.job.packing
+        if packing is None:
+            return list(self.leaf_gradients())
+        if packing.ids is not None:
+            return [("", packing.gathered(self._passes.gradients.stacked))]
+        found = dict(self.leaf_gradients())
+        return [(name, found[name]) for name in packing.names]
+
     def complete(self, stopped: Callable[[], bool]) -> Found:
         """Everything at once (Stopped, within a block, where nobody waits any more)."""
         recipe = self.job.recipe
@@ -167,8 +177,8 @@ class Run:
         outputs = list(self.outputs())
         if self.job.forward_only:
             return outputs, [], slabs, []
-        gradients, pulled = self.pull(self.job.seeds, stopped)
-        return outputs, gradients, slabs, pulled
+        pulled = _collect(self.backward(self.job.seeds), stopped)
+        return outputs, self.gradients(), slabs, pulled
 
     @np.errstate(all="ignore")
     def _by_rows(self, recipe: BatchRecipe, stopped: Callable[[], bool]) -> Found:
@@ -258,10 +268,13 @@ def run(job: Job, stopped: Callable[[], bool]) -> Found:
 
 
 def _followed(recipe: Recipe, job: Job) -> Found:
-    outputs, leaf_gradients, values, gradients = recipe.follow(job.point.arrays, job.seeds)
+    outputs, values, gradients = recipe.follow(job.point.arrays, job.seeds)
+    packing = job.packing
     return (
         outputs,
-        leaf_gradients,
+        recipe.leaf_gradients(gradients)
+        if packing is None
+        else [("", packing.gathered(gradients.stacked))],
         [Slab(part, values) for part in recipe.value_parts],
         [Slab(part, gradients) for part in recipe.gradient_parts],
     )

@@ -8,16 +8,18 @@ a loop: then it calls the kernel, and that is all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradwire_server.engine.buffers import empty
+from gradwire_server.engine.packing import PackedLeaves
 from gradwire_server.engine.tape import Backward, Program, Tape
 from gradwire_server.gates.base import Array
-from gradwire_server.graph import Ids
+from gradwire_server.graph import Graph, Ids
 from gradwire_server.specs import ITEM_SIZES, Shape
 
 if TYPE_CHECKING:
@@ -41,17 +43,48 @@ class Numbers:
 
     def __init__(self, program: Program, buffer: Array) -> None:
         self._program = program
-        self._buffer = buffer
+        self.buffer = buffer
 
     def one(self, value_id: int) -> Array:
         """A number."""
-        found: Array = self._buffer[self._program.slots_of(value_id), ...]
+        found: Array = self.buffer[self._program.slots_of(value_id), ...]
         return found.astype(self._program.plan.spec(value_id).dtype, copy=False)
 
     def stacked(self, ids: Ids) -> Array:
         """The numbers of ids that are of one kind."""
-        found: Array = self._buffer[self._program.slots_of(ids)]
+        found: Array = self.buffer[self._program.column_of(ids)]
         return found.astype(self._program.plan.spec(ids[0]).dtype, copy=False)
+
+
+class Views(Mapping[str, Array]):
+    """Where a buffer has leaves, by name; each is made when it is first asked for."""
+
+    def __init__(self, graph: Graph, positions: Iterable[int], buffer: Array) -> None:
+        self._graph = graph
+        self._positions = {graph.leaves[position].name: position for position in positions}
+        self._buffer = buffer
+        self._made: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        found = self._made.get(name)
+        if found is None:
+            found = self._made[name] = self._part(self._positions[name])
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def _part(self, position: int) -> Array:
+        axes, firsts = self._graph.leaves[position].axes, self._graph.leaf_first_ids
+        if not axes:
+            return self._buffer[firsts[position], ...]
+        return self._buffer[firsts[position] : firsts[position + 1]].reshape(axes)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -64,6 +97,7 @@ class Settled:
     gradients: Mapping[str, Array]  # of the chosen leaves
     values: Numbers  # all of them
     grads: Numbers
+    packed: tuple[Array, Array] | None  # chosen leaves and gradients, where they lie end to end
 
 
 class _Call(partial[None]):
@@ -86,14 +120,14 @@ class Recipe:
         self._told = _told(program.tape, trace)
         self._kernel = program.compiled.both
         self._outputs = [*_outputs(program)]
-        self._gradients = [*_leaf_gradients(choice)]
+        self._choice = choice
         self.value_parts: list[Part] = choice.value_parts(0, len(choice.values.ids))
         self.gradient_parts: list[Part] = choice.gradient_parts(0, len(choice.gradients.ids))
 
     def follow(
         self, leaves: Sequence[Array], seeds: Mapping[int, Array]
-    ) -> tuple[list[tuple[str, Array]], list[tuple[str, Array]], Numbers, Numbers]:
-        """Outputs and leaf gradients by name, all values and all gradients."""
+    ) -> tuple[list[tuple[str, Array]], Numbers, Numbers]:
+        """Outputs by name, all values and all gradients."""
         values, grads = np.empty(self._slots, self._dtype), np.zeros(self._slots, self._dtype)
         self._put(leaves, values)
         for value_id, slot in self._seeded:
@@ -101,14 +135,22 @@ class Recipe:
         self._kernel(self._told, values, grads)
         return (
             _taken(self._outputs, values),
-            _taken(self._gradients, grads),
             Numbers(self.program, values),
             Numbers(self.program, grads),
         )
 
+    def leaf_gradients(self, grads: Numbers) -> list[tuple[str, Array]]:
+        """Those of the chosen leaves, by name."""
+        return _taken(self._gradients, grads.buffer)
+
+    @cached_property
+    def _gradients(self) -> list[_Taken]:
+        return [*_leaf_gradients(self._choice)]
+
     def settle(self, leaves: Sequence[Array], seeds: Mapping[int, Array]) -> Settled:
         """Buffers for many evaluations, at these numbers to begin with."""
-        values, grads = np.zeros(self._slots, self._dtype), np.zeros(self._slots, self._dtype)
+        values, grads = (empty((self._slots,), self.program.dtype) for _ in range(2))
+        values.fill(0)
         self._put(leaves, values)
         slots = np.array([slot for _, slot in self._seeded], np.int64)
         numbers = np.array([seeds[value_id] for value_id, _ in self._seeded], self._dtype)
@@ -129,21 +171,23 @@ class Recipe:
             for name, place, _ in self._outputs
             if isinstance(place, np.ndarray)
         ]
-        graph = self.program.plan.graph
+        graph, chosen = self.program.plan.graph, self._choice.leaves
+        free = [place for place, leaf in enumerate(graph.leaves) if leaf.kind != "constant"]
+        column = _column(graph, chosen)
         return Settled(
             partial(_run_and_gather, run, values, gathered) if gathered else run,
-            {
-                graph.leaves[position].name: values[place, ...].reshape(leaves[position].shape)
-                for position, place, _ in self._leaves
-                if graph.leaves[position].kind != "constant"
-            },
+            Views(graph, free, values),
             outputs,
-            dict(_taken(self._gradients, grads)),
+            Views(graph, chosen, grads),
             Numbers(self.program, values),
             Numbers(self.program, grads),
+            None if column is None else (values[column], grads[column]),
         )
 
     def _put(self, leaves: Sequence[Array], values: Array) -> None:
+        if isinstance(leaves, PackedLeaves):
+            leaves.write(values)
+            return
         for position, place, is_flat in self._leaves:
             values[place] = leaves[position] if is_flat else leaves[position].reshape(-1)
 
@@ -158,13 +202,16 @@ def _run_and_gather(
 
 
 def find_recipe(
-    program: Program | None, choice: Choice, seeds: Mapping[int, Array]
+    program: Program | None,
+    choice: Choice,
+    seeds: Mapping[int, Array],
+    most_bytes: float = _SMALL_BYTES,
 ) -> Recipe | None:
-    """The recipe, for circuits that are worth one; there must be a backward pass."""
+    """The recipe of a circuit whose buffers are small; there must be a backward pass."""
     if program is None or program.plan.batch_size or not seeds:
         return None
     slots = program.plan.graph.value_count + 1
-    if slots * ITEM_SIZES[program.dtype] >= _SMALL_BYTES:
+    if slots * ITEM_SIZES[program.dtype] >= most_bytes:
         return None
     outputs = (program.plan.spec(output.value_ids[0]) for output in program.plan.graph.outputs)
     if any(spec.dtype != program.dtype for spec in outputs):
@@ -213,6 +260,13 @@ def _leaf_gradients(choice: Choice) -> Iterator[_Taken]:
         first = int(leaf.ids[0]) if len(leaf.ids) else 0
         shape = None if len(leaf.shape) == 1 else leaf.shape
         yield leaf.name, slice(first, first + len(leaf.ids)), shape
+
+
+def _column(graph: Graph, positions: tuple[int, ...]) -> slice | None:
+    """Where a buffer has all these leaves, if it has no other between them."""
+    if not positions or positions[-1] - positions[0] + 1 != len(positions):
+        return None
+    return slice(graph.leaf_first_ids[positions[0]], graph.leaf_first_ids[positions[-1] + 1])
 
 
 def _taken(places: list[_Taken], buffer: Array) -> list[tuple[str, Array]]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from gradwire_server.engine import kernels
 from gradwire_server.engine.buffers import LINE_BYTES, Buffers
 from gradwire_server.engine.opcodes import MAX_CONSTANTS, MAX_INPUTS, instruction_set
+from gradwire_server.engine.packing import PackedLeaves
 from gradwire_server.gates.base import Array
 from gradwire_server.graph import Graph, Ids
 from gradwire_server.memory import Lifetimes
@@ -104,6 +105,14 @@ class Program:
     def slots_of(self, ids: Any) -> Any:
         """Where values are."""
         return ids if self.slots is None else self.slots[ids]
+
+    def column_of(self, ids: Ids) -> Any:
+        """The same of several: a slice where they follow each other."""
+        first, last = int(ids[0]), int(ids[-1])
+        stay = self.slots is None or last < self.tape.slot  # as leaves do
+        if stay and last - first + 1 == len(ids) and (np.diff(ids) == 1).all():
+            return slice(first, last + 1)
+        return self.slots_of(ids)
 
     @property
     def block_rows(self) -> int:
@@ -222,12 +231,7 @@ class Slots:
         return found.astype(plan.spec(int(ids[0])).dtype, copy=False)
 
     def _read(self, ids: Ids, batched: bool) -> Array:
-        first, last = int(ids[0]), int(ids[-1])
-        stay = self._program.slots is None or last < self._program.tape.slot  # as leaves do
-        if stay and last - first + 1 == len(ids):
-            slots: Any = slice(first, last + 1)
-        else:
-            slots = self._program.slots_of(ids)
+        slots = self._program.column_of(ids)
         batch = self._program.plan.batch_size
         if not batch:
             return self._buffer[slots].copy()
@@ -333,6 +337,9 @@ def opcode_columns(dtype: str) -> tuple[Array, Array]:
 
 
 def _fill_leaves(plan: Plan, leaves: Sequence[Array], values: Array) -> None:
+    if isinstance(leaves, PackedLeaves):
+        leaves.write(values)
+        return
     firsts = plan.graph.leaf_first_ids
     for given, first, end in zip(leaves, firsts, firsts[1:], strict=False):
         if not plan.batch_size:
