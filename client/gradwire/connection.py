@@ -26,11 +26,12 @@ from gradwire.errors import (
     GradwireError,
     InvalidRequestError,
     ServerError,
+    UnsupportedError,
 )
-from gradwire.forms import Forms, VectorForm
+from gradwire.forms import Forms
 from gradwire.holes import request_id_of, with_request_id
 from gradwire.payloads import LIFTED_BYTES, Buffer
-from gradwire.results import Columns, Event, Result, decode_result, parse, scalar
+from gradwire.results import Columns, Event, Result, decode_result, parse, value_of
 from gradwire.saved import Download, KnownGraphs, Progress, SavedGraph
 from gradwire.segments import INLINE, Exchange, Pool
 from gradwire.tensors import Array
@@ -62,6 +63,8 @@ class Connection:
         self._memory = _SharedMemory(target, shared_memory)
         self._known = KnownGraphs()
         self._forms = Forms()
+        self._vectors = _Vectors()
+        self._features: frozenset[str] | None = None
         self._lock = Lock()
         self._on_close = on_close
         self._channel = grpc.insecure_channel(target, _OPTIONS)
@@ -118,6 +121,28 @@ class Connection:
             except grpc.RpcError as failure:
                 raise self._error(failure, graph) from None
             return form.result(response, exchange)
+
+    def value_and_gradient(
+        self, graph: Graph | str, x: Any, *, timeout: float | None = None
+    ) -> tuple[float, Any]:
+        """The only output, and its gradient, at x, as `Session.value_and_gradient`.
+
+        A flat vector needs a server with the feature "packed" (UnsupportedError).
+        """
+        if isinstance(x, Mapping):
+            result = self.evaluate(graph, x, timeout=timeout)
+            return value_of(result), result.gradients
+        graph, digest = self._found(graph)
+        flat = requests.flat_vector(x)
+        vector = self._vectors.of(graph)
+        data = vector.pack(flat)
+        if not self._has("packed"):
+            raise _lacking("packed", self.target)
+        request = b"".join(requests.packed_evaluation(graph, digest, data))
+        call: Any = self._stub.Evaluate
+        with self._explained(graph):
+            answer = call(request, timeout=timeout or self._timeout)
+        return vector.unpack(requests.packed_answer(answer), flat.dtype)
 
     def stream(
         self,
@@ -305,6 +330,12 @@ class Connection:
         graph = Graph.from_bytes(download.graph())
         return known.put(download.saved.digest, graph), download.saved.digest
 
+    def _has(self, feature: str) -> bool:
+        """Whether the server names a feature; asked once."""
+        if self._features is None:
+            self._features = frozenset(self.describe().features)
+        return feature in self._features
+
     @property
     def _stub(self) -> service_pb2_grpc.GradientServiceStub:
         if self._closed:
@@ -335,6 +366,29 @@ class Connection:
 
 def _uncopied(what: str, instead: str) -> NoReturn:
     raise TypeError(f"{what} cannot be copied or pickled; {instead}")
+
+
+def _lacking(feature: str, target: str) -> UnsupportedError:
+    return UnsupportedError(
+        "FEATURE_UNSUPPORTED",
+        f"the server at {target} lacks the feature {feature!r}; give x as {{leaf: array}}, or "
+        "update the server",
+        {"feature": feature},
+    )
+
+
+class _Vectors:
+    """The vector of the graph that came last."""
+
+    def __init__(self) -> None:
+        self._last: tuple[bytes, Vector] | None = None
+
+    def of(self, graph: Graph) -> Vector:
+        """SYMBOL_UNBOUND where a size is open."""
+        data, last = graph.to_bytes(), self._last  # the same bytes as long as the graph is the same
+        if last is None or last[0] is not data:
+            last = self._last = data, Vector(graph)
+        return last[1]
 
 
 class _SharedMemory:
@@ -378,6 +432,9 @@ class _Steps:
         self._refusals = _Refusals(memory)
         #: Leaves that stay batched.
         self._batched = [each.leaf for each in evaluation.bindings if each.batched]
+        self._with_respect_to = frozenset(evaluation.with_respect_to)
+        #: Whether a server may be asked for packed steps: in shared memory, arrays go by name.
+        self._may_pack = not memory.wanted and not evaluation.forward_only
         self._forms = Forms()
         self._next_id = 0
 
@@ -386,17 +443,20 @@ class _Steps:
 
     @cached_property
     def _vector(self) -> Vector:
-        return Vector(self.graph)
+        return Vector(self.graph, self._with_respect_to)
 
-    @cached_property
-    def _vector_form(self) -> VectorForm:
-        form = self._forms.step(self.graph, self._batched, self._vector.names, False)
-        return VectorForm(form, self._vector)
+    def _packed_step(self, flat: Array) -> Iterable[Buffer]:
+        return requests.packed_step(self._vector.pack(flat))
 
-    def _value_of(self, result: Result) -> float:
-        """The only output."""
-        (name,) = self.graph.outputs
-        return scalar(result.outputs[name], f"output {name!r}")
+    def _read_packed(self, answer: bytes, flat: Array) -> tuple[float, Array]:
+        """The answer to it."""
+        with self._refusals:
+            packed = requests.packed_step_answer(answer, self.graph)
+            return self._vector.unpack(packed, flat.dtype)
+
+    def _joined(self, result: Result, flat: Array) -> tuple[float, Array]:
+        """The answer to a step at the leaves of a vector."""
+        return value_of(result), self._vector.join(result.gradients, flat.dtype)
 
 
 class Session(_Steps):
@@ -469,20 +529,16 @@ class Session(_Steps):
         """The only output, and its gradient, at x: as `scipy.optimize.minimize(jac=True)` wants.
 
         x is {leaf: array}, and then so is the gradient; or one flat vector of all floating leaves
-        that have a gradient, in the graph's order, and then so is the gradient.
+        that have a gradient, in the graph's order, and then so is the gradient. A vector travels as
+        one run of bytes, if the server has the feature "packed".
         """
         if isinstance(x, Mapping):
             result = self.step(x)
-            gradient: Any = result.gradients
-        else:
-            flat = requests.flat_vector(x)
-            if not self._memory.wanted:
-                answer = self._receive(self._send(*self._vector_form.request(flat)))
-                with self._refusals:
-                    return self._vector_form.read(answer, flat.dtype)
-            result = self.step(self._vector.split(flat))
-            gradient = self._vector.join(result.gradients, flat.dtype)
-        return self._value_of(result), gradient
+            return value_of(result), result.gradients
+        flat = requests.flat_vector(x)
+        if self._may_pack and self._connection._has("packed"):
+            return self._read_packed(self._receive(self._send(*self._packed_step(flat))), flat)
+        return self._joined(self.step(self._vector.split(flat)), flat)
 
     def values_and_gradients(self, points: Any) -> tuple[Array, Array]:
         """`value_and_gradient` at many flat vectors [points, n]: values [points], [points, n]."""
@@ -491,10 +547,17 @@ class Session(_Steps):
             raise InvalidRequestError(
                 "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
             )
-        results = self.steps([self._vector.split(row) for row in flat])
-        values = [self._value_of(result) for result in results]
-        gradients = [self._vector.join(result.gradients, flat.dtype) for result in results]
-        return np.array(values), np.array(gradients, flat.dtype).reshape(flat.shape)
+        if self._may_pack and self._connection._has("packed"):
+            asked = [*map(self._send, requests.packed_steps([*map(self._vector.pack, flat)]))]
+            answers = [self._receive(request_id) for request_id in asked]
+            with self._refusals:
+                packed = requests.packed_steps_answers(answers, self.graph)
+                found = [self._vector.unpack(each, flat.dtype) for each in packed]
+        else:
+            results = self.steps([self._vector.split(row) for row in flat])
+            found = [self._joined(result, row) for result, row in zip(results, flat, strict=True)]
+        gradients = np.array([gradient for _, gradient in found], flat.dtype)
+        return np.array([value for value, _ in found]), gradients.reshape(flat.shape)
 
     def _result(self, request: bytes, exchange: Exchange) -> Result:
         answer = self._receive(self._send(request))
@@ -532,6 +595,8 @@ class AsyncConnection:
         self._memory = _SharedMemory(target, shared_memory)
         self._known = KnownGraphs()
         self._forms = Forms()
+        self._vectors = _Vectors()
+        self._features: frozenset[str] | None = None
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
         self._stub: Any = service_pb2_grpc.GradientServiceStub(self._channel)
         self._stub.Evaluate = self._channel.unary_unary(_EVALUATE)
@@ -568,6 +633,24 @@ class AsyncConnection:
             with self._explained(graph):
                 response = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
             return form.result(response, exchange)
+
+    async def value_and_gradient(
+        self, graph: Graph | str, x: Any, *, timeout: float | None = None
+    ) -> tuple[float, Any]:
+        """As Connection.value_and_gradient."""
+        if isinstance(x, Mapping):
+            result = await self.evaluate(graph, x, timeout=timeout)
+            return value_of(result), result.gradients
+        graph, digest = await self._found(graph)
+        flat = requests.flat_vector(x)
+        vector = self._vectors.of(graph)
+        data = vector.pack(flat)
+        if not await self._has("packed"):
+            raise _lacking("packed", self.target)
+        request = b"".join(requests.packed_evaluation(graph, digest, data))
+        with self._explained(graph):
+            answer = await self._stub.Evaluate(request, timeout=timeout or self._timeout)
+        return vector.unpack(requests.packed_answer(answer), flat.dtype)
 
     async def stream(
         self,
@@ -741,6 +824,12 @@ class AsyncConnection:
         graph = Graph.from_bytes(download.graph())
         return known.put(download.saved.digest, graph), download.saved.digest
 
+    async def _has(self, feature: str) -> bool:
+        """As Connection._has."""
+        if self._features is None:
+            self._features = frozenset((await self.describe()).features)
+        return feature in self._features
+
     async def _exchange(self) -> Exchange:
         """As Connection._exchange."""
         if self._memory.unknown:
@@ -816,16 +905,11 @@ class AsyncSession(_Steps):
         """As Session.value_and_gradient."""
         if isinstance(x, Mapping):
             result = await self.step(x)
-            gradient: Any = result.gradients
-        else:
-            flat = requests.flat_vector(x)
-            if not self._memory.wanted:
-                answer = await self._ask(*self._vector_form.request(flat))
-                with self._refusals:
-                    return self._vector_form.read(answer, flat.dtype)
-            result = await self.step(self._vector.split(flat))
-            gradient = self._vector.join(result.gradients, flat.dtype)
-        return self._value_of(result), gradient
+            return value_of(result), result.gradients
+        flat = requests.flat_vector(x)
+        if self._may_pack and await self._connection._has("packed"):
+            return self._read_packed(await self._ask(*self._packed_step(flat)), flat)
+        return self._joined(await self.step(self._vector.split(flat)), flat)
 
     async def _ask(self, *pieces: Buffer) -> bytes:
         """Sends a request that lacks its id; the answer to it, without the id where it is small."""

@@ -7,7 +7,6 @@ but numbers differs, the request is made, and the answer read, as if there were 
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from gradwire.builder import Graph
 from gradwire.holes import PLAIN, around, find_holes
 from gradwire.payloads import LIFTED_BYTES, Buffer
 from gradwire.requests import Written
-from gradwire.results import Answer, Result, answer_of, decode_result, parse, scalar
+from gradwire.results import Answer, Result, answer_of, parse
 from gradwire.segments import INLINE, Exchange
 from gradwire.tensors import Array
 from gradwire.v1 import service_pb2
-from gradwire.vectors import Vector
 
 #: Uses after which a form is worth its making, and how often that is tried.
 _USES = 3
@@ -77,19 +75,13 @@ class _Mask(NamedTuple):
     outputs: tuple[tuple[str, slice, _Kind], ...]
     gradients: tuple[tuple[str, slice, _Kind], ...]
 
-    def fits(self, data: bytes) -> bool:
-        """Whether nothing but numbers differs."""
-        if len(data) != self.size:
-            return False
-        for place, expected in self.fixed:  # noqa: SIM110 -- all() takes twice as long
-            if data[place] != expected:
-                return False
-        return True
-
     def read(self, data: bytes, graph: Graph) -> Result | None:
-        """The result in an answer, where it fits."""
-        if not self.fits(data):
+        """The result in an answer, where nothing but numbers differs."""
+        if len(data) != self.size:
             return None
+        for place, expected in self.fixed:
+            if data[place] != expected:
+                return None
         return Result(_taken(self.outputs, data), _taken(self.gradients, data), {}, {}, graph)
 
 
@@ -131,92 +123,6 @@ class Form:
             return False
         self._tries[what] -= 1
         return True
-
-
-class VectorForm:
-    """Steps at a flat vector: its bytes go to where the message has its leaves', and back."""
-
-    def __init__(self, form: Form, vector: Vector) -> None:
-        self._form = form
-        self._vector = vector
-        self._blank: _Blank | None = None
-        self._mask: _Mask | None = None
-        #: Data types of vectors whose bytes are those of requests, and of answers; V: of none.
-        self._asked = self._answered = np.dtype("V")
-        self._parts: list[tuple[bytes, slice]] = []
-        self._gradients: list[slice] = []
-
-    def request(self, flat: Array) -> Sequence[Buffer]:
-        """The pieces of a serialized step (SHAPE_MISMATCH)."""
-        blank = self._form.blank
-        if blank is not self._blank or self._form.mask is not self._mask:
-            self._blank, self._mask = blank, self._form.mask
-            self._learn()
-        if blank is None or flat.dtype != self._asked or flat.shape != (self._vector.size,):
-            return self._form.request(self._vector.split(flat), INLINE)
-        data = _bytes_of(flat)
-        pieces: list[Buffer] = []
-        for before, place in self._parts:
-            pieces += before, data[place]
-        return [*pieces, *blank.end]
-
-    def read(self, data: bytes, dtype: np.dtype[Any]) -> tuple[float, Array]:
-        """The only output, and its gradient [size] in a data type, of a serialized answer."""
-        mask = self._mask
-        if mask is not None and dtype == self._answered and mask.fits(data):
-            (_, place, _), *_ = mask.outputs
-            (value,) = struct.unpack_from(f"<{dtype.char}", data, place.start)
-            gathered = b"".join([data[place] for place in self._gradients])
-            return value, np.frombuffer(bytearray(gathered), dtype)
-        if len(data) >= LIFTED_BYTES and dtype == self._asked:
-            return self._read_large(data, dtype)
-        result = self._form.result(data, INLINE)
-        return self._value_of(result), self._vector.join(result.gradients, dtype)
-
-    def _read_large(self, data: bytes, dtype: np.dtype[Any]) -> tuple[float, Array]:
-        """Copies the elements once, from the answer to the vector."""
-        graph = self._form.call.graph
-        message, payloads = requests.session_response(data, graph)
-        tensors_by_name = {each.name: each.tensor for each in message.result.gradients}
-        gradient = np.empty(self._vector.size, dtype)
-        raw = gradient.view(np.uint8)
-        for name, place in self._vector.places(dtype.itemsize).items():
-            tensor = tensors_by_name[name]
-            elements = np.frombuffer(payloads.found(tensor.data), np.uint8)
-            fits = len(elements) == place.stop - place.start
-            if not fits or tensors.dtype_of(tensor.data_type) != dtype.name:
-                result = decode_result(message.result, graph, INLINE, payloads)
-                return self._value_of(result), self._vector.join(result.gradients, dtype)
-            raw[place] = elements
-        message.result.ClearField("gradients")
-        return self._value_of(decode_result(message.result, graph, INLINE, payloads)), gradient
-
-    def _value_of(self, result: Result) -> float:
-        (name,) = result.outputs
-        return scalar(result.outputs[name], f"output {name!r}")
-
-    def _learn(self) -> None:
-        """Where the leaves' elements are, if all are of one type and there is one output."""
-        self._asked = self._answered = np.dtype("V")
-        if self._blank is None:
-            return
-        asked = {dtype for _, _, dtype, _ in self._blank.parts}
-        if len(asked) != 1:
-            return
-        (self._asked,) = asked
-        places = self._vector.places(self._asked.itemsize)
-        self._parts = [(before, places[name]) for before, name, _, _ in self._blank.parts]
-        if self._mask is None or len(self._mask.outputs) != 1:
-            return
-        gradients = {name: (place, kind) for name, place, kind in self._mask.gradients}
-        kinds = [kind for _, _, kind in (*self._mask.outputs, *self._mask.gradients)]
-        if (
-            {dtype for dtype, _ in kinds} == asked
-            and not kinds[0][1]  # a number
-            and gradients.keys() == {*self._vector.names}
-        ):
-            self._answered = self._asked
-            self._gradients = [gradients[name][0] for name in self._vector.names]
 
 
 class Forms:

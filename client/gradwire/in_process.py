@@ -14,7 +14,7 @@ from gradwire.builder import Graph
 from gradwire.errors import GradwireError, InvalidRequestError, error_for
 from gradwire.results import Result, Summary, scalar
 from gradwire.tensors import Array
-from gradwire.vectors import Vector
+from gradwire.vectors import Vector, require_size
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.codec.requests import decode_evaluation
 from gradwire_server.engine import evaluation
@@ -34,8 +34,12 @@ class Evaluator:
 
     `inputs`, `outputs` and `gradients` are arrays by name, which stay where they are: write into
     the first, run, read the others. Where a run is refused, as by an index outside its axis, the
-    others stay as they were. Small circuits of scalars compute in them, so that a hundred
+    others stay as they were. Circuits of scalars compute in them, so that a hundred
     gates take about a microsecond, forward and backward. An evaluator serves one thread at a time.
+
+    Of a circuit of scalars, `x` has all leaves that are differentiated, and `gradient` their
+    gradients, in the graph's order: two arrays, for circuits of many leaves. Those by name are
+    parts of them.
 
     It computes with the compiled kernels of the package, or with NumPy where none fit the machine.
     """
@@ -44,9 +48,17 @@ class Evaluator:
     run: Callable[[], None]
 
     def __init__(
-        self, graph: Graph, inputs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        graph: Graph,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        x: Any = None,
+        **options: Any,
     ) -> None:
         """Evaluates once, at `inputs`, which say how large open sizes are.
+
+        Where there is an `x`, it has the leaves that are differentiated, as for
+        `value_and_gradient`; inputs are the others then.
 
         Options are those of `Connection.evaluate`, refused with the same errors; and limits of a
         server, such as max_memory_bytes.
@@ -54,9 +66,16 @@ class Evaluator:
         known = {limit.name for limit in fields(Limits)}
         limits = Limits(**{name: options.pop(name) for name in known & options.keys()})
         requests.require_graph(graph)
-        requests.require_arguments(inputs, options, known)
+        requests.require_arguments(inputs, options, {*known, "x"})
         self.graph = graph
-        message = requests.evaluation(graph, inputs, **options)
+        self._with_respect_to = requests.as_names(options.pop("with_respect_to", ()))
+        vector = None if x is None else Vector(graph, self._with_respect_to)
+        packed = () if vector is None else vector.names
+        message = requests.evaluation(
+            graph, inputs, with_respect_to=self._with_respect_to, packed=packed, **options
+        )
+        if vector is not None:
+            message.packed.data = bytes(vector.pack(requests.flat_vector(x)))
         try:
             wanted = decode_evaluation(message)
             job = evaluation.prepare(decode_graph(graph.to_bytes(), limits), wanted, limits)
@@ -102,17 +121,47 @@ class Evaluator:
             self.run()
             gradient: Any = {name: np.array(each) for name, each in self.gradients.items()}
         else:
-            flat = requests.flat_vector(x)
-            for name, part in self._vector.split(flat).items():
-                self.inputs[name][...] = part
-            self.run()
-            gradient = self._vector.join(self.gradients, flat.dtype)
+            gradient = self._gradient_at(requests.flat_vector(x))
         (name,) = self.outputs
         return scalar(self.outputs[name], f"output {name!r}"), gradient
 
+    def _gradient_at(self, flat: Array) -> Array:
+        """Runs at a flat vector."""
+        if self._repeated.packed is not None:
+            leaves, gradients = self._repeated.packed
+            require_size(flat, leaves.size)
+            leaves[...] = flat
+            self.run()
+            return np.array(gradients, flat.dtype)
+        for name, part in self._vector.split(flat).items():
+            self.inputs[name][...] = part
+        self.run()
+        return self._vector.join(self.gradients, flat.dtype)
+
+    @property
+    def x(self) -> Array:
+        """The leaves that are differentiated, end to end, to be written to (REQUEST_INVALID)."""
+        leaves, _ = self._require_packed()
+        return leaves
+
+    @property
+    def gradient(self) -> Array:
+        """Their gradients, end to end (REQUEST_INVALID)."""
+        _, gradients = self._require_packed()
+        return gradients
+
+    def _require_packed(self) -> tuple[Array, Array]:
+        if self._repeated.packed is None:
+            raise InvalidRequestError(
+                "REQUEST_INVALID",
+                "these leaves do not lie end to end, as those of a circuit of scalars of one data "
+                "type do; write to inputs[name], or give value_and_gradient a flat vector",
+            )
+        return self._repeated.packed
+
     @cached_property
     def _vector(self) -> Vector:
-        vector = Vector(self.graph)
+        vector = Vector(self.graph, self._with_respect_to)
         for name in vector.names:
             self._require_writable(name)
         return vector

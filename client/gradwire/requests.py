@@ -12,7 +12,7 @@ import numpy as np
 from gradwire import tensors
 from gradwire.builder import Graph, Handle, Leaf
 from gradwire.errors import GradwireError, InvalidRequestError, error_for, nearest
-from gradwire.payloads import LIFTED_BYTES, Buffer, field
+from gradwire.payloads import LIFTED_BYTES, Buffer, Lifted, field
 from gradwire.results import Answer, Parsed, Result, answer_of, decode_result, parse
 from gradwire.segments import INLINE, Exchange, Request
 from gradwire.v1 import service_pb2, tensor_pb2
@@ -166,6 +166,30 @@ def step_request(
     return _written(message, message.step.bindings, [], large, (3, 1))
 
 
+def packed_evaluation(graph: Graph, digest: bytes, data: Buffer) -> Iterable[Buffer]:
+    """The pieces of an EvaluateRequest at packed numbers."""
+    if digest:
+        yield service_pb2.EvaluateRequest(graph=source(graph, digest)).SerializeToString()
+    else:
+        yield from _inside((1, 1), b"", graph.to_bytes())
+    yield from _inside((2, 8), field(2, len(data)), data)
+
+
+def packed_step(data: Buffer) -> Iterable[Buffer]:
+    """The pieces of a SessionRequest that is a step at packed numbers, without its id."""
+    return _inside((3, 3), b"", data)
+
+
+def packed_steps(rows: Sequence[Buffer]) -> Iterator[bytes]:
+    """Many such steps in few messages, as `steps`."""
+    most = max(1, min(STEPS_COUNT, STEPS_BYTES // (1 + max(map(len, rows), default=0))))
+    for first in range(0, len(rows), most):
+        request = service_pb2.SessionRequest()
+        for row in rows[first : first + most]:
+            request.steps.steps.add(packed=bytes(row))
+        yield request.SerializeToString()
+
+
 def open_request(graph: Graph, digest: bytes, evaluation: service_pb2.Evaluation) -> bytes:
     """A SessionRequest that opens the session, without its id."""
     action = service_pb2.Open(graph=source(graph, digest), evaluation=evaluation)
@@ -224,15 +248,16 @@ def evaluation(
     complete: bool = True,
     exchange: Exchange = INLINE,
     apart: list[tensors.Array] | None = None,
+    packed: Collection[str] = (),
 ) -> service_pb2.Evaluation:
     """An Evaluation message (LEAF_UNKNOWN, OUTPUT_UNKNOWN, DATA_TYPE_MISMATCH, ...).
 
     It is complete unless a session opens with it: then inputs may come later. Large arrays that
     the exchange does not take are put `apart`, if there is such a list, and their bindings lack
-    data.
+    data. `packed` leaves get their numbers elsewhere.
     """
-    with_respect_to, batched = _names(with_respect_to), _names(batched)
-    modules = _names(modules)
+    with_respect_to, batched = as_names(with_respect_to), as_names(batched)
+    modules = as_names(modules)
     leaves = _bindable(graph)
     _require_leaves(leaves, (*(inputs or {}), *batched), with_respect_to)
     if forward_only and (seeds or with_respect_to or gradients):
@@ -241,7 +266,7 @@ def evaluation(
             "forward_only is set, so seeds, with_respect_to and gradients must be empty",
         )
     if complete:
-        _require_inputs(graph, inputs or {})
+        _require_inputs(graph, {*(inputs or {}), *packed})
     message = service_pb2.Evaluation(forward_only=forward_only, with_respect_to=with_respect_to)
     _bind(message.bindings, leaves, inputs or {}, batched, exchange, apart)
     message.seeds.extend(seed_messages(graph, seeds or {}, exchange))
@@ -252,7 +277,8 @@ def evaluation(
     return message
 
 
-def _names(given: str | Iterable[str]) -> Sequence[str]:
+def as_names(given: str | Iterable[str]) -> Sequence[str]:
+    """One name, or several, as several."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 
@@ -282,7 +308,7 @@ def require_leaf(name: str, leaves: Collection[str]) -> None:
         )
 
 
-def _require_inputs(graph: Graph, inputs: Mapping[str, Any]) -> None:
+def _require_inputs(graph: Graph, inputs: Collection[str]) -> None:
     for leaf in graph.leaves:
         if leaf.value is None and leaf.name not in inputs:
             axes = ", ".join(map(str, leaf.axes)) + ("," if len(leaf.axes) == 1 else "")
@@ -374,16 +400,41 @@ def session_answer(data: bytes, graph: Graph, exchange: Exchange) -> Answer:
 
 def results(answers: Iterable[tuple[bytes, Exchange]], graph: Graph) -> list[Result]:
     """The results of many steps; the first error, where there is one."""
-    found = []
-    for number, (outcome, payloads, exchange) in enumerate(
-        (outcome, parsed.payloads, exchange)
-        for parsed, exchange in ((session_response(data, graph), each) for data, each in answers)
-        for outcome in parsed.message.outcomes.outcomes
-    ):
-        if outcome.HasField("error"):
-            raise step_error(outcome.error, graph, f"step {number}: ")
-        found.append(decode_result(outcome.result, graph, exchange, payloads))
-    return found
+    return [
+        decode_result(result, graph, exchange, payloads)
+        for result, payloads, exchange in _outcomes(answers, graph)
+    ]
+
+
+def packed_answer(data: bytes) -> Buffer:
+    """Of an evaluation at packed numbers."""
+    message, payloads = parse(service_pb2.EvaluateResponse, data)
+    return payloads.found(message.result.packed)
+
+
+def packed_steps_answers(answers: Iterable[bytes], graph: Graph) -> list[Buffer]:
+    """Of many steps at packed numbers; the first error is raised."""
+    found = _outcomes(((data, INLINE) for data in answers), graph)
+    return [payloads.found(result.packed) for result, payloads, _ in found]
+
+
+def packed_step_answer(data: bytes, graph: Graph) -> Buffer:
+    """Of a step at packed numbers; its error is raised."""
+    message, payloads = session_response(data, graph)
+    return payloads.found(message.result.packed)
+
+
+def _outcomes(
+    answers: Iterable[tuple[bytes, Exchange]], graph: Graph
+) -> Iterator[tuple[service_pb2.Result, Lifted, Exchange]]:
+    number = 0
+    for data, exchange in answers:
+        message, payloads = session_response(data, graph)
+        for outcome in message.outcomes.outcomes:
+            if outcome.HasField("error"):
+                raise step_error(outcome.error, graph, f"step {number}: ")
+            yield outcome.result, payloads, exchange
+            number += 1
 
 
 def seed_messages(

@@ -192,6 +192,12 @@ def decode_result(
     )
 
 
+def value_of(result: Result) -> float:
+    """The only element of the only output."""
+    ((name, array),) = result.outputs.items()
+    return scalar(array, f"output {name!r}")
+
+
 def scalar(array: Array, what: str) -> float:
     """The only element of an array (SEED_MISSING where there are several)."""
     if array.size != 1:

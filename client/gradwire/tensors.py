@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.errors import InvalidRequestError
-from gradwire.payloads import WHOLE, Lifted
+from gradwire.payloads import WHOLE, Buffer, Lifted
 from gradwire.v1 import tensor_pb2
 
 Array = npt.NDArray[Any]
@@ -196,7 +196,7 @@ def encode_type(array: Array) -> tensor_pb2.Tensor:
 def write(array: Array, tensor: tensor_pb2.Tensor) -> None:
     """An array into a tensor that is empty."""
     write_type(array, tensor)
-    tensor.data = _little_endian(array).tobytes()
+    tensor.data = little_endian(array).tobytes()
 
 
 def write_type(array: Array, tensor: tensor_pb2.Tensor) -> None:
@@ -209,11 +209,12 @@ def write_type(array: Array, tensor: tensor_pb2.Tensor) -> None:
 
 def elements(array: Array) -> memoryview:
     """The elements of a tensor that has some, where they are."""
-    contiguous: Any = np.ascontiguousarray(_little_endian(array))
+    contiguous: Any = np.ascontiguousarray(little_endian(array))
     return memoryview(contiguous.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
 
 
-def _little_endian(array: Array) -> Array:
+def little_endian(array: Array) -> Array:
+    """The array as messages have it."""
     if sys.byteorder == "little":
         return array
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -245,7 +246,7 @@ def require_truths(data: Array) -> None:
         raise InvalidRequestError("TENSOR_INVALID", "a bool is neither 0 nor 1")
 
 
-def view(dtype: str, shape: tuple[int, ...], data: bytes | Array) -> Array:
+def view(dtype: str, shape: tuple[int, ...], data: Buffer | Array) -> Array:
     """Bytes as an array (TENSOR_INVALID where they do not fit the shape)."""
     kind = _LITTLE_ENDIAN[dtype]
     needed = prod(shape) * kind.itemsize
