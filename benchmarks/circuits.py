@@ -77,9 +77,12 @@ class Circuit:
         return np.array(levels, np.int32)
 
 
-def grow(kind: str, gates: int, seed: int = SEED) -> Circuit:
-    """A circuit of exactly so many gates: `wide`, or `deep`, where most gates use the last one."""
-    growing = _Growing(kind, gates, Random(f"{seed} {kind} {gates}").random)
+def grow(kind: str, gates: int, seed: int = SEED, leaves: int = 0) -> Circuit:
+    """A circuit of exactly so many gates: `wide`, or `deep`, where most gates use the last one.
+
+    0 leaves are as many as suit it.
+    """
+    growing = _Growing(kind, gates, Random(f"{seed} {kind} {gates}").random, leaves)
     while growing.spare > 3:
         growing.add_gate()
     while growing.spare > 0:
@@ -95,10 +98,11 @@ class _Growing:
     is to be the output; `spare` gates can be added before that sum takes all that are left.
     """
 
-    def __init__(self, kind: str, gates: int, uniform: object) -> None:
+    def __init__(self, kind: str, gates: int, uniform: object, leaves: int) -> None:
         self.kind, self.gates, self.uniform = kind, gates, uniform
         wide = kind == "wide"
-        self.leaves = max(4, gates // 10) if wide else min(16, max(4, gates // 8))
+        suited = max(4, gates // 10) if wide else min(16, max(4, gates // 8))
+        self.leaves = leaves or suited
         self.reach = max(16, gates // 8) if wide else 24
         self.low, self.high = [-1.0] * self.leaves, [1.0] * self.leaves
         self.sample = [2 * uniform() - 1 for _ in range(self.leaves)]
@@ -259,10 +263,10 @@ def chain() -> Circuit:
     )
 
 
-def graph_bytes(circuit: Circuit, tensors: tuple[str, int] | None = None) -> bytes:
+def graph_bytes(circuit: Circuit, leaves: tuple[str, *tuple[int, ...]] | None = None) -> bytes:
     """The circuit as a serialized gradwire.v1.Graph.
 
-    One vector `x` feeds all scalar gates; or, given (dtype, size), every leaf is a tensor.
+    One vector `x` feeds all scalar gates; or, given (dtype, *shape), every leaf is a tensor.
     """
     binary = circuit.operators <= MAX
     square = circuit.operators == SQUARE
@@ -283,16 +287,17 @@ def graph_bytes(circuit: Circuit, tensors: tuple[str, int] | None = None) -> byt
         ],
     )
     rows = np.where(square, MUL, circuit.operators - (circuit.operators > SQUARE))
-    if tensors is None:
+    if leaves is None:
         leaf = message.circuit.inputs.add(name="x", layout=graph_pb2.Leaf.LAYOUT_ELEMENTS)
         leaf.type.data_type = tensor_pb2.DATA_TYPE_FLOAT64
         leaf.type.axes.add(size=circuit.leaves)
     else:
-        dtype, size = tensors
+        dtype, *shape = leaves
         for position in range(circuit.leaves):
             leaf = message.circuit.inputs.add(name=f"x{position}")
             leaf.type.data_type = tensor_pb2.DataType.Value(f"DATA_TYPE_{dtype.upper()}")
-            leaf.type.axes.add(size=size)
+            for size in shape:
+                leaf.type.axes.add(size=size)
     message.circuit.node_gates.extend(rows.tolist())
     message.circuit.node_inputs.extend(operands[kept].tolist())
     message.circuit.outputs.add(name="y", value_ids=[circuit.values])

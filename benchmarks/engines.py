@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any, Protocol
 
+import numpy as np
+
+import gradwire as gw
 from benchmarks import libraries, tape
 from benchmarks.circuits import KINDS, Circuit, graph_bytes, grow
 from benchmarks.harness import (
@@ -133,6 +136,8 @@ def run(quick: bool) -> Report:
             "is kept (autograd: gradients of the leaves only, it cannot keep the others).",
             f"{OURS} (`gw.Evaluator`), C and CasADi compute in arrays that stay where they are; "
             f"{NEW_ARRAYS!r} is what a server does, whose results have arrays of their own.",
+            "The last row has leaves of one number each: numbers come in one array, and gradients "
+            "leave in another (`value_and_gradient`); those of C are in place.",
             f"Rows {FRESH!r}: from the graph's bytes, never seen before, to the last gradient. "
             "The C tape starts from arrays instead, CasADi and JAX from Python's own lists.",
         ],
@@ -143,7 +148,22 @@ def run(quick: bool) -> Report:
         entrants = Entrants(makers)
         for gates in (100, 1000) if quick else (100, 1000, 10_000, 100_000, 1_000_000):
             report.cases += _cases(grow(kind, gates), entrants, 2 if quick else ROUNDS)
+    report.cases.append(_leaves_case(1000 if quick else 10_000, 2 if quick else ROUNDS))
     return report
+
+
+def _leaves_case(leaves: int, rounds: int) -> Case:
+    """Leaves of one number each, beside C, which has its numbers in place already."""
+    circuit = grow("wide", 2 * leaves, leaves=leaves)
+    data, point = graph_bytes(circuit, ("float64",)), circuit.point
+    ours = Ours(data, {f"x{i}": np.array(x) for i, x in enumerate(point)})
+    evaluator = gw.Evaluator(gw.Graph.from_bytes(data), x=point)
+    case = Case(f"{leaves:,} leaves, {circuit.gates:,} gates", "leaves", leaves, per=circuit.gates)
+    ready = Entrants({tape.NAME: tape.Tape}).ready(case, ours_kept(ours, circuit), 1, circuit)
+    contenders = {OURS: lambda: evaluator.value_and_gradient(point)}
+    race(case, contenders | {name: each.run for name, each in ready.items()}, rounds)
+    require_equal(OURS, "gradients of leaves", evaluator.gradient, ours.found()[1][:leaves])
+    return case
 
 
 def _cases(circuit: Circuit, entrants: Entrants, rounds: int) -> Iterable[Case]:
@@ -185,6 +205,12 @@ def _goals() -> list[Goal]:
     return [
         Goal("wide: at most 1.3 x the C tape", (tape.NAME,), 1.3, "wide"),
         Goal("deep: at most 1.3 x the C tape", (tape.NAME,), 1.3, "deep"),
+        Goal(
+            "leaves of one number each, in one array: at most 2 x the C tape",
+            (tape.NAME,),
+            2.0,
+            "leaves",
+        ),
         Goal("wide: at least 2 x faster than CasADi", ("CasADi",), 1 / 2, "wide"),
         Goal("deep: no slower than CasADi", ("CasADi",), 1.0, "deep"),
         *(
