@@ -214,14 +214,18 @@ class Choice:
         return parts
 
     @cached_property
+    def _block_ends(self) -> Ids:
+        return _block_ends(self.lifetimes.plan)
+
+    @cached_property
     def _value_edges(self) -> list[int]:
         """Where in `values` a part may begin; the end is the last edge."""
-        return _edges(self.lifetimes.plan, self.values.flat_ids)
+        return _edges(self.lifetimes.plan, self.values.flat_ids, self._block_ends)
 
     @cached_property
     def _gradient_edges(self) -> list[int]:
         """The same of `gradients`."""
-        return _edges(self.lifetimes.plan, self.gradients.flat_ids)
+        return _edges(self.lifetimes.plan, self.gradients.flat_ids, self._block_ends)
 
 
 def bind(graph: Graph, bindings: Mapping[str, Binding], batch_size: int) -> Point:
@@ -692,7 +696,7 @@ def _place(plan: Plan, position: int) -> LeafPlace:
     return LeafPlace(leaf.name, leaf.dtype, ids, True, (*rows, *sizes))
 
 
-def _edges(plan: Plan, ids: Ids) -> list[int]:
+def _edges(plan: Plan, ids: Ids, block_ends: Ids) -> list[int]:
     """Where the data type or the shape changes, and where a block of work ends.
 
     The graph and its shapes alone decide, and neither the engine nor the time it took, so that the
@@ -704,7 +708,7 @@ def _edges(plan: Plan, ids: Ids) -> list[int]:
     if plan.batch_size:
         kinds = kinds * 2 + plan.batched[ids]
     changes = np.flatnonzero(np.diff(kinds)) + 1
-    ends = np.searchsorted(ids, _block_ends(plan))
+    ends = np.searchsorted(ids, block_ends)
     edges: list[int] = np.unique(np.concatenate([[0, len(ids)], changes, ends])).tolist()
     return edges
 
@@ -713,6 +717,8 @@ def _block_ends(plan: Plan) -> Ids:
     """Values before which BLOCK_BYTES more have been read and written, ascending."""
     graph = plan.graph
     sizes = np.array([max(spec.nbytes, _LEAST_BYTES) for spec in plan.specs])
+    if not plan.batch_size and (sizes == sizes[0]).all():
+        return _equal_block_ends(graph, BLOCK_BYTES // int(sizes[0]))
     nbytes = sizes[plan.spec_ids]
     if plan.batch_size:
         nbytes[plan.batched] *= plan.batch_size
@@ -720,4 +726,16 @@ def _block_ends(plan: Plan) -> Ids:
     read = np.append(0, np.cumsum(nbytes[graph.node_inputs]))[graph.input_starts]
     nbytes[graph.first_ids[:-1]] += np.diff(read)
     ends: Ids = np.flatnonzero(np.diff(np.cumsum(nbytes) // BLOCK_BYTES)) + 2
+    return ends
+
+
+def _equal_block_ends(graph: Graph, most: int) -> Ids:
+    """Values before which so many more have been read and written, where all count the same."""
+    firsts, read = graph.first_ids, graph.input_starts
+    done = firsts[1:] - 1 + read[1:]  # once a node is
+    total = int(done[-1]) if len(done) else graph.value_count
+    full = np.arange(most, total + 1, most)
+    node = np.minimum(np.searchsorted(done, full), len(done) - 1)
+    among = np.maximum(firsts[node], full - read[node + 1]) if len(done) else full
+    ends: Ids = np.unique(np.where(full < firsts[0], full, among)) + 1
     return ends

@@ -53,14 +53,20 @@ def _opcode(number: int, opcode: Opcode) -> Iterator[str]:
     yield from _function(f"forward{number}", _INPUTS, opcode.forward)
     for slot in range(MAX_INPUTS):
         pull = opcode.pulls[slot] if slot < opcode.input_count else None
-        yield f"#define HAS_PULL_{number}_{slot} {int(pull is not None)}"
         body = pull or Body((), "0")
-        yield from _function(f"pull{number}_{slot}", ("grad", "out", *_INPUTS), body)
+        yield f"#define HAS_PULL_{number}_{slot} {int(pull is not None)}"
+        yield f"#define HAS_TAIL_{number}_{slot} {int(_has_tail(body))}"
+        yield from _function(f"pull{number}_{slot}", ("grad", "out", *_INPUTS), body, ", TAIL")
 
 
-def _function(name: str, arguments: tuple[str, ...], body: Body) -> Iterator[str]:
+def _has_tail(body: Body) -> bool:
+    """Whether elements in a tail take longer (elementary.h)."""
+    return any("exact, met" in line for line in (*body.lines, body.result))
+
+
+def _function(name: str, arguments: tuple[str, ...], body: Body, tail: str = "") -> Iterator[str]:
     declared = ", ".join([*(f"T {each}" for each in arguments), "const T *c"])
-    yield f"INLINE T {name}({declared}) {{"
+    yield f"INLINE T {name}({declared}{tail}) {{"
     yield from (f"    {line}" for line in body.lines)
     yield f"    return {body.result};"
     yield "}"

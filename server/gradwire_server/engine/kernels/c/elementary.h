@@ -206,15 +206,20 @@ INLINE T scalar_ndtr(T x) {
     return x < 0 ? tail : 1 - tail;
 }
 
-/* Derivatives of sigmoid and tanh, with their digits in the tails (array_slopes.py). The second
-   exponential is behind a branch: circuits of scalars rarely get there. */
-INLINE T scalar_sigmoid_slope(T x, T out) {
-    return x > 4 ? out / (1 + scalar_exp(x)) : out * (1 - out);
+/* Derivatives of sigmoid and tanh, with their digits in the tails (array_slopes.py), which take a
+   second exponential. A loop over many asks first whether it meets a tail: where it is not `exact`,
+   an element in a tail is only `met`. */
+#define TAIL bool exact, bool *met
+
+INLINE T scalar_sigmoid_slope(T x, T out, TAIL) {
+    *met |= x > 4;
+    return exact && x > 4 ? out / (1 + scalar_exp(x)) : out * (1 - out);
 }
 
-INLINE T scalar_tanh_slope(T x, T out) {
+INLINE T scalar_tanh_slope(T x, T out, TAIL) {
     const T size = x < 0 ? -x : x, steep = 1 + (out < 0 ? -out : out);
-    return size > 2 ? scalar_exp(-2 * size) * steep * steep : 1 - out * out;
+    *met |= size > 2;
+    return exact && size > 2 ? scalar_exp(-2 * size) * steep * steep : 1 - out * out;
 }
 
 INLINE bool scalar_isnan(T x) { return x != x; }

@@ -58,7 +58,7 @@ done:
 
 #define ADD_PULL(n, place) \
     if (HAS_PULL_##n##_##place) \
-        grads[i##place] += pull##n##_##place(grads[slot + k], out, x0, x1, x2, c)
+        grads[i##place] += pull##n##_##place(grads[slot + k], out, x0, x1, x2, c, true, &(bool){false})
 #define PULLS(n) \
     const size_t i0 = in[0], i1 = INPUTS_##n > 1 ? in[1] : 0, i2 = INPUTS_##n > 2 ? in[2] : 0; \
     const T x0 = values[i0], x1 = INPUTS_##n > 1 ? values[i1] : 0; \
@@ -202,11 +202,18 @@ static void block_forward(TAPE, const int64_t *addresses, const int64_t *steps, 
 }
 
 /* a loop for each input, so that each is a plain one and an input used twice stays right */
+#define PULL_AT(n, place, exact) \
+    pull##n##_##place(grad[t], out[t], AT(n, 0), AT(n, 1), AT(n, 2), c, exact, &met)
 #define PULL_BLOCK(n, place) \
     if (HAS_PULL_##n##_##place) { \
         T *to_input = PLACE(grad_addresses, grad_steps, in[place]); \
-        VECTOR_LOOP for (size_t t = 0; t < count; t++) \
-            to_input[t] += pull##n##_##place(grad[t], out[t], AT(n, 0), AT(n, 1), AT(n, 2), c); \
+        bool met = !HAS_TAIL_##n##_##place; \
+        if (!met) \
+            VECTOR_LOOP for (size_t t = 0; t < count; t++) (void)PULL_AT(n, place, false); \
+        if (met) \
+            VECTOR_LOOP for (size_t t = 0; t < count; t++) to_input[t] += PULL_AT(n, place, true); \
+        else \
+            VECTOR_LOOP for (size_t t = 0; t < count; t++) to_input[t] += PULL_AT(n, place, false); \
     }
 
 /* Nodes before `node` down to `end` over elements `start` to `stop`, `block` at a time.
