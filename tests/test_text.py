@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import struct
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,19 @@ def test_mutilated_text_is_read_or_refused_in_one_sentence() -> None:
             text[at : at + chance.randint(0, 3)] = chance.choices('[](),=%"@#1-.eE\nx ', k=2)
         with suppress(gw.InvalidRequestError):  # any other error fails
             gw.from_text("".join(text))
+
+
+@pytest.mark.parametrize("letters", ["a" * 1_000_000, r"\n" * 500_000])
+def test_long_strings_cost_a_few_bytes_a_letter(letters: str) -> None:
+    text = TEXT.replace("operator_set 28\n", f'operator_set 28\nnote "k" "{letters}"\n')
+    tracemalloc.start()
+    try:
+        found = gw.from_text(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.notes["k"] == letters.replace(r"\n", "\n")
+    assert peak < 16 * len(letters)
 
 
 def test_example_of_the_docs_is_read() -> None:

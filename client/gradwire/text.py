@@ -27,7 +27,7 @@ _KINDS = ("input", "parameter", "constant")
 _RESERVED = {*_KINDS, "output", "gate", "note", "format", "operator_set", "producer", "requires"}
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./]*")
 _TOKEN = re.compile(
-    r"(?P<space>[ \t\r]+|\#[^\n]*)|(?P<end>\n)|(?P<string>\"(?:[^\"\\\n]|\\.)*\")"
+    r"(?P<space>[ \t\r]+|\#[^\n]*)|(?P<end>\n)|(?P<string>\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\")"
     r"|(?P<label>%[A-Za-z0-9_]+)|(?P<word>[A-Za-z_][A-Za-z0-9_./]*)"
     r"|(?P<number>[-+]?(?:0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf))"
     r"|(?P<mark>->|[,=()\[\]{}:@])"
