@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from patience import counted_calls
 
 import gradwire as gw
 from gradwire.onnx import reading
+from gradwire.onnx.counting import Names
 
 X = np.float32([[1, -2, 3], [0.5, 0, -1]])
 
@@ -345,6 +348,100 @@ def test_endless_loops_are_limited() -> None:
     for given, fixed in ((endless, {}), (idle, {"k": 1 << 60})):
         with pytest.raises(gw.LimitError, match="more than 500 nodes"):
             reading.from_onnx(given, fixed=fixed, max_nodes=500)
+
+
+LONG = """g (float[4] x) => (float[4] y) <int64 m = {1000000000}, int64 zero = {0}> {
+  go = Constant<value = bool {1}>()  y = Loop(%s, go, x) <body = body (int64 i, bool c, float[4] a)
+    => (bool %s, float[4] %s) { %s }> }"""
+
+
+@pytest.mark.parametrize(
+    ("trips", "condition", "value", "nodes"),
+    [
+        ("m", "c2", "b", "c2 = Identity(c)  b = Add(a, a)"),
+        ("m", "c", "a", ""),
+        ("m", "c2", "b", "c1 = Identity(c)  c2 = Identity(c1)  b = Neg(a)"),
+        ("m", "go", "b", "b = Neg(a)"),
+        ("", "c2", "b", "c2 = Constant<value = bool {1}>()  b = Neg(a)"),
+        ("", "c", "a", ""),
+        (
+            "m",
+            "c2",
+            "b",
+            "c2 = Identity(c)  b = Loop(zero, c, a) <body = z (int64 j, bool d, float[4] e) "
+            "=> (bool d, float[4] e) {}>",
+        ),
+    ],
+)
+def test_loops_that_nothing_ends_early_are_refused_before_they_are_written_out(
+    trips: str, condition: str, value: str, nodes: str
+) -> None:
+    given = model(LONG % (trips, condition, value, nodes))
+    with (
+        counted_calls(most=100_000),
+        pytest.raises(gw.LimitError, match="more than 1000000 nodes; raise max_nodes"),
+    ):
+        gw.from_onnx(given)
+
+
+def test_loops_that_end_early_are_written_out(server: gw.Connection) -> None:
+    for nodes in (
+        "c2 = Constant<value = bool {0}>()  b = Add(a, a)",
+        "c1 = Identity(c)  c2 = Not(c1)  b = Add(a, a)",
+    ):
+        agree(server, model(LONG % ("m", "c2", "b", nodes)), {"x": np.ones(4, "float32")})
+
+
+def test_scans_of_many_trips_are_refused_before_they_are_written_out() -> None:
+    given = model(
+        """g (float s, float[100000000] x) => (float y) {
+          y = Scan<num_scan_inputs = 1, body = b (float a, float e) => (float c)
+            { c = Add(a, e) }>(s, x) }"""
+    )
+    with counted_calls(most=100_000), pytest.raises(gw.LimitError, match="more than 1000000 nodes"):
+        gw.from_onnx(given)
+
+
+def doubling(levels: int, body: str) -> onnx.ModelProto:
+    """Functions that each use the one below twice."""
+    last = f'<opset_import: ["" : 17], domain: "my"> f0 (p) => ({body}'
+    calls = [
+        f'<opset_import: ["" : 17, "my" : 1], domain: "my"> f{n} (p) => (r) '
+        f"{{ q = my.f{n - 1}(p)  r = my.f{n - 1}(q) }}"
+        for n in range(1, levels + 1)
+    ]
+    text = f"g (float[n] x) => (float[n] y) {{ y = my.f{levels}(x) }}"
+    return model(text, imports=', "my" : 1', functions="\n".join([*calls, last]))
+
+
+@pytest.mark.parametrize("body", ["r) { r = Neg(p) }", "p) {}"])
+def test_functions_that_double_are_refused_before_they_are_written_out(body: str) -> None:
+    with counted_calls(most=100_000), pytest.raises(gw.LimitError, match="more than 1000000 nodes"):
+        gw.from_onnx(doubling(40, body))
+
+
+def test_initializers_of_a_body_cost_nothing_in_each_trip() -> None:
+    given = model(LONG.replace("1000000000", "300") % ("m", "c", "b", "b = Add(a, a)"))
+    body = given.graph.node[-1].attribute[0].g
+    for place in range(3000):
+        body.initializer.append(numpy_helper.from_array(np.float32(place), f"w{place}"))
+    with counted_calls(most=2_000_000):  # not 300 times 3000
+        assert gw.from_onnx(given).node_count == 300
+
+
+def test_many_carried_values_count_as_steps() -> None:
+    count = 2000
+    given = model(LONG.replace("1000000000", "30000") % ("m", "c", "a", ""))
+    node = given.graph.node[-1]
+    body = node.attribute[0].g
+    for place in range(count):
+        info = helper.make_tensor_value_info(f"a{place}", 1, [4])
+        body.input.append(info)
+        body.output.append(info)
+        node.input.append("x")
+        node.output.append(f"y{place}")
+    with counted_calls(most=1_000_000), pytest.raises(gw.LimitError, match="more than 1000000 nod"):
+        gw.from_onnx(given)
 
 
 @pytest.mark.parametrize("backwards", [0, 1])
@@ -726,6 +823,52 @@ def test_indices_of_sparse_tensors_are_checked() -> None:
         given.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, dims))
         with pytest.raises(gw.InvalidRequestError, match="sparse tensor"):
             gw.from_onnx(given)
+
+
+class Counting(set[str]):
+    """A set that counts how often it was asked."""
+
+    asked = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.asked += 1
+        return super().__contains__(name)
+
+
+def test_equal_names_are_numbered_in_linear_time() -> None:
+    names = Names(["b_2"])
+    names._taken = Counting(names._taken)
+    found = [names.take("a") for _ in range(2000)]
+    assert found == ["a", *(f"a_{count}" for count in range(2, 2001))]
+    assert [names.take("b") for _ in range(3)] == ["b", "b_3", "b_4"]
+    assert names._taken.asked < 3 * 2003
+
+
+def test_labels_that_are_repeated_cost_what_they_hold() -> None:
+    label, nodes = "L" * 1_000_000, [helper.make_node("Neg", ["a"], ["t0"])]
+    nodes += [helper.make_node("Neg", [f"t{n}"], [f"t{n + 1}"]) for n in range(600)]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    function = helper.make_function("my", "f", ["a"], ["t600"], nodes, imports[:1])
+    call = helper.make_node("f", ["x"], ["y"], domain="my", name=label)
+    infos = [helper.make_tensor_value_info(name, 1, [4]) for name in ("x", "y")]
+    graph = helper.make_graph([call], "g", infos[:1], infos[1:])
+    given = helper.make_model(graph, opset_imports=imports, functions=[function])
+    tracemalloc.start()
+    try:
+        with pytest.raises(gw.LimitError, match="have more than 536870912 letters") as caught:
+            gw.from_onnx(given)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(caught.value.message) < 1000  # it names no label of a million letters
+
+
+def test_sequences_put_together_item_by_item_are_counted() -> None:
+    inserts = "".join(f"s{n + 1} = SequenceInsert(s{n}, x)\n" for n in range(600))
+    given = model(f"g (float[3] x) => (float[3] y) {{ s0 = SequenceEmpty() {inserts} y = Neg(x) }}")
+    with pytest.raises(gw.LimitError, match="more than 10000 nodes"):
+        gw.from_onnx(given, max_nodes=10_000)
+    assert gw.from_onnx(given, max_nodes=13_000).node_count == 1
 
 
 def test_large_constants_are_not_computed_while_reading() -> None:

@@ -11,10 +11,13 @@ import onnx
 from gradwire import tensors
 from gradwire.errors import InvalidRequestError, UnsupportedError
 from gradwire.onnx import values
+from gradwire.onnx.counting import cannot_end
 from gradwire.onnx.values import Value
 
 if TYPE_CHECKING:
     from gradwire.onnx.reading import Call, Reader, Scope
+
+_ENDLESS = 1 << 62
 
 
 def _if(reader: Reader, call: Call, scope: Scope) -> list[Value]:
@@ -44,6 +47,9 @@ def _loop(reader: Reader, call: Call, scope: Scope) -> list[Value]:
         trip += 1
         if most is None or trip < most:
             going = bool(_require(condition, f"the condition after trip {trip}").all())
+            if trip == 1 and going and cannot_end(body, reader.functions):
+                rest = _ENDLESS if most is None else most - 1
+                reader.require_steps(rest * reader.steps_of_trip(body))
     return carried + [
         _stacked(reader, [each[slot] for each in trips], 0, info)
         for slot, info in enumerate(body.output[1 + len(carried) :])
@@ -101,6 +107,8 @@ def _scanned(reader: Reader, call: Call, scope: Scope, inputs: list[Value]) -> l
         )
     (length,) = lengths
     trips = []
+    if length > 1:  # else it costs less to read the body than to count
+        reader.require_steps(length * reader.steps_of_trip(body))
     for trip in range(length):
         slices = [
             reader.emit(

@@ -24,6 +24,7 @@ from gradwire.errors import (
     nearest,
 )
 from gradwire.onnx import control, data_shapes, ordering, quantized, sequences, upgrading
+from gradwire.onnx.counting import MAX_DEPTH, Names, least_steps
 from gradwire.onnx.domains import DOMAINS, with_all_missing
 from gradwire.onnx.messages import (
     Model,
@@ -57,7 +58,9 @@ from gradwire.signatures import SIGNATURES
 from gradwire.tensors import Array
 
 MAX_NODES = 1_000_000
-_MAX_DEPTH = 64
+#: Of all names, which is some hundreds for each of MAX_NODES.
+_MOST_LETTERS = 1 << 29
+_LONGEST_SHOWN = 200
 _LONGEST = 2**63 - 1  # what ONNX and the contract can write
 _DATA_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
@@ -96,10 +99,14 @@ def from_onnx(
         fixed or {}, at or {}, sizes or {}, shapes or {}, parameters, straight_through, max_nodes
     )
     loaded = load_model(model)
-    reader = Reader(loaded, options)
-    decided_by = reader.deciding_parameters()
-    if decided_by:  # a request could set them, and the graph would not change
-        reader = Reader(loaded, options, decided_by)
+    try:
+        reader = Reader(loaded, options)
+        decided_by = reader.deciding_parameters()
+        if decided_by:  # a request could set them, and the graph would not change
+            reader = Reader(loaded, options, decided_by)
+    except MemoryError:
+        message = "reading the model takes more memory than there is"
+        raise LimitError("LIMIT_EXCEEDED", message) from None
     return reader.graph
 
 
@@ -155,8 +162,8 @@ class Scope:
 
     def inside(self, prefix: str = "") -> Scope:
         """A new scope that sees this one."""
-        if self.depth >= _MAX_DEPTH:
-            raise LimitError("LIMIT_EXCEEDED", f"is nested more than {_MAX_DEPTH} graphs deep")
+        if self.depth >= MAX_DEPTH:
+            raise LimitError("LIMIT_EXCEEDED", f"is nested more than {MAX_DEPTH} graphs deep")
         return replace(
             self, values={}, outer=self, prefix=self.prefix + prefix, depth=self.depth + 1
         )
@@ -181,7 +188,7 @@ class Call:
     @property
     def place(self) -> str:
         """How messages begin."""
-        return f"node {self.label!r} ({self.node.op_type})"
+        return f"node {_shown(self.label)} ({self.node.op_type})"
 
     def input(self, slot: int) -> Value | None:
         """An input, or None where it is left out."""
@@ -217,14 +224,15 @@ class Reader:
         self._straight_through = options.straight_through
         self._parameters = parameter_names(model, options.parameters)
         self._weights: dict[tuple[Key, int, str], Value] = {}
-        self._leaf_names = {each.name for each in model.graph.input}
-        self._leaf_names |= {each.name for each in model.graph.initializer}
-        self._steps = 0
-        self._names: dict[int, tuple[int, str]] = {}
+        self._leaf_names = Names(each.name for each in model.graph.input)
+        self._leaf_names.add(each.name for each in model.graph.initializer)
+        self._steps = self._letters = 0
+        self._names: dict[int, tuple[int, str, str]] = {}  # depth, prefix and name
         self._initializers: dict[int, tuple[onnx.GraphProto, dict[str, Value]]] = {}
-        self._functions = {
+        self.functions = {
             (domain_of(each.domain), each.name, each.overload): each for each in model.functions
         }
+        self.require_steps(least_steps(model.graph.node, self.functions))
         scope = Scope(versions_of(model.opset_import))
         scope.values.update(self.initializers(model.graph, scope))
         self._read_inputs(model.graph, scope, options)
@@ -245,10 +253,12 @@ class Reader:
             found = {}
             for each in graph.initializer:
                 with _at(f"initializer {each.name!r}"):
+                    self._count_letters(len(scope.prefix) + len(each.name))
                     name = scope.prefix + each.name
                     found[each.name] = self._leaf(name, array_of(each))
             for sparse in graph.sparse_initializer:
                 with _at(f"initializer {sparse.values.name!r}"):
+                    self._count_letters(len(scope.prefix) + len(sparse.values.name))
                     name = scope.prefix + sparse.values.name
                     found[sparse.values.name] = self._leaf(name, dense_array_of(sparse))
             self._initializers[id(graph)] = graph, found  # the graph is kept, so its id is too
@@ -350,7 +360,7 @@ class Reader:
     def read_nodes(self, nodes: Iterable[onnx.NodeProto], scope: Scope) -> None:
         """Reads nodes, each after those it uses; their outputs come into the scope."""
         for node in ordering.ordered(nodes, scope):
-            place = f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
+            place = f"node {_shown(node.name or next(iter(node.output), ''))} ({node.op_type})"
             around, self.place = self.place, place
             with _at(place):
                 self.count_steps()
@@ -377,9 +387,10 @@ class Reader:
                 f"the graph {graph.name!r} takes {len(graph.input)} inputs but is given "
                 f"{len(inputs)}",
             )
-        self.count_steps()
-        scope = replace(scope, body=id(graph))  # which `initializers` keeps
-        scope.values.update(self.initializers(graph, scope))
+        self.count_steps(_steps_of_entry(graph))
+        self._count_letters(len(scope.prefix))
+        known = replace(scope, values=self.initializers(graph, scope))
+        scope = replace(scope, outer=known, body=id(graph))  # which `initializers` keeps
         for each, value in zip(graph.input, inputs, strict=True):
             scope.values[each.name] = value
         self.read_nodes(graph.node, scope)
@@ -444,8 +455,8 @@ class Reader:
             return constant(array)
         key = scope.function, scope.body, name
         if key not in self._weights:
-            free = _unused_name(scope.prefix + name, self._leaf_names)
-            self._leaf_names.add(free)
+            self._count_letters(len(scope.prefix) + len(name))
+            free = self._leaf_names.take(scope.prefix + name)
             self._weights[key] = self._leaf(free, array)
         return self._weights[key]
 
@@ -491,8 +502,8 @@ class Reader:
     def _run(self, call: Call, scope: Scope) -> list[Value]:
         domain = domain_of(call.node.domain)
         key = domain, call.operator, call.node.overload
-        if key in self._functions:
-            return self._expand(self._functions[key], call, scope, key)
+        if key in self.functions:
+            return self._expand(self.functions[key], call, scope, key)
         reader = DOMAINS.get(domain, {}).get(call.operator)
         if reader is not None:
             _require_version(call)
@@ -536,6 +547,7 @@ class Reader:
         """Outputs of a function, written out; `key` is that of one of the model's own."""
         attributes = {each.name: each for each in function.attribute_proto}
         attributes |= {each.name: each for each in resolved(call.node, scope.attributes)}
+        self._count_letters(len(scope.prefix) + len(call.label))
         inside = replace(
             scope.inside(f"{call.label}/"),
             outer=None,
@@ -586,25 +598,44 @@ class Reader:
             return
         taken = self._names.get(value.handle.key)
         if taken is None or taken[0] > scope.depth:
-            self._names[value.handle.key] = scope.depth, scope.prefix + name
+            self._count_letters(len(scope.prefix) + len(name))
+            self._names[value.handle.key] = scope.depth, scope.prefix, name
 
     def _apply_names(self) -> None:
-        used = {leaf.name for leaf in self.graph.leaves}
-        for key, (_, name) in sorted(self._names.items(), key=lambda item: (item[1][0], item[0])):
-            free = _unused_name(name, used)
-            used.add(free)
-            self.graph.name(Handle(self.graph, key, ""), free)
+        names = Names(leaf.name for leaf in self.graph.leaves)
+        for key, (_, prefix, name) in sorted(
+            self._names.items(), key=lambda item: (item[1][0], item[0])
+        ):
+            self.graph.name(Handle(self.graph, key, ""), names.take(prefix + name))
+
+    def _count_letters(self, count: int) -> None:
+        """Counts letters of names that are written out, before they are (LIMIT_EXCEEDED)."""
+        self._letters += count
+        if self._letters > _MOST_LETTERS:
+            raise LimitError(
+                "LIMIT_EXCEEDED",
+                "the names of the model, with its loops and functions written out, have more than "
+                f"{_MOST_LETTERS} letters; give what is written out shorter names",
+            )
 
     def count_steps(self, count: int = 1) -> None:
         """Counts what is read or written out (LIMIT_EXCEEDED)."""
+        self.require_steps(count)
         self._steps += count
-        if max(self._steps, self.graph.node_count) > self._max_nodes:
+
+    def require_steps(self, count: int) -> None:
+        """Refuses what takes so many steps more, before it takes them (LIMIT_EXCEEDED)."""
+        if max(self._steps + count, self.graph.node_count) > self._max_nodes:
             raise LimitError(
                 "LIMIT_EXCEEDED",
                 f"the model, with its loops and functions written out, has more than "
                 f"{self._max_nodes} nodes; raise max_nodes if that is meant",
                 {"limit": "max_nodes"},
             )
+
+    def steps_of_trip(self, body: onnx.GraphProto) -> int:
+        """How many steps it takes at least to read the body of a loop."""
+        return _steps_of_entry(body) + least_steps(body.node, self.functions)
 
 
 def constant(array: Array) -> Value:
@@ -651,6 +682,11 @@ def _stored(call: Call) -> Array:
     return np.asarray(value, "float32" if name.startswith("value_float") else "int64")
 
 
+def _shown(name: str) -> str:
+    """A name in a message."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
+
+
 def _is_constant(value: Value | None) -> bool:
     return value is not None and value.origin is None and not value.name
 
@@ -659,13 +695,9 @@ def _unknown(call: Call, why: str) -> UnsupportedError:
     return UnsupportedError("OPERATOR_UNKNOWN", why, {"operator": call.operator})
 
 
-def _unused_name(name: str, used: Container[str]) -> str:
-    """A name, with a number behind it if it is used."""
-    free, count = name, 1
-    while free in used:
-        count += 1
-        free = f"{name}_{count}"
-    return free
+def _steps_of_entry(body: onnx.GraphProto) -> int:
+    """Steps for what a subgraph takes and yields, which costs little unless it is much."""
+    return 1 + (len(body.input) + len(body.output)) // 64
 
 
 def _used_outputs(call: Call) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: A sequence that is put together item by item is copied each time.
 MOST_ITEMS = 1 << 16
+_COPIED_IN_A_STEP = 16
 
 
 def _construct(reader: Reader, call: Call, scope: Scope) -> list[Value]:
@@ -38,12 +39,14 @@ def _insert(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     if call.input(2) is not None:
         place = _position(call, 2, items, len(items) + 1)
     (item,) = require_tensors([call.required(1)])
+    _count_copies(reader, items)
     items.insert(place, item)
     return [_sequence(items)]
 
 
 def _erase(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     items = _items(call, 0)
+    _count_copies(reader, items)
     if call.input(1) is not None:
         del items[_position(call, 1, items, len(items))]
     elif items:
@@ -167,6 +170,11 @@ OPERATORS: dict[str, Callable[[Reader, Call, Scope], list[Value]]] = {
 def _sequence(items: list[Value]) -> Group:
     _require_few(len(items))
     return Group(items=tuple(items))
+
+
+def _count_copies(reader: Reader, items: list[Value]) -> None:
+    """A sequence that is put together item by item costs the square of them (LIMIT_EXCEEDED)."""
+    reader.count_steps(len(items) // _COPIED_IN_A_STEP)
 
 
 def _require_few(count: int) -> None:

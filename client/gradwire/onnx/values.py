@@ -452,6 +452,8 @@ def _evaluate(origin: Origin, arrays: Sequence[Array]) -> list[Array] | None:
     try:
         with np.errstate(all="ignore"):
             return [np.asarray(each) for each in ReferenceEvaluator(model).run(None, given)]
+    except MemoryError:
+        raise
     except Exception:
         return None
 
