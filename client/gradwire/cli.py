@@ -18,6 +18,7 @@ from gradwire.visible import visible, visible_lines
 if TYPE_CHECKING:
     from gradwire.builder import Graph
     from gradwire.connection import Connection
+    from gradwire.models import ReadModel
     from gradwire.printing import Evaluation
     from gradwire.results import Result
 
@@ -111,13 +112,18 @@ _at = click.option(
     help="Takes shapes, branches and trip counts of an ONNX model as they are where the input has "
     "this value, and keeps the input. May be repeated.",
 )  # fmt: skip
+_trusted = click.option(
+    "--trusted", is_flag=True, callback=_keep, expose_value=False,
+    help="Read an ONNX model in this process, without limits of memory and time. Unless told so, "
+    "another process does, with 4 GiB and 300 seconds.",
+)  # fmt: skip
 _FLAGS = {"parameters": "--parameters", "shapes": "--shape", "sizes": "--size", "fixed": "--fix",
-          "at": "--at"}  # fmt: skip
+          "at": "--at", "trusted": "--trusted"}  # fmt: skip
 
 
 def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command that opens a model, with what says how it is read."""
-    return _parameters(_shapes(_sizes(_fixed(_at(command)))))
+    return _parameters(_shapes(_sizes(_fixed(_at(_trusted(command))))))
 
 
 def _graph(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -380,12 +386,7 @@ def _convert(source: str, target: str) -> str:
 
     before = after = OPERATOR_SET_VERSION
     if _is_model(source):
-        from gradwire.onnx import from_onnx
-        from gradwire.onnx.messages import load_model, versions_of
-
-        model = load_model(source)
-        before = versions_of(model.opset_import).get("", 0)
-        graph = from_onnx(model, **_reading())
+        graph, before = _read_model(source)
     else:
         graph = _load(source)
     if target.lower().endswith(".onnx"):
@@ -656,12 +657,25 @@ def _opened(source: str, values: Mapping[str, Any] | None) -> Graph:
     if not _is_file(source):
         return _parsed(source, values)
     if _is_model(source):
-        from gradwire.onnx import from_onnx
-
-        return from_onnx(source, **_reading())
+        return _read_model(source).graph
     from gradwire.builder import Graph
 
     return _load_text(source) if _begins_as_text(source) else Graph.load(source)
+
+
+def _read_model(source: str) -> ReadModel:
+    """The graph of a model; whoever wrote the file can end the process that reads it alone."""
+    options = _reading()
+    if options.pop("trusted", False):
+        from gradwire.onnx.apart import read_here
+
+        return read_here(source, options)
+    from gradwire.isolation import own_pool
+
+    own_pool().warm()  # it starts while this process loads its own modules
+    from gradwire.models import read_apart
+
+    return read_apart(source, options, "if you trust the file, read it with --trusted")
 
 
 def _begins_as_text(file: str) -> bool:

@@ -23,6 +23,7 @@ from gradwire.errors import (
     UnsupportedError,
     nearest,
 )
+from gradwire.models import read_apart
 from gradwire.onnx import control, data_shapes, ordering, quantized, sequences, upgrading
 from gradwire.onnx.counting import MAX_DEPTH, Names, least_steps
 from gradwire.onnx.domains import DOMAINS, with_all_missing
@@ -75,6 +76,7 @@ def from_onnx(
     parameters: str = "weights",
     straight_through: bool = False,
     max_nodes: int = MAX_NODES,
+    isolated: bool = False,
 ) -> Graph:
     """A gate graph that computes what an ONNX model does, with the model's names.
 
@@ -92,9 +94,20 @@ def from_onnx(
     QuantizeLinear, DynamicQuantizeLinear and rounding are those of the identity, inside their
     range.
 
+    `isolated` is for models that are not trusted: another process reads them, with limits of
+    memory (4 GiB, and 8 times the model) and of processor time (300 seconds), and it alone can
+    crash.
+
     FILE_INVALID, MODEL_INVALID, OPERATOR_UNKNOWN, OPERATOR_SET_UNSUPPORTED, DATA_TYPE_UNSUPPORTED,
     INPUT_NOT_KNOWN, LIMIT_EXCEEDED, ...
     """
+    if isolated:
+        given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+        asked = {
+            "fixed": fixed, "at": at, "sizes": sizes, "shapes": shapes, "parameters": parameters,
+            "straight_through": straight_through, "max_nodes": max_nodes,
+        }  # fmt: skip
+        return read_apart(given, asked, "if you trust it, read it with isolated=False").graph
     options = Options(
         fixed or {}, at or {}, sizes or {}, shapes or {}, parameters, straight_through, max_nodes
     )
