@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
@@ -30,6 +30,7 @@ from wire import chain, neuron, source
 
 import gradwire as gw
 from gradwire import uploads
+from gradwire.isolated import has_limits
 from gradwire.local import PageOptions
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc
 from gradwire_server.entry import Server
@@ -37,7 +38,7 @@ from gradwire_server.errors import REASONS
 from gradwire_server.limits import Limits
 from gradwire_server.store import MemoryStore
 from gradwire_server.web.calls import Outbox
-from gradwire_server.web.page import PORT, Readers, Web, bind, place_of
+from gradwire_server.web.page import FILES, PORT, Web, bind, place_of
 from gradwire_server.workers import AddressError
 
 EVALUATE = "/gradwire.v1.GradientService/Evaluate"
@@ -400,6 +401,64 @@ def test_onnx_file_opens(page: Shown) -> None:
     assert [each.operator for each in graph.gates] == ["Add"]
 
 
+#: Axes of GatherND's inputs, and batch_dims, at which shape inference crashes, or never ends.
+CRASH, HANG = ("3, 3", "1, 2, 1", -100), ("1", "3, 2, 1, 1", -(2**31))
+
+
+def gathering(data: str, indices: str, batch_dims: int) -> bytes:
+    """A model whose number of trips depends on a shape that GatherND yields."""
+    body = f"""g (float[4] x, float[{data}] q, int64[{indices}] k) => (float[4] y) {{
+      w = GatherND<batch_dims = {batch_dims}>(q, k)  s = Shape(w)  m = ReduceMax<keepdims = 0>(s)
+      y = Loop(m, , x) <body = body (int64 i, bool c, float[4] a) => (bool c2, float[4] b)
+        {{ c2 = Identity(c)  b = Add(a, a) }}> }}"""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]>{body}')
+    return bytes(model.SerializeToString())
+
+
+def test_model_that_crashes_its_reader_ends_no_server(page: Shown) -> None:
+    status, refusal = opened(page, "crash.onnx", gathering(*CRASH))
+    assert (status, refusal["reason"]) == (400, "MODEL_INVALID")
+    assert refusal["message"].startswith("crash.onnx: its reader ended by SIG")
+    assert opened(page, "add.onnx", add_model().SerializeToString())[0] == 200
+
+
+def test_reading_ends_when_whoever_sent_it_leaves(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, Limits(max_read_seconds=1_000_000))
+    for _ in range(2 * FILES):  # more than are read at the same time
+        sent = http.client.HTTPConnection(shown.host, timeout=PATIENCE)
+        sent.request("POST", "/open?name=hang.onnx", gathering(*HANG), {"Content-Type": BYTES})
+        sent.close()
+    assert opened(shown, "add.onnx", add_model().SerializeToString())[0] == 200
+    shown.server.stop(0)
+
+
+def test_a_server_that_stops_ends_what_it_reads(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, Limits(max_read_seconds=1_000_000))
+    with closing(http.client.HTTPConnection(shown.host, timeout=PATIENCE)) as sent:
+        sent.request("POST", "/open?name=hang.onnx", gathering(*HANG), {"Content-Type": BYTES})
+        status, _ = opened(shown, "add.onnx", add_model().SerializeToString())  # it has begun
+        shown.server.stop(0)
+    assert status == 200
+
+
+@pytest.mark.skipif(not has_limits(), reason="the system has no such limit")
+def test_time_for_reading_is_limited_by_its_flag(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, Limits(max_read_seconds=1))
+    status, refusal = opened(shown, "hang.onnx", gathering(*HANG))
+    shown.server.stop(0)
+    assert (status, refusal["reason"]) == (400, "LIMIT_EXCEEDED")
+    assert refusal["message"].endswith("or start the server with a larger --max-read-seconds")
+    assert refusal["facts"]["limit"] == "max-read-seconds"
+
+
+def test_what_readers_make_is_checked_as_a_request_is(tmp_path: Path) -> None:
+    shown = Shown(tmp_path, Limits(max_nodes=3))
+    answer, body = shown.ask("POST", "/parse", b"x+x+x+x+x", content_type=BYTES)
+    shown.server.stop(0)
+    assert answer.status == 413
+    assert json.loads(body)["facts"]["limit"] == "max-nodes"
+
+
 def test_onnx_file_reads_no_file_of_the_server(page: Shown) -> None:
     model = add_model()
     weight = model.graph.initializer[0]
@@ -624,7 +683,8 @@ def test_draining_lets_a_stream_end_and_ends_sessions(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", shown.port), timeout=PATIENCE)
 
 
-READERS = Readers(lambda name, content, _: name.encode() + content, str.encode)
+def no_readers(limits: Limits) -> NoReturn:
+    raise AssertionError(f"nobody came, and {limits} are asked for")
 
 
 def test_page_moves_where_its_usual_port_is_taken() -> None:
@@ -633,7 +693,7 @@ def test_page_moves_where_its_usual_port_is_taken() -> None:
             held = bind("127.0.0.1", PORT)
         except AddressError:
             held = []  # by another server of this machine, which serves as well
-        place, sentence = place_of("127.0.0.1:0", Web(READERS), shared=False, stack=stack)
+        place, sentence = place_of("127.0.0.1:0", Web(no_readers), shared=False, stack=stack)
         assert place is not None
         assert place.port != PORT
         assert sentence.endswith(f"{place.url} (port {PORT} is taken)")
@@ -650,7 +710,7 @@ def test_given_port_that_is_taken_is_an_error(shared: bool) -> None:
         ExitStack() as stack,
         pytest.raises(AddressError, match=rf"127\.0\.0\.1:{port}: .*give another --web-port"),
     ):
-        place_of("127.0.0.1:0", Web(READERS, port), shared=shared, stack=stack)
+        place_of("127.0.0.1:0", Web(no_readers, port), shared=shared, stack=stack)
 
 
 def test_name_that_is_listened_on_is_the_pages_own() -> None:
@@ -661,16 +721,16 @@ def test_name_that_is_listened_on_is_the_pages_own() -> None:
 
 def test_unix_socket_has_a_page_only_where_it_is_asked_for() -> None:
     with ExitStack() as stack:
-        place, sentence = place_of("unix:/tmp/x", Web(READERS), shared=False, stack=stack)
+        place, sentence = place_of("unix:/tmp/x", Web(no_readers), shared=False, stack=stack)
         assert (place, sentence) == (None, "")
-        place, _ = place_of("unix:/tmp/x", Web(READERS, 0), shared=False, stack=stack)
+        place, _ = place_of("unix:/tmp/x", Web(no_readers, 0), shared=False, stack=stack)
         assert place is not None
         assert place.host == "127.0.0.1"
 
 
 def test_host_that_cannot_be_had_costs_the_page_only() -> None:
     with ExitStack() as stack:
-        web = Web(READERS)
+        web = Web(no_readers)
         place, sentence = place_of("ipv4:127.0.0.1:0", web, shared=False, stack=stack)
     assert place is None
     assert sentence.startswith("gradwire shows no page: cannot show the page on ipv4:127.0.0.1")
@@ -713,10 +773,10 @@ UNVISITED = """
 import sys
 from gradwire_server.entry import Server
 from gradwire_server.limits import Limits
-from gradwire_server.web.page import Readers, Web, bind
+from gradwire_server.web.page import Web, bind
 server = Server(Limits())
 server.start("127.0.0.1:0")
-server.show(Web(Readers(None, None)), bind("127.0.0.1", 0))
+server.show(Web(None), bind("127.0.0.1", 0))
 server.stop(0)
 print(sorted({"connectrpc", "starlette", "uvicorn", "websockets"} & set(sys.modules)))
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gradwire import isolation
 from gradwire.connection import Connection
 from gradwire.errors import (
     GradwireError,
@@ -15,6 +16,7 @@ from gradwire.errors import (
     UnsupportedError,
     nearest,
 )
+from gradwire.isolation import Bounds, Pool
 from gradwire_server.codec.graphs import decode_graph
 from gradwire_server.engine import kernels
 from gradwire_server.engine.symbolic import leaf_specs
@@ -25,7 +27,7 @@ from gradwire_server.limits import Limit, Limits
 from gradwire_server.plan import make_plan
 from gradwire_server.segments import SharedMemoryError
 from gradwire_server.store import StoreError
-from gradwire_server.web.page import Readers, Web
+from gradwire_server.web.page import EXPRESSIONS, FILES, Job, Readers, Web
 from gradwire_server.workers import AddressError, WorkerError
 
 #: Every limit of a server, with its default.
@@ -70,7 +72,7 @@ class PageOptions:
 
     def web(self, address: str) -> Web:
         """The same for a server that listens on an address."""
-        readers = Readers(_Refusing(self.read_file), _Refusing(self.read_expression))
+        readers = _Reading(self.read_file, self.read_expression)
         own = address.rpartition(":")[0]
         return Web(readers, self.port, (*self.hosts, *filter(None, [own])))
 
@@ -118,16 +120,65 @@ def serve(
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """Starts the readers of a server's page; pickled for the server's processes."""
+
+    read_file: Callable[..., bytes]
+    read_expression: Callable[..., bytes]
+
+    def __call__(self, limits: Limits) -> Readers:
+        return _Readers(_name(self.read_file), _name(self.read_expression), limits)
+
+
+class _Readers:
+    """Reads in processes of its own, one of which is for expressions: they wait for no file."""
+
+    def __init__(self, file: str, expression: str, limits: Limits) -> None:
+        self._file, self._expression = file, expression
+        self._files = Pool(FILES, (file.partition(":")[0], "gradwire.onnx.apart"))
+        self._expressions = Pool(EXPRESSIONS, (expression.partition(":")[0],))
+        self._bounds = Bounds(
+            "open a smaller one, or start the server with a larger --{limit}",
+            limits.max_read_bytes,
+            limits.max_read_seconds,
+            limits.max_message_bytes,
+        )
+        self._files.warm()
+        self._expressions.warm()
+
+    def file(self, name: str, content: bytes, options: Sequence[tuple[str, str]]) -> Job:
+        given = name, content, options
+        return _Refusing(self._files.job(self._file, *given, what=name, bounds=self._bounds))
+
+    def expression(self, text: str) -> Job:
+        what = "the expression"
+        return _Refusing(
+            self._expressions.job(self._expression, text, what=what, bounds=self._bounds)
+        )
+
+    def close(self) -> None:
+        self._files.close()
+        self._expressions.close()
+
+
+@dataclass(frozen=True)
 class _Refusing:
-    """A reader whose errors are the server's refusals; pickled for the server's processes."""
+    """A job whose errors are the server's refusals."""
 
-    read: Callable[..., bytes]
+    job: isolation.Job
 
-    def __call__(self, *arguments: Any) -> bytes:
+    def result(self) -> bytes:
         try:
-            return self.read(*arguments)
+            return self.job.result().graph
         except GradwireError as error:
             raise Invalid(error.reason, error.message, **error.facts) from None
+
+    def cancel(self) -> None:
+        self.job.cancel()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _unshared(failure: SharedMemoryError) -> GradwireError:

@@ -52,6 +52,14 @@ class Limits:
     max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")
     max_streams: int = _limit(256, "streams", "Streamed evaluations answered at the same time.")
     max_transfers: int = _limit(64, "streams", "Graphs uploaded or fetched at the same time.")
+    max_read_bytes: int = _limit(
+        2048 * _MIB,
+        "bytes",
+        "Most memory of a process that reads what the page opens; it has three.",
+    )
+    max_read_seconds: int = _limit(
+        60, "seconds", "Most processor time for reading a file or an expression of the page."
+    )
     max_sessions: int = _limit(256, "sessions", "Sessions open at the same time.")
     session_idle_seconds: int = _limit(
         600, "seconds", "A session or upload silent for longer is closed."

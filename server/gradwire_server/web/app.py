@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 from gradwire_server.limits import Limits
 from gradwire_server.web.calls import Servicer
 from gradwire_server.web.guard import Guard
-from gradwire_server.web.page import Web
+from gradwire_server.web.page import Readers, Web
 from gradwire_server.web.reading import Reading
 from gradwire_server.web.rpc import PATH, RpcApplication
 from gradwire_server.web.session import converse_over
@@ -29,9 +29,9 @@ gRPC, gRPC-Web and Connect work without it.
 """
 
 
-def application(service: Servicer, limits: Limits, web: Web) -> Guard:
+def application(service: Servicer, limits: Limits, web: Web, readers: Readers) -> Guard:
     """The page, and what it calls."""
-    reading = Reading(web.readers, limits.max_message_bytes)
+    reading = Reading(readers, limits)
     rpc = RpcApplication(service, limits.max_message_bytes)
 
     async def session(websocket: WebSocket) -> None:

@@ -10,12 +10,12 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gradwire_server.limits import Limits
 from gradwire_server.workers import AddressError, reserve
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Below the ports that systems give to clients, and nobody's habit.
 PORT = 5051
 
+#: Files and expressions that are read at the same time.
+FILES, EXPRESSIONS = 2, 1
+
 _BACKLOG = 128
 _CONNECTIONS = 512  # at the same time; a page uses about seven
 _LOOPBACK = "127.0.0.1"
@@ -36,23 +39,38 @@ _EVERYWHERE = ("0.0.0.0", "::", "*")
 log = logging.getLogger("gradwire")
 
 
-@dataclass(frozen=True)
-class Readers:
+class Job(Protocol):
+    """Reads one thing that somebody has sent, in a process that may be killed."""
+
+    def result(self) -> bytes:
+        """A serialized graph, no more trusted than a request (Refusal)."""
+
+    def cancel(self) -> None:
+        """Ends it at once, from another thread."""
+
+
+class Readers(Protocol):
     """What makes serialized graphs of what people write; functions of the client's package.
 
     They raise Refusal, with `line` and `column` among an expression's facts.
     """
 
-    #: A file's name and bytes, and options of a model: ("size", "batch=4"), ("at", "x=[1, 2]").
-    file: Callable[[str, bytes, Sequence[tuple[str, str]]], bytes]
-    expression: Callable[[str], bytes]
+    def file(self, name: str, content: bytes, options: Sequence[tuple[str, str]]) -> Job:
+        """A file's name and bytes, and options of a model: ("size", "batch=4")."""
+
+    def expression(self, text: str) -> Job:
+        """An expression."""
+
+    def close(self) -> None:
+        """Ends all that is read."""
 
 
 @dataclass(frozen=True)
 class Web:
     """How the page is to be shown."""
 
-    readers: Readers
+    #: Starts the readers, when somebody comes.
+    readers: Callable[[Limits], Readers]
     #: None: the usual one, or any free one where that is taken.
     port: int | None = None
     #: Names that browsers may call the server by, beside localhost and IP addresses.
@@ -198,8 +216,9 @@ class Page:
 
         from gradwire_server.web.app import application
 
+        readers = self._web.readers(self._limits)
         config = uvicorn.Config(
-            application(self._service, self._limits, self._web),
+            application(self._service, self._limits, self._web, readers),
             access_log=False,
             backlog=_BACKLOG,
             http="h11",
@@ -214,8 +233,9 @@ class Page:
             ws_ping_timeout=None,  # a page that waits for a long answer reads nothing else
             ws_per_message_deflate=False,  # a bomb would be unpacked on the event loop
         )
-        with self._lock:
-            if self._stopping:
-                return
-            self._server = uvicorn.Server(config)
-        self._server.run(sockets=self._sockets)
+        with closing(readers):
+            with self._lock:
+                if self._stopping:
+                    return
+                self._server = uvicorn.Server(config)
+            self._server.run(sockets=self._sockets)
