@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from gradwire.builder import Graph
+from gradwire.errors import UnsupportedError
 from gradwire.isolation import Bounds, own_pool
 
 #: Memory that a reader may take for each byte of the model, beside what any may.
 _MEMORY_PER_BYTE = 8
+
+
+def without_onnx() -> UnsupportedError:
+    """What is said where the package onnx is not installed."""
+    return UnsupportedError(
+        "FEATURE_UNSUPPORTED", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
+    )
 
 
 class ReadModel(NamedTuple):
@@ -28,6 +37,8 @@ def read_apart(
 
     LIMIT_EXCEEDED, and MODEL_INVALID where it ends the process that reads it.
     """
+    if find_spec("onnx") is None:
+        raise without_onnx()
     size, what = len(model) if isinstance(model, bytes) else 0, "the model"
     if not isinstance(model, bytes):
         model = what = os.fspath(model)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from gradwire.errors import UnsupportedError
+from gradwire.models import without_onnx
 
 if find_spec("onnx") is None:
-    raise UnsupportedError(
-        "FEATURE_UNSUPPORTED", "ONNX models need the package onnx: pip install 'gradwire[onnx]'"
-    )
+    raise without_onnx()
 
 from gradwire.onnx.reading import from_onnx
 from gradwire.onnx.writing import to_onnx
