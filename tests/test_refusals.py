@@ -483,6 +483,8 @@ def test_every_limit_that_refuses_says_what_helps() -> None:
         "max-evaluations",  # more wait
         "max-cache-bytes",  # the oldest go
         "max-shared-bytes",  # in a message of its own, to the client that shares
+        "max-read-bytes",  # in a message of its own, as is the next
+        "max-read-seconds",
         "session-idle-seconds",  # in a message of its own
         "upload-idle-seconds",  # the next call begins again
     }
