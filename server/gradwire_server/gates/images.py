@@ -11,6 +11,7 @@ from typing import Any
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -31,7 +32,7 @@ from gradwire_server.gates.common import (
     known,
     vector_shape,
 )
-from gradwire_server.specs import ANY, COMPUTED, FLOATS, Shape, TensorSpec, normalize_axes
+from gradwire_server.specs import ANY, COMPUTED, FLOATS, LARGEST, Shape, TensorSpec, normalize_axes
 
 #: For each position of an output axis, the positions it is made from, with their weights.
 Rows = list[dict[int, float]]
@@ -174,6 +175,17 @@ class Resize(Gate):
                 out = xp.where(xp.equal(outside, 1), fill, out)
         return out if exact else xp.round_to(out, dtype)
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *known: Any, **attributes: Any
+    ) -> int:
+        values = [None if each is None else each.value for each in known]
+        shape, total = list(x.shape), x.size
+        for step in _resizings(x.shape, values, attributes):
+            shape[step.axis] = step.length
+            taps = step.taps(attributes)
+            total += taps * (prod(shape) + step.length * STEP)
+        return total
+
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, *values: Any, **attributes: Any
     ) -> tuple[Any, ...]:
@@ -217,6 +229,14 @@ class _Resizing:
             else:
                 rows.append(self._filtered(place / unit, attributes))
         return rows
+
+    def taps(self, attributes: dict[str, Any]) -> int:
+        """The most elements of the input that one of the output is made from."""
+        if attributes["mode"] == "nearest":
+            return 1
+        widest = 2 if attributes["mode"] == "linear" else 4
+        stretch = min(self.scale, Fraction(1)) if attributes["antialias"] else Fraction(1)
+        return ceil(widest / stretch) + 1
 
     def _places(self, mode: str) -> tuple[Sequence[int], int]:
         """Where in the input the elements of the output lie, as whole numbers of a unit.
@@ -347,6 +367,8 @@ def _scaled(axis: int, size: int, scale: float) -> int:
     if not (isfinite(scale) and scale > 0):
         raise Invalid("SHAPE_MISMATCH", f"scale {scale} along axis {axis} is not a number above 0")
     product = size * scale
+    if product >= LARGEST:
+        raise Invalid("SHAPE_MISMATCH", f"scale {scale} gives axis {axis} a size of 2^60 or more")
     return floor(_single(product) if _single(scale) == scale else product)
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from gradwire_server.errors import Invalid, nearest
 from gradwire_server.gates.activations import sigmoid, softplus
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -266,6 +267,21 @@ class _Recurrent(Gate):
         whole = (batch, steps, sides, hidden) if how["layout"] else (steps, sides, batch, hidden)
         last = TensorSpec(state, x.dtype)
         return TensorSpec(whole, x.dtype), *(last for _ in range(self.state_count))
+
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        w: TensorSpec,
+        r: TensorSpec,
+        *_: Any,
+        **how: Any,
+    ) -> int:
+        sides, rows = r.shape[:2]
+        steps, batch = x.shape[:2] if not how["layout"] else (x.shape[1], x.shape[0])
+        of_step = batch * (w.size + r.size + 20 * sides * rows) + 30 * sides * STEP
+        found: int = x.size + steps * of_step
+        return found
 
     def workspace(self, x: TensorSpec, w: TensorSpec, r: TensorSpec, *_: Any, **how: Any) -> int:
         parts: int = self.held_parts * x.shape[0] * x.shape[1] * r.shape[2]
