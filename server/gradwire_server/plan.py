@@ -32,6 +32,7 @@ from gradwire_server.specs import (
     TensorSpec,
     computed_in,
 )
+from gradwire_server.stopping import stop_if_asked
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
 KNOWN_SIZE = 1024
@@ -397,6 +398,7 @@ class _SpecTable:
     def spend(self, steps: int) -> None:
         """Counts steps of planning (LIMIT_EXCEEDED)."""
         self._steps += steps
+        stop_if_asked()
         if self._steps > (limit := self._limits.max_plan_steps):
             raise OverLimit.of("max-plan-steps", limit, self._steps, "steps of planning up to here")
 

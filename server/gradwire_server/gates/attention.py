@@ -946,6 +946,7 @@ class LinearAttention(Gate):
         tokens, state, scale = _tokens(xp, inputs, how)
         outs = []
         for token in tokens:
+            xp.stop_if_asked()
             state, _ = token.change(xp, state)
             outs.append(xp.matmul(scale * token.query, state))
         return _over_time(xp, outs), state
@@ -960,6 +961,7 @@ class LinearAttention(Gate):
             tokens, state, scale = _tokens(xp, inputs, how)
             steps = []
             for token in tokens:
+                xp.stop_if_asked()
                 state, step = token.change(xp, state)
                 steps.append((token, step, state))
             to_next = xp.zeros_like(state) if to_state is None else to_state
@@ -969,6 +971,7 @@ class LinearAttention(Gate):
                 to_outs = _by_time(xp, to_out, how["kv_num_heads"], *rows)
             parts: list[dict[str, Array]] = []
             for (token, step, after), to_row in reversed(list(zip(steps, to_outs, strict=True))):
+                xp.stop_if_asked()
                 own = {}
                 if to_row is None:
                     own["query"] = xp.zeros_like(token.query)

@@ -359,7 +359,8 @@ class Einsum(Gate):
     def operations(self, outs: tuple[TensorSpec, ...], *operands: TensorSpec, equation: str) -> int:
         labels = _label(equation, tuple(spec.rank for spec in operands))
         sizes = _sizes(labels, [spec.shape for spec in operands])
-        return _summations(labels, sizes) + sum(spec.size for spec in operands)
+        moved = sum(spec.size for spec in (*outs, *operands))
+        return _summations(labels, sizes) + moved
 
     def aligned_shapes(self, *operands: TensorSpec, equation: str) -> tuple[Shape, ...] | None:
         terms, out = _parse(equation)

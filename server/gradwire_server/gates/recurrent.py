@@ -414,6 +414,7 @@ class _Recurrent(Gate):
         by_time = _rows(xp, xp.reshape(products, (steps, batch, side.w.shape[0])), 0)
         states, found = side.states, {}
         for time in side.order:
+            xp.stop_if_asked()
             step = found[time] = _Step(states)
             self.step(xp, side, step, by_time[time], **how)
             states = step.new
@@ -442,6 +443,7 @@ class _Recurrent(Gate):
         shown = None if to_shown is None else _rows(xp, to_shown, 0)
         pulled = _Pulled()
         for time in reversed(side.order):
+            xp.stop_if_asked()
             to_new = (grads[0] if shown is None else grads[0] + shown[time], *grads[1:])
             kept: tuple[Array, ...] = ()
             if lengths is not None:
