@@ -199,6 +199,8 @@ def eye(rows: int, columns: int, k: int, dtype: str) -> Array:
 
 def triangle(x: Array, k: int, upper: bool) -> Array:
     """Matrices with zeros below the k-th diagonal; above it, if not upper."""
+    if not x.size:
+        return np.zeros_like(x)
     rows, columns = x.shape[-2:]
     k = int(np.clip(k, -rows - 1, columns + 1))  # further out nothing changes
     return np.triu(x, k) if upper else np.tril(x, k)
@@ -226,6 +228,8 @@ def cofactor(x: Array, *directions: Array) -> Array:
     Matrices are turned so that they are diagonal, of singular values, where all of this is sums of
     products of these: so singular matrices have it too, whatever their rank.
     """
+    if not x.size:  # an empty batch may be of matrices that are far too large
+        return np.zeros_like(x)
     left, values, right = np.linalg.svd(x)
     turned = [_swapped(left) @ each @ _swapped(right) for each in directions]
     inner = _diagonal_cofactor(values, turned)

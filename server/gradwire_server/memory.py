@@ -52,7 +52,7 @@ SCRATCH = {
     "MeanVarianceNormalization": (1, 3), "Min": (0, 4), "Mish": (3, 5), "Mod": (0, 3),
     "NegativeLogLikelihoodLoss": (2, 2), "PRelu": (1, 1), "Pow": (1, 3), "QuantizeLinear": (2, 0),
     "RMSNormalization": (1, 2), "Reciprocal": (1, 2), "ReduceL1": (1, 1), "ReduceL2": (2, 2),
-    "ReduceLogSumExp": (2, 3), "ReduceSumSquare": (1, 0), "Relu": (1, 0), "Resize": (2, 4),
+    "ReduceLogSumExp": (2, 3), "ReduceSumSquare": (1, 0), "Relu": (1, 0),
     "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (2, 3), "Sinh": (0, 2),
     "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 9), "Softplus": (2, 2),
     "Softsign": (3, 2), "Sqrt": (0, 2), "SwiGLU": (3, 4), "Swish": (3, 3), "Tanh": (0, 4),

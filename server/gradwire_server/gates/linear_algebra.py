@@ -499,7 +499,7 @@ def _summations(labels: _Labels, sizes: dict[str, int]) -> int:
         held = joined & set(labels.out).union(*labels.terms[place + 1 :])
         if count(held) > largest:
             return count(set(sizes)) * len(labels.terms)
-    return total + count(held)
+    return total
 
 
 def _refuse_sizes(labels: _Labels, shapes: list[Shape], label: str, known: int, size: int) -> None:
