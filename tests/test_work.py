@@ -5,7 +5,7 @@ Nothing here depends on time: what is counted is the same on any machine, under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -219,7 +219,7 @@ def expanded(*shape: int) -> gw.Graph:
 def empty_transposed() -> gw.Graph:
     graph = gw.Graph()
     x = graph.input("x", shape=(0, 1, 1))
-    wide = {"strides": (2**31 - 1,), "output_padding": (2**31 - 2,)}
+    wide: dict[str, Any] = {"strides": (2**31 - 1,), "output_padding": (2**31 - 2,)}
     graph.output("f", gw.conv_transpose(x, graph.constant(np.ones((1, 1, 1))), **wide))
     return graph
 
@@ -306,6 +306,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(stopping, "_EVERY", -1.0)
     monkeypatch.setattr(products, "_MOST", 1000)
+    monkeypatch.setattr(products, "_LEAST", 1000)
     monkeypatch.setattr(arrays, "_MOST", 1000)
     monkeypatch.setattr(arrays, "_MOST_SORTED", 100)
     with stopping.asked(stopped):
@@ -337,15 +338,17 @@ def test_a_long_gate_ends_where_nobody_waits(name: str, impatient: list[int]) ->
 def test_pieces_of_a_long_gate_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(3, 40, 50))
     y = np.random.default_rng(1).integers(0, 9, (50, 30))
-    cases = [
+    cases: list[Callable[[], Any]] = [
         lambda: products.matmul(x, x.swapaxes(1, 2)),
         lambda: products.matmul(y, y.T),
+        lambda: products.einsum("bij,bkj->bik", x, x),
         lambda: arrays.einsum("bij,bkj->bik", x, x),
         lambda: arrays.top_indices(x, 5, 1, True),
         lambda: arrays.top_indices(x, 5, -1, False),
     ]
     whole = [each() for each in cases]
     monkeypatch.setattr(products, "_MOST", 1000)
+    monkeypatch.setattr(products, "_LEAST", 1000)
     monkeypatch.setattr(arrays, "_MOST", 1000)
     monkeypatch.setattr(arrays, "_MOST_SORTED", 100)
     for each, expected in zip(cases, whole, strict=True):
