@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gradwire_server.stopping import stop_if_asked
+
 Array = Any
 
 
@@ -33,6 +35,7 @@ def suppress_boxes(
                 order = order[own[order] > np.asarray(score_threshold).reshape(())]
             chosen = 0
             while len(order) and chosen < kept:
+                stop_if_asked()
                 best, order = order[0], order[1:]
                 found[row] = batch, number, best
                 row, chosen = row + 1, chosen + 1

@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gradwire_server.gates.windows import Windows, gathered_elements, image_blocks
 from gradwire_server.specs import Shape
+from gradwire_server.stopping import stop_if_asked
 
 Array = Any
 Matmul = Callable[..., Array]
@@ -221,6 +222,7 @@ class _Tap(NamedTuple):
 def _taps(windows: Windows, sizes: Shape) -> Iterator[_Tap]:
     """Every kernel element that is inside the tensor for any window, row-major."""
     for each in product(*(_taps_along(windows, sizes, axis) for axis in range(len(sizes)))):
+        stop_if_asked()
         yield _Tap(
             tuple(tap[0] for tap in each),
             tuple(tap[1] for tap in each),

@@ -103,6 +103,7 @@ from gradwire_server.array_windows import (
 )
 from gradwire_server.errors import Invalid
 from gradwire_server.specs import SHORT_INTEGERS, STORED, Shape, Tensor
+from gradwire_server.stopping import stop_if_asked
 
 __all__ = [
     "abs", "acos", "acosh", "add", "arange", "argmax", "argmax_windows", "argmin", "asin", "asinh",
@@ -117,7 +118,8 @@ __all__ = [
     "nonzero_places", "ones_like", "pad", "permute_dims", "pow", "prod", "remainder",
     "require_equal", "require_indices", "require_places", "require_range", "reshape", "roi_argmax",
     "round", "round_to", "scatter", "scatter_nd", "sigmoid_slope", "sign", "sin", "sinh", "slice",
-    "split", "spread_largest", "spread_windows", "sqrt", "squeeze", "store", "subtract", "sum",
+    "split", "spread_largest", "spread_windows", "sqrt", "squeeze", "stop_if_asked", "store",
+    "subtract", "sum",
     "sum_windows", "suppress_boxes", "take", "take_along_axis", "tan", "tanh", "tanh_slope", "tile",
     "top_indices", "triangle", "trunc", "truncated_divide", "unique_slices", "where", "zeros_like",
 ]  # fmt: skip
@@ -125,6 +127,8 @@ __all__ = [
 Array = Any
 
 _SHOWN = 8  # elements that a refusal shows
+#: Products, or elements sorted, after which it is asked whether anybody still waits.
+_MOST, _MOST_SORTED = 1 << 31, 1 << 22
 
 
 def full(shape: Shape, fill: float, dtype: str) -> Array:
@@ -195,6 +199,8 @@ def eye(rows: int, columns: int, k: int, dtype: str) -> Array:
 
 def triangle(x: Array, k: int, upper: bool) -> Array:
     """Matrices with zeros below the k-th diagonal; above it, if not upper."""
+    if not x.size:
+        return np.zeros_like(x)
     rows, columns = x.shape[-2:]
     k = int(np.clip(k, -rows - 1, columns + 1))  # further out nothing changes
     return np.triu(x, k) if upper else np.tril(x, k)
@@ -222,6 +228,8 @@ def cofactor(x: Array, *directions: Array) -> Array:
     Matrices are turned so that they are diagonal, of singular values, where all of this is sums of
     products of these: so singular matrices have it too, whatever their rank.
     """
+    if not x.size:  # an empty batch may be of matrices that are far too large
+        return np.zeros_like(x)
     left, values, right = np.linalg.svd(x)
     turned = [_swapped(left) @ each @ _swapped(right) for each in directions]
     inner = _diagonal_cofactor(values, turned)
@@ -290,8 +298,40 @@ def einsum(equation: str, *operands: Array, out: Array | None = None) -> Array:
     # planning takes longer than a small product
     worthwhile = len(operands) > 2 or any(operand.size > 1000 for operand in operands)
     # the order of summation must not depend on strides
-    rows_first = (np.asarray(operand, order="C") for operand in operands)
-    return np.einsum(equation, *rows_first, out=out, optimize=worthwhile)
+    rows_first = [np.asarray(operand, order="C") for operand in operands]
+    pieces = _einsum_pieces(equation, rows_first) if worthwhile and out is None else 1
+    if pieces < 2:
+        return np.einsum(equation, *rows_first, out=out, optimize=worthwhile)
+    terms, result = equation.split("->")
+    axes = [term.find(result[0]) for term in terms.split(",")]
+    found = []
+    for part in range(pieces):
+        stop_if_asked()
+        own = [
+            _piece(each, axis, part, pieces) for each, axis in zip(rows_first, axes, strict=True)
+        ]
+        found.append(np.einsum(equation, *own, optimize=True))
+    return np.concat(found)
+
+
+def _einsum_pieces(equation: str, operands: Sequence[Array]) -> int:
+    """In how many pieces along the output's first axis a long summation may be stopped between."""
+    terms, out = equation.split("->")
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        for letter, size in zip(term, operand.shape, strict=True):
+            sizes[letter] = builtins.max(size, sizes.get(letter, 1))
+    if not out or any(term.count(out[0]) > 1 for term in terms.split(",")):
+        return 1
+    return builtins.min(sizes[out[0]], 1 + size_of(sizes.values()) // _MOST)
+
+
+def _piece(x: Array, axis: int, part: int, pieces: int) -> Array:
+    """One of some pieces along an axis, all of it where it has no such axis or is broadcast."""
+    if axis < 0 or x.shape[axis] == 1:
+        return x
+    start, stop = (x.shape[axis] * each // pieces for each in (part, part + 1))
+    return x[(np.s_[:],) * axis + (np.s_[start:stop],)]
 
 
 def dft(x: Array, length: int, axis: int, inverse: int, onesided: int) -> Array:
@@ -392,6 +432,7 @@ def roi_argmax(x: Array, rois: Array, bins: Shape, scale: float) -> Array:
     found = np.full((len(rois), channels, *bins), x.size, np.int64)
     corners = np.trunc(rois[:, 1:] * scale + np.copysign(0.5, rois[:, 1:])).astype(np.int64)
     for region, (x1, y1, x2, y2) in enumerate(corners.tolist()):
+        stop_if_asked()
         image = int(chosen[region])
         rows, columns = (
             _bins(first, last, count, size)
@@ -431,6 +472,15 @@ def scatter_nd(x: Array, indices: Array, updates: Array, reduction: str = "none"
 def top_indices(x: Array, count: int, axis: int, largest: bool) -> Array:
     """Where the largest or smallest elements are, in order; of equal ones the first comes first."""
     size = x.shape[axis]
+    if x.ndim > 1 and x.size > _MOST_SORTED and x.size > size:
+        rows = np.moveaxis(x, axis, -1).reshape(-1, size)
+        step = builtins.max(1, _MOST_SORTED // size)
+        found = []
+        for first in range(0, len(rows), step):
+            stop_if_asked()
+            found.append(top_indices(rows[first : first + step], count, -1, largest))
+        lead = (*x.shape[:axis], *x.shape[axis:][1:]) if axis >= 0 else x.shape[:-1]
+        return np.moveaxis(np.concat(found).reshape(*lead, count), -1, axis)
     if largest:  # the order of the reversed tensor, read from its end, keeps equal ones in order
         order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
     else:

@@ -75,6 +75,8 @@ ADVICE = {
     "max-nodes": "send a smaller graph",
     "max-values": "send a smaller graph",
     "max-memory-bytes": "ask for fewer values and gradients, or for fewer rows at once",
+    "max-operations": "ask for fewer rows at once, or evaluate a smaller graph",
+    "max-plan-steps": "send a graph of fewer different shapes and known elements",
     "max-graph-bytes": "save a smaller graph",
     "max-stored-bytes": "delete graphs that are not needed",
     "max-stored-graphs": "delete some that are not needed",

@@ -497,6 +497,16 @@ def _check_row(row: Row) -> None:
         row.gate.complete(row.attributes)
     except Invalid as refusal:
         raise refusal.at(place, operator=row.operator) from None
+    for attribute in row.gate.attributes if most == 0 else ():
+        declared = row.attributes.get(attribute.name)
+        if attribute.counts_outputs and declared not in (None, row.output_count):
+            raise Invalid(
+                "OUTPUT_COUNT_INVALID",
+                f"{place}: {attribute.name} is {declared} but {row.output_count} outputs are "
+                "declared",
+                field="output_count",
+                operator=row.operator,
+            )
     if row.output_count < least or (most and row.output_count > most):
         takes = f"{least}" if least == most else f"{least} {f'to {most}' if most else 'or more'}"
         raise Invalid(

@@ -35,6 +35,14 @@ class Limits:
     max_memory_bytes: int = _limit(
         4096 * _MIB, "bytes", "Most memory for the values and gradients of one evaluation."
     )
+    max_operations: int = _limit(
+        10**13, "operations", "Most operations of one evaluation, as its gates count them."
+    )
+    max_plan_steps: int = _limit(
+        50_000_000,
+        "steps",
+        "Most steps of planning one evaluation: shapes inferred, elements known beforehand.",
+    )
     max_cache_bytes: int = _limit(
         512 * _MIB, "bytes", "Most memory for graphs and plans kept for repeated requests."
     )

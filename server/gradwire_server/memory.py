@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ SCRATCH = {
     "MeanVarianceNormalization": (1, 3), "Min": (0, 4), "Mish": (3, 5), "Mod": (0, 3),
     "NegativeLogLikelihoodLoss": (2, 2), "PRelu": (1, 1), "Pow": (1, 3), "QuantizeLinear": (2, 0),
     "RMSNormalization": (1, 2), "Reciprocal": (1, 2), "ReduceL1": (1, 1), "ReduceL2": (2, 2),
-    "ReduceLogSumExp": (2, 3), "ReduceSumSquare": (1, 0), "Relu": (1, 0), "Resize": (2, 4),
+    "ReduceLogSumExp": (2, 3), "ReduceSumSquare": (1, 0), "Relu": (1, 0),
     "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (2, 3), "Sinh": (0, 2),
     "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 9), "Softplus": (2, 2),
     "Softsign": (3, 2), "Sqrt": (0, 2), "SwiGLU": (3, 4), "Swish": (3, 3), "Tanh": (0, 4),
@@ -89,6 +90,13 @@ class Releases:
     starts: Ids  # and one more: their end
 
 
+class _Peak(NamedTuple):
+    """The most bytes that are held at once, and the node while which they are."""
+
+    nbytes: int
+    node: int
+
+
 @dataclass(frozen=True)
 class Lifetimes:
     """When the array engine drops what it no longer needs, and the most that it holds at once."""
@@ -111,10 +119,19 @@ class Lifetimes:
         """When the forward pass drops values; None where there are none worth it."""
         return _Timeline(self.plan, self.kept).releases()
 
-    @cached_property
+    @property
     def peak_nbytes(self) -> int:
         """Most bytes of values, gradients and what gates make on the way, held at once."""
-        return _Timeline(self.plan, self.kept).peak_nbytes()
+        return self._peak.nbytes
+
+    @property
+    def peak_node(self) -> int:
+        """The node while which they are held."""
+        return self._peak.node
+
+    @cached_property
+    def _peak(self) -> _Peak:
+        return _Timeline(self.plan, self.kept).peak()
 
 
 @dataclass(frozen=True)
@@ -135,7 +152,7 @@ class _Timeline:
         np.cumsum(np.bincount(last, minlength=graph.node_count), out=starts[1:])
         return Releases(dropped[np.argsort(last, kind="stable")], starts)
 
-    def peak_nbytes(self) -> int:
+    def peak(self) -> _Peak:
         graph = self.plan.graph
         lists = 1 if self.kept.needed is None else 3
         total = lists * _SLOT_BYTES * (graph.value_count + 1)
@@ -146,8 +163,10 @@ class _Timeline:
         for leaf, first in zip(graph.leaves, graph.leaf_first_ids, strict=False):
             if leaf.elements:  # taken apart
                 total += leaf.id_count * prod(self.plan.shape(first)) * ITEM_SIZES[leaf.dtype]
-        forward, left = self._forward_peak()
-        return total + max(forward, 0 if self.kept.needed is None else self._backward_peak(left))
+        peak, left = self._forward_peak()
+        if self.kept.needed is not None:
+            peak = max(peak, self._backward_peak(left))
+        return _Peak(total + peak.nbytes, peak.node)
 
     @cached_property
     def _is_number(self) -> Flags:
@@ -166,7 +185,7 @@ class _Timeline:
             keep[graph.leaf_first_ids[-1] :] |= self._pulled[self._producers]
         return keep
 
-    def _forward_peak(self) -> tuple[int, int]:
+    def _forward_peak(self) -> tuple[_Peak, int]:
         """The most that the forward pass holds, and what it leaves."""
         graph = self.plan.graph
         nodes, first = graph.node_count, graph.leaf_first_ids[-1]
@@ -178,9 +197,12 @@ class _Timeline:
         dropped = np.bincount(end[first:], held, nodes + 1)[:nodes]
         live = int(self._nbytes[1:first].sum()) + np.cumsum(kept - dropped)
         during = live + dropped + self._scratch(0)
-        return int(during.max(initial=0)), int(live[-1]) if nodes else 0
+        if not nodes:
+            return _Peak(0, 0), 0
+        node = int(during.argmax())
+        return _Peak(int(during[node]), node), int(live[-1])
 
-    def _backward_peak(self, left: int) -> int:
+    def _backward_peak(self, left: int) -> _Peak:
         """The most that the backward pass holds, over the values it begins with."""
         graph = self.plan.graph
         nodes, first = graph.node_count, graph.leaf_first_ids[-1]
@@ -213,7 +235,9 @@ class _Timeline:
         made = np.bincount(self._consumers[joins], self._wide_nbytes[ids[joins]], nodes)
         made += np.where(self._pulled, self._scratch(1), 0)
         live = left + np.cumsum((grown - np.append(shrunk[1:], 0))[::-1])[::-1]
-        return int((live + np.append(made, 0)).max())
+        during = live + np.append(made, 0)
+        node = int(during.argmax())
+        return _Peak(int(during[node]), min(node, max(nodes - 1, 0)))
 
     @cached_property
     def _producers(self) -> Ids:
@@ -354,18 +378,57 @@ class _Timeline:
         return found
 
 
+#: How many times as many operations the backward pass takes as the forward pass.
+_BACKWARD = 2
+
+
+def require_operations(plan: Plan, limits: Limits, forward_only: bool) -> None:
+    """Refuses what would compute for too long, before anything runs (LIMIT_EXCEEDED)."""
+    limit, total = limits.max_operations, plan.operations
+    if not forward_only:
+        total += _BACKWARD * plan.operations + plan.own_gradients_operations
+    if total > limit:
+        what = "operations of the whole evaluation, of which this node has the most"
+        raise _at_node(OverLimit.of("max-operations", limit, total, what), plan, plan.busiest_node)
+
+
 def require_peak(lifetimes: Lifetimes, limits: Limits) -> None:
     """Refuses what would not fit, before anything runs (LIMIT_EXCEEDED)."""
+    limit, plan = limits.max_memory_bytes, lifetimes.plan
     # when everything would fit at once, nobody needs to know what is dropped when
-    if lifetimes.total_nbytes <= limits.max_memory_bytes:
+    if lifetimes.total_nbytes <= limit:
         return
-    if lifetimes.peak_nbytes > limits.max_memory_bytes:
-        raise OverLimit.of(
-            "max-memory-bytes",
-            limits.max_memory_bytes,
-            lifetimes.peak_nbytes,
-            "bytes of values and gradients held at once",
-        )
+    value_id, nbytes = _largest_value(plan)
+    if nbytes > limit:  # a view too: who reads it, reads all of it
+        what = "bytes of one value, were its repeated elements written out"
+        refusal = OverLimit.of("max-memory-bytes", limit, nbytes, what)
+        if value_id < plan.graph.leaf_first_ids[-1]:
+            raise refusal.at(plan.graph.place_of_value(value_id))
+        raise _at_node(refusal, plan, plan.graph.node_of(value_id))
+    if lifetimes.peak_nbytes > limit:
+        what = "bytes of values and gradients held at once"
+        refusal = OverLimit.of("max-memory-bytes", limit, lifetimes.peak_nbytes, what)
+        raise _at_node(refusal, plan, lifetimes.peak_node)
+
+
+def _largest_value(plan: Plan) -> tuple[int, int]:
+    """The value with most elements' bytes, and these."""
+    sizes = np.array([float(spec.nbytes) for spec in plan.specs])[plan.spec_ids]
+    sizes[0] = 0
+    if plan.batch_size:
+        sizes[plan.batched] *= plan.batch_size
+    value_id = int(sizes.argmax())
+    return value_id, plan.spec(value_id).nbytes * (
+        plan.batch_size if plan.is_batched(value_id) else 1
+    )
+
+
+def _at_node(refusal: OverLimit, plan: Plan, node: int) -> OverLimit:
+    """The same, saying where; the request as a whole is to blame, and not the field of a node."""
+    if not plan.graph.node_count:
+        return refusal
+    facts: dict[str, object] = {**plan.graph.facts_of(node)}
+    return refusal.at(plan.graph.place_of(node), field="", **facts)
 
 
 def _shown(parents: Ids) -> Ids:

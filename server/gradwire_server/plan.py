@@ -10,6 +10,7 @@ Deep graphs of many shapes, where corrections would wander node by node, are wal
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire_server import arrays
-from gradwire_server.errors import Invalid, Refusal
+from gradwire_server.errors import Invalid, OverLimit, Refusal
 from gradwire_server.gates.base import Gate, first_outputs
 from gradwire_server.graph import Graph, Ids, Leaf, OwnGradient, Row
+from gradwire_server.limits import Limits
 from gradwire_server.specs import (
     BOOLS,
     HALVES,
@@ -30,6 +32,7 @@ from gradwire_server.specs import (
     TensorSpec,
     computed_in,
 )
+from gradwire_server.stopping import stop_if_asked
 
 #: Most elements of a value that are followed while planning (axes, shapes, indices).
 KNOWN_SIZE = 1024
@@ -41,6 +44,12 @@ _FEW_NODES = 1000  # up to here a loop over nodes takes less than a search by Sc
 _ABSENT, _FAILED = 0, 1  # the first two spec ids
 _MOST_BYTES = 1 << 60  # more than any machine has, and sums of it still are numbers
 _BYTES_OF_ONE = 48  # what Python needs to hold one value
+_KNOWN_AT_ONCE = 16 << 20  # bytes of known elements from which on they are dropped after their use
+_BYTES_OF_KNOWN = 40  # of an element, as a number of Python's in a tuple
+_LARGEST_FOLD = 1 << 20  # operations of a gate whose elements are known beforehand
+_STEPS_OF_GATE = 100  # of planning: a gate asked for shapes takes as long as so many elements
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class GradientPlan:
 
     plan: Plan
     constants: tuple[arrays.Array, ...]
+    uses: int = 1  # nodes that have it
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,9 @@ class Plan:
     spec_ids: Ids  # spec of each value, by value id
     batch_size: int = 0
     batched: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # by id
+    #: Of the forward pass, of all rows; and the node with most of them.
+    operations: int = 0
+    busiest_node: int = 0
     #: What engines have worked out for it, by a name of their own.
     worked_out: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     _gradients: Mapping[tuple[int, ...], GradientPlan] = field(default_factory=dict)
@@ -132,6 +145,11 @@ class Plan:
         return total
 
     @cached_property
+    def own_gradients_operations(self) -> int:
+        """Operations of all gradients that modules have of their own."""
+        return sum(each.uses * each.plan.operations for each in self._gradients.values())
+
+    @cached_property
     def most_bytes(self) -> int:
         """Memory for everything, held at once."""
         return self.nbytes(gradients=True)
@@ -169,37 +187,42 @@ def make_plan(
     leaf_specs: Sequence[TensorSpec],
     batched_leaves: Sequence[bool] = (),
     batch_size: int = 0,
+    limits: Limits = LIMITS,
 ) -> Plan:
-    """Infers every spec (any refusal of a gate, with the node put before it).
+    """Infers every spec (any refusal of a gate, with the node put before it; LIMIT_EXCEEDED).
 
     `leaf_specs` are those of one row. Elements of integer leaves that shapes depend on are in
     their specs (see `static_leaves`).
     """
-    plan = _inferred(graph, leaf_specs, batched_leaves, batch_size)
-    gradients = dict(_plan_gradients(plan))
+    plan = _inferred(graph, leaf_specs, batched_leaves, batch_size, limits)
+    gradients = dict(_plan_gradients(plan, limits))
     return replace(plan, _gradients=gradients) if gradients else plan
 
 
 def _inferred(
-    graph: Graph, leaf_specs: Sequence[TensorSpec], batched_leaves: Sequence[bool], batch_size: int
+    graph: Graph,
+    leaf_specs: Sequence[TensorSpec],
+    batched_leaves: Sequence[bool],
+    batch_size: int,
+    limits: Limits,
 ) -> Plan:
     """A plan for the forward pass."""
-    table = _SpecTable()
+    table = _SpecTable(limits)
     spec_ids = np.full(graph.value_count + 1, _FAILED, np.int64)
     spec_ids[0] = _ABSENT
     firsts = graph.leaf_first_ids
     for leaf, spec, first, end in zip(graph.leaves, leaf_specs, firsts, firsts[1:], strict=False):
         spec_ids[first:end] = table.id_of(TensorSpec((), spec.dtype) if leaf.elements else spec)
-    _infer(graph, table, spec_ids)
-    plan = Plan(graph, table.specs, spec_ids)
-    if batch_size:
-        batched = reached(graph, batched_leaves)
-        plan = Plan(graph, table.specs, spec_ids, batch_size, batched)
+    signatures = _Signatures(graph, table)
+    uses = _infer(graph, table, signatures, spec_ids)
+    batched = reached(graph, batched_leaves) if batch_size else np.zeros(0, bool)
+    work = _work(graph, signatures, uses, batched, batch_size)
+    plan = Plan(graph, table.specs, spec_ids, batch_size, batched, *work)
     _check_outputs(plan)
     return plan
 
 
-def _plan_gradients(plan: Plan) -> Iterator[tuple[tuple[int, ...], GradientPlan]]:
+def _plan_gradients(plan: Plan, limits: Limits) -> Iterator[tuple[tuple[int, ...], GradientPlan]]:
     """A plan for each module with its own gradient, and each kind of inputs (MODULE_INVALID)."""
     graph = plan.graph
     for number, row in enumerate(graph.rows):
@@ -213,15 +236,18 @@ def _plan_gradients(plan: Plan) -> Iterator[tuple[tuple[int, ...], GradientPlan]
         distinct, which = distinct_rows(list(kinds.T), len(kinds))
         for nth, kind in enumerate(distinct):
             first = int(np.argmax(which == nth))
+            count = int(np.count_nonzero(which == nth)) if len(distinct) > 1 else len(nodes)
             try:
-                found = _plan_gradient(plan, row.own, inputs[first].tolist())
+                found = _plan_gradient(plan, row.own, inputs[first].tolist(), count, limits)
             except Refusal as refusal:
                 place = graph.place_of(int(nodes[first]))
                 raise refusal.at(f"{place}: its own gradient").at_field("") from None
             yield (number, *kind), found
 
 
-def _plan_gradient(plan: Plan, own: OwnGradient, inputs: list[int]) -> GradientPlan:
+def _plan_gradient(
+    plan: Plan, own: OwnGradient, inputs: list[int], uses: int, limits: Limits
+) -> GradientPlan:
     """Of inputs of the module, and what its circuit makes of them."""
     gradient = own.gradient
     takes = len(gradient.outputs)
@@ -239,6 +265,7 @@ def _plan_gradient(plan: Plan, own: OwnGradient, inputs: list[int]) -> GradientP
         [*(plan.spec(i) for i in (*inputs, *made)), *stored],
         [*batched[:takes], *[any(batched)] * (2 * len(made)), *[False] * len(stored)],
         plan.batch_size,
+        limits,
     )
     for value_id, declared, output in zip(inputs, own.inputs, gradient.outputs, strict=False):
         if not output.value_ids.size:
@@ -253,7 +280,7 @@ def _plan_gradient(plan: Plan, own: OwnGradient, inputs: list[int]) -> GradientP
             raise Invalid(
                 "MODULE_INVALID", f"yields {to} for the input {declared.name!r}, which is {of}"
             )
-    return GradientPlan(found, values)
+    return GradientPlan(found, values, uses)
 
 
 def bind_symbols(leaf: Leaf, shape: Shape, symbols: dict[str, tuple[int, str]]) -> None:
@@ -274,6 +301,13 @@ def static_leaves(graph: Graph) -> frozenset[int]:
 
     Only what reaches an input that a gate must know is followed, so this is cheap.
     """
+    ids = depended_on(graph, _known_inputs(graph), graph.followed_inputs)
+    ids = ids[(ids > 0) & (ids < graph.leaf_first_ids[-1])]
+    return frozenset((np.searchsorted(graph.leaf_first_ids, ids, "right") - 1).tolist())
+
+
+def _known_inputs(graph: Graph) -> list[int]:
+    """Ids of the values whose elements gates must know."""
     wanted: list[int] = []
     for number, row in enumerate(graph.rows):
         declared = row.gate.declared_inputs(row.input_count)
@@ -281,9 +315,7 @@ def static_leaves(graph: Graph) -> frozenset[int]:
         if slots:
             starts = graph.input_starts[np.flatnonzero(graph.node_rows == number)]
             wanted.extend(np.unique(graph.node_inputs[starts[:, None] + slots]).tolist())
-    ids = depended_on(graph, wanted, graph.followed_inputs)
-    ids = ids[(ids > 0) & (ids < graph.leaf_first_ids[-1])]
-    return frozenset((np.searchsorted(graph.leaf_first_ids, ids, "right") - 1).tolist())
+    return wanted
 
 
 def depended_on(graph: Graph, value_ids: list[int], node_inputs: Ids | None = None) -> Ids:
@@ -319,20 +351,70 @@ def known_spec(array: arrays.Array) -> TensorSpec:
 
 
 class _SpecTable:
-    """Numbers for specs, so that columns can hold them."""
+    """Numbers for specs, so that columns can hold them; and what planning has taken so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         absent = TensorSpec((0,), "bool")
         self.specs = [absent, absent]
+        self.known_nbytes = 0
         self._ids: dict[TensorSpec, int] = {}
+        self._limits = limits
+        self._most_known = limits.max_memory_bytes
+        self._steps = 0
 
     def id_of(self, spec: TensorSpec) -> int:
+        """The number of a spec (SHAPE_MISMATCH, LIMIT_EXCEEDED)."""
         if spec not in self._ids:
             if spec.rank > _MAX_RANK:
                 raise Invalid("SHAPE_MISMATCH", f"rank {spec.rank} is over {_MAX_RANK}")
+            limit, held = self._limits.max_memory_bytes, self.known_nbytes + _known_nbytes(spec)
+            if held > self._most_known < limit:
+                raise _MuchIsKnown
+            if held > limit:
+                what = "bytes of elements that are known before anything runs"
+                advice = "compute shapes and indices from smaller tensors"
+                raise OverLimit.of("max-memory-bytes", limit, held, what, advice)
+            self.known_nbytes = held
             self._ids[spec] = len(self.specs)
             self.specs.append(spec)
         return self._ids[spec]
+
+    @contextmanager
+    def few_known(self) -> Iterator[None]:
+        """Where known elements are not dropped after their use, many of them end the attempt."""
+        most = self.known_nbytes + _KNOWN_AT_ONCE
+        self._most_known = min(most, self._limits.max_memory_bytes)
+        with suppress(_MuchIsKnown):
+            yield
+        self._most_known = self._limits.max_memory_bytes
+
+    def forget(self, number: int) -> None:
+        """Drops the known elements of a spec."""
+        spec = self.specs[number]
+        self.known_nbytes -= _known_nbytes(spec)
+        del self._ids[spec]
+        self.specs[number] = TensorSpec(spec.shape, spec.dtype)
+
+    def spend(self, steps: int) -> None:
+        """Counts steps of planning (LIMIT_EXCEEDED)."""
+        self._steps += steps
+        stop_if_asked()
+        if self._steps > (limit := self._limits.max_plan_steps):
+            raise OverLimit.of("max-plan-steps", limit, self._steps, "steps of planning up to here")
+
+
+class _MuchIsKnown(Exception):  # noqa: N818 -- not an error: nodes are walked in order instead
+    """The elements known are more than are held without need."""
+
+
+def _known_nbytes(spec: TensorSpec) -> int:
+    """Memory for the elements of a spec, in bytes."""
+    if spec.value is None or spec.data is None:
+        return 0
+    return len(spec.value) * _BYTES_OF_KNOWN + len(spec.data)
+
+
+_Signature = tuple[int, tuple[int, ...]]  # a gate row, and the spec ids of a node's inputs
 
 
 class _Signatures:
@@ -341,29 +423,65 @@ class _Signatures:
     def __init__(self, graph: Graph, table: _SpecTable) -> None:
         self._graph = graph
         self._table = table
-        self._found: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
-        self._refusals: dict[tuple[int, tuple[int, ...]], Refusal] = {}
+        self._found: dict[_Signature, tuple[int, ...]] = {}
+        self._refusals: dict[_Signature, Refusal] = {}
+        self._known: dict[int, list[_Signature]] = {}  # what yields a spec with known elements
+        self._complete: dict[int, dict[str, Any]] = {}  # attributes, by row
 
     def outputs(self, row: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
         """Spec ids of the outputs; all `failed` where an input is, or where the gate refuses."""
         key = row, inputs
-        if key not in self._found:
+        found = self._found.get(key)
+        if found is None:
             try:
-                self._found[key] = self._ask(row, inputs)
+                found = self._ask(row, inputs)
             except Refusal as refusal:
                 self._refusals[key] = refusal
-                self._found[key] = (_FAILED,) * self._graph.rows[row].output_count
-        return self._found[key]
+                found = (_FAILED,) * self._graph.rows[row].output_count
+            self._found[key] = found
+        return found
+
+    def operations(self, row: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
+        """Those of a node."""
+        gate, specs = self._graph.rows[row].gate, self._table.specs
+        if row not in self._complete:
+            self._complete[row] = gate.complete(self._graph.rows[row].attributes)
+        outs = tuple(specs[i] for i in outputs)
+        given = [None if i == _ABSENT else specs[i] for i in inputs]
+        return gate.operations(outs, *given, **self._complete[row])
+
+    def is_known(self, number: int) -> bool:
+        """Whether a spec has known elements that a gate yields."""
+        return number in self._known
+
+    @property
+    def have_known(self) -> bool:
+        """Whether any has."""
+        return bool(self._known)
+
+    def forget(self, number: int) -> None:
+        """Drops known elements that no value has any more; they are asked for again if need be."""
+        for signature in self._known.pop(number):
+            self._found.pop(signature, None)
+        self._table.forget(number)
+
+    def forget_all(self) -> None:
+        """Drops all known elements that gates yield."""
+        for number in list(self._known):
+            self.forget(number)
 
     def refusal(self, row: int, inputs: tuple[int, ...]) -> Refusal | None:
         """Why the gate refused these inputs, if it did."""
         return self._refusals.get((row, inputs))
 
-    def _ask(self, number: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
-        row = self._graph.rows[number]
+    def _ask(self, number_of_row: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        row = self._graph.rows[number_of_row]
         if _FAILED in inputs:
             return (_FAILED,) * row.output_count
-        specs = tuple(None if i == _ABSENT else self._table.specs[i] for i in inputs)
+        table = self._table
+        specs = tuple(None if i == _ABSENT else table.specs[i] for i in inputs)
+        ranks = sum(len(spec.shape) for spec in specs if spec is not None)
+        table.spend(_STEPS_OF_GATE + ranks + row.output_count)
         found = row.gate.check(specs, row.attributes)
         if len(found) < row.output_count or (
             not row.gate.outputs[1] and len(found) != row.output_count
@@ -372,8 +490,14 @@ class _Signatures:
                 "OUTPUT_COUNT_INVALID",
                 f"yields {len(found)} outputs here but {row.output_count} are declared",
             )
-        folded = fold(row, specs, found)
-        return tuple(map(self._table.id_of, folded[: row.output_count]))
+        folded = fold(row, specs, found)[: row.output_count]
+        table.spend(sum(len(spec.value) for spec in folded if spec.value is not None))
+        before = len(table.specs)
+        numbers = tuple(map(table.id_of, folded))
+        for number, spec in zip(numbers, folded, strict=True):
+            if spec.value is not None and (number >= before or number in self._known):
+                self._known.setdefault(number, []).append((number_of_row, inputs))
+        return numbers
 
 
 def fold(
@@ -393,8 +517,11 @@ def fold(
         None if spec is None else spec.value if each.flat else _as_given(row.gate, spec)
         for each, spec in zip(declared, inputs, strict=True)
     ]
+    attributes = row.gate.complete(row.attributes)
+    if row.gate.operations(found, *inputs, **attributes) > _LARGEST_FOLD:
+        return found
     with np.errstate(all="ignore"):
-        out = row.gate.forward(arrays, *given, **row.gate.complete(row.attributes))
+        out = row.gate.forward(arrays, *given, **attributes)
     outs = first_outputs(out, len(found))
     return tuple(
         known_spec(np.asarray(array, spec.dtype).reshape(spec.shape))
@@ -411,19 +538,30 @@ def _as_given(gate: Gate, spec: TensorSpec) -> arrays.Array:
     return held if gate.takes_halves else arrays.astype(held, computed_in(spec.dtype))
 
 
-def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:
-    """Fills in the specs of all node values."""
+_Kind = tuple[int, tuple[int, ...], tuple[int, ...]]  # a gate row, and spec ids in and out
+
+
+class _Uses(NamedTuple):
+    """Nodes, and which of some kinds each is."""
+
+    kinds: list[_Kind]
+    which: Ids
+    first_ids: Ids  # of the nodes
+
+
+def _infer(graph: Graph, table: _SpecTable, signatures: _Signatures, spec_ids: Ids) -> list[_Uses]:
+    """Fills in the specs of all node values; says what all nodes are."""
     if not graph.node_count:
-        return
-    signatures = _Signatures(graph, table)
+        return []
     groups = _group_by_row(graph)
     first = graph.leaf_first_ids[-1]
     spec_ids[first:] = _commonest_float(table, spec_ids[1:first])
-    for _ in range(_ROUNDS):
-        if not _correct(graph, signatures, groups, spec_ids):
-            break
-    else:
-        _walk(graph, signatures, spec_ids)
+    uses = None
+    with table.few_known():
+        uses = _corrected(graph, signatures, groups, spec_ids)
+    if uses is None:
+        signatures.forget_all()
+        uses = [_walk(graph, signatures, spec_ids)]
     failed = np.flatnonzero(spec_ids == _FAILED)
     if failed.size:
         node = graph.node_of(int(failed[0]))
@@ -435,6 +573,47 @@ def _infer(graph: Graph, table: _SpecTable, spec_ids: Ids) -> None:
         operator = graph.rows[row].operator
         facts, field = graph.facts_of(node), graph.field_of_node(node)
         raise refusal.at(graph.place_of(node), field=field, operator=operator, **facts)
+    return uses
+
+
+def _corrected(
+    graph: Graph, signatures: _Signatures, groups: list[_Group], spec_ids: Ids
+) -> list[_Uses] | None:
+    """The specs of all node values from the first guess; None where that takes many rounds."""
+    for _ in range(_ROUNDS):
+        changed, uses = _correct(graph, signatures, groups, spec_ids)
+        if not changed:
+            return uses
+    return None
+
+
+def _work(
+    graph: Graph,
+    signatures: _Signatures,
+    uses: list[_Uses],
+    batched: npt.NDArray[np.bool_],
+    batch_size: int,
+) -> tuple[int, int]:
+    """Operations of all nodes and rows, and the node that has most; gates are asked once for each
+    signature."""
+    total, most, busiest = 0, 0, 0
+    for kinds, which, first_ids in uses:
+        each = [signatures.operations(*kind) for kind in kinds]
+        if len(kinds) == 1:
+            which = np.zeros(1, np.int64)
+            counts = [len(first_ids)]
+        else:
+            counts = np.bincount(which, minlength=len(each)).tolist()
+        if batch_size:
+            rows = batched[first_ids].astype(np.int64)
+            of_rows = np.bincount(np.broadcast_to(which, len(rows)), rows, len(each)).tolist()
+            more = [int(count) * (batch_size - 1) for count in of_rows]
+            counts = list(map(sum, zip(counts, more, strict=True)))
+        total += sum(one * count for one, count in zip(each, counts, strict=True))
+        if each and (largest := max(each)) > most:
+            first = int(np.argmax(which == each.index(largest)))
+            most, busiest = largest, graph.node_of(int(first_ids[first]))
+    return total, busiest
 
 
 class _Group(NamedTuple):
@@ -467,18 +646,22 @@ def _commonest_float(table: _SpecTable, leaf_specs: Ids) -> int:
     return int(uses.argmax()) if uses.any() else table.id_of(TensorSpec(()))
 
 
-def _correct(graph: Graph, signatures: _Signatures, groups: list[_Group], spec_ids: Ids) -> bool:
+def _correct(
+    graph: Graph, signatures: _Signatures, groups: list[_Group], spec_ids: Ids
+) -> tuple[bool, list[_Uses]]:
     """Puts the outputs of every node where its inputs' specs lead; whether any changed."""
-    changed = False
+    changed, uses = False, []
     for row, inputs, first_ids in groups:
         distinct, which = distinct_rows([spec_ids[column] for column in inputs], len(first_ids))
-        outputs = np.array([signatures.outputs(row, each) for each in distinct], np.int64)
+        kinds = [(row, each, signatures.outputs(row, each)) for each in distinct]
+        outputs = np.array([each for _, _, each in kinds], np.int64)
         for slot in range(graph.rows[row].output_count):
             places = first_ids + slot
             found = outputs[which, slot]
             changed = changed or bool((spec_ids[places] != found).any())
             spec_ids[places] = found
-    return changed
+        uses.append(_Uses(kinds, which, first_ids))
+    return changed, uses
 
 
 def distinct_rows(columns: list[Ids], count: int) -> tuple[list[tuple[int, ...]], Ids]:
@@ -499,16 +682,47 @@ def distinct_rows(columns: list[Ids], count: int) -> tuple[list[tuple[int, ...]]
     return list(map(tuple, distinct.tolist())), (np.cumsum(present) - 1)[keys]
 
 
-def _walk(graph: Graph, signatures: _Signatures, spec_ids: Ids) -> None:
-    """The same, node after node."""
+def _walk(graph: Graph, signatures: _Signatures, spec_ids: Ids) -> _Uses:
+    """The same, node after node; known elements are dropped after their last use."""
     found = spec_ids.tolist()
     inputs = graph.node_inputs.tolist()
     starts = graph.input_starts.tolist()
+    numbers: dict[_Signature, int] = {}
+    kinds: list[_Kind] = []
+    which = []
+    live: dict[int, int] = {}  # values of each spec with known elements
+    done: list[int] = []
     for node, row in enumerate(graph.node_rows.tolist()):
         given = tuple(found[i] for i in inputs[starts[node] : starts[node + 1]])
         first = int(graph.first_ids[node])
-        found[first : first + graph.rows[row].output_count] = signatures.outputs(row, given)
+        outputs = signatures.outputs(row, given)
+        found[first : first + len(outputs)] = outputs
+        which.append(number := numbers.setdefault((row, given), len(numbers)))
+        if number == len(kinds):
+            kinds.append((row, given, outputs))
+        if signatures.have_known:
+            done = done or _last_uses_of_known(graph).tolist()
+            for known in filter(signatures.is_known, outputs):
+                live[known] = live.get(known, 0) + 1
+            given_ids = inputs[starts[node] : starts[node + 1]]
+            for i in {*given_ids, *range(first, first + len(outputs))}:
+                if done[i] == node and signatures.is_known(known := found[i]):
+                    live[known] -= 1
+                    if not live[known]:
+                        signatures.forget(known)
     spec_ids[:] = found
+    return _Uses(kinds, np.array(which), graph.first_ids[:-1])
+
+
+def _last_uses_of_known(graph: Graph) -> Ids:
+    """By id: the last node that may need its elements; -1 if evaluating does, or it is a leaf."""
+    first, nodes = graph.leaf_first_ids[-1], np.arange(graph.node_count)
+    last = np.full(graph.value_count + 1, -1)
+    last[first:] = np.repeat(nodes, np.diff(graph.first_ids))
+    last[graph.node_inputs] = np.repeat(nodes, np.diff(graph.input_starts))
+    last[:first] = -1
+    last[_known_inputs(graph)] = -1
+    return last
 
 
 def reached(

@@ -63,6 +63,7 @@ from gradwire_server.saved import SavedGraphs
 from gradwire_server.segments import Segments, Sink
 from gradwire_server.session import Session as OpenSession
 from gradwire_server.silence import Silence, SilenceWatch
+from gradwire_server.stopping import asked
 from gradwire_server.store import Store
 from gradwire_server.threads import Lane, Turns, ahead
 
@@ -204,7 +205,7 @@ class GradientService(grpc.GenericRpcHandler):
         if job is None:
             return self._evaluate(data, stopped)
         try:
-            with self._turns:
+            with self._turns, asked(stopped):
                 return encode_response(Run(job).complete(stopped))
         except Refusal as refusal:
             raise sent_as(refusal, "graph") from None  # a request with a mould holds its graph
@@ -212,7 +213,7 @@ class GradientService(grpc.GenericRpcHandler):
     def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.EvaluateRequest, data)
         sink = results_sink(request, self._segments)
-        with graph_of(request.graph), self._turns:
+        with graph_of(request.graph), self._turns, asked(stopped):
             if stopped():
                 raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
@@ -257,14 +258,17 @@ class GradientService(grpc.GenericRpcHandler):
     def _batches(
         self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
     ) -> Iterator[list[bytes]]:
-        while (batch := self._next(events)) is not None:
+        while (batch := self._next(events, stopped)) is not None:
             yield batch
             if stopped():
                 raise Stopped
 
-    def _next(self, events: Iterator[list[bytes]]) -> list[bytes] | None:
+    def _next(
+        self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
+    ) -> list[bytes] | None:
         """One block of computing; a slow reader keeps no turn."""
-        with self._turns, np.errstate(all="ignore"):  # NaN and infinity are values, not errors
+        # NaN and infinity are values, not errors
+        with self._turns, asked(stopped), np.errstate(all="ignore"):
             return next(events, None)
 
     def _events(
@@ -319,7 +323,7 @@ class GradientService(grpc.GenericRpcHandler):
                 send(known)
                 continue
             request, payloads = self._decoded(pb.SessionRequest, data)
-            with self._turns:
+            with self._turns, asked(stopped):
                 if session is not None:
                     answer = self._answer(session, request, payloads, stopped, data)
                 elif request.WhichOneof("action") == "open":
@@ -342,7 +346,7 @@ class GradientService(grpc.GenericRpcHandler):
         job = session.pour(data[start:])
         if job is None:
             return None
-        with self._turns:
+        with self._turns, asked(stopped):
             try:
                 found = session.advance(job, stopped)
                 return encode_answer(request_id, found, packed=job.packing is not None)
@@ -420,7 +424,7 @@ class GradientService(grpc.GenericRpcHandler):
     def _differentiate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
         request, payloads = self._decoded(pb.DifferentiateGraphRequest, data)
         sizes = {each.symbol: each.size for each in request.symbol_sizes}
-        with graph_of(request.graph), self._turns, np.errstate(all="ignore"):
+        with graph_of(request.graph), self._turns, asked(stopped), np.errstate(all="ignore"):
             if stopped():
                 raise Stopped
             graph = self._saved.entry(request.graph, payloads, stopped).graph

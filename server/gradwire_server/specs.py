@@ -48,6 +48,11 @@ STORED = (*FLOAT8S, "float8_e8m0fnu", "float4_e2m1fn", *SHORT_INTEGERS)
 EVERY = (*ANY, *STORED)
 
 
+#: No tensor has as many bytes, nor would if its empty axes had an element: sums of a few such
+#: numbers fit in 64 bits, and work on them takes no longer than on small ones.
+LARGEST = 1 << 60
+
+
 def computed_in(dtype: str) -> str:
     """The data type that numbers of one are computed in."""
     return "float32" if dtype in HALVES else dtype
@@ -67,6 +72,15 @@ class TensorSpec:
     data: bytes | None = field(default=None, repr=False)  # those of the value
 
     def __post_init__(self) -> None:
+        nbytes = ITEM_SIZES[self.dtype]
+        for size in self.shape:
+            nbytes *= size or 1
+            if nbytes >= LARGEST:
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"a {self.dtype} tensor of shape {short(self.shape)} would be of 2^60 bytes "
+                    "or more, which no tensor has",
+                )
         if self.value is not None and self.data is None:
             object.__setattr__(self, "data", _packed(self.value, self.dtype))
 
@@ -115,6 +129,12 @@ def _packed(values: tuple[float, ...], dtype: str) -> bytes:
         whole = _packed(values, "float32")
         return b"".join(whole[at : at + 2] for at in range(2, len(whole), 4))
     return struct.pack(f"<{len(values)}{_CODES[dtype]}", *values)
+
+
+def short(shape: Shape) -> str:
+    """A shape as a message shows it: of huge numbers only how large they are."""
+    sizes = [str(size) if abs(size) < LARGEST << 3 else "over 2^63" for size in shape]
+    return "(" + ", ".join(sizes) + ("," if len(sizes) == 1 else "") + ")"
 
 
 def attributes_key(attributes: Iterable[tuple[str, Any]]) -> tuple[Any, ...]:

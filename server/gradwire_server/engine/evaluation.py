@@ -36,7 +36,7 @@ from gradwire_server.graph import (
     require_leaves,
 )
 from gradwire_server.limits import Limits
-from gradwire_server.memory import Kept, Lifetimes, require_peak
+from gradwire_server.memory import Kept, Lifetimes, require_operations, require_peak
 from gradwire_server.plan import (
     Plan,
     bind_symbols,
@@ -419,11 +419,12 @@ def prepare(graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | 
     if before is None or not before.serves(point):
         before = None
         with within("graph"):
-            plan = make_plan(graph, point.specs, point.batched, point.batch_size)
+            plan = make_plan(graph, point.specs, point.batched, point.batch_size, limits)
     else:
         plan = before.plan
     with within("evaluation"):
         choice = choose(plan, evaluation)
+        require_operations(plan, limits, evaluation.forward_only)
         require_peak(choice.lifetimes, limits)
         seeds = {} if evaluation.forward_only else seed(plan, evaluation.seeds)
     compiled = before.compiled if before else compile_plan(plan, limits.max_memory_bytes)

@@ -32,7 +32,10 @@ from gradwire_server.specs import Tensor, TensorSpec
 _FEW_USES = 16
 #: What columns and buffers of a node that is written out take, in bytes.
 _BYTES_OF_ONE = 96
-_BOUNDLESS = Limits(max_nodes=1 << 40, max_values=1 << 40)  # what is written out here is ours
+#: What is written out here is ours.
+_BOUNDLESS = Limits(
+    max_nodes=1 << 40, max_values=1 << 40, max_memory_bytes=1 << 60, max_plan_steps=1 << 60
+)
 _ADD = Row("Add", {}, 2, 1)
 
 
@@ -196,7 +199,8 @@ def _write_out(
     stored = [leaf.value for leaf in flat.leaves[len(circuit.leaves) :] if leaf.value is not None]
     specs = [*leaves, *(TensorSpec((), value.dtype) for value in stored)]
     marks = [*batched, *[False] * len(stored)]
-    program = make_program(make_plan(flat, specs, marks, plan.batch_size), 1 << 62)
+    flat_plan = make_plan(flat, specs, marks, plan.batch_size, _BOUNDLESS)
+    program = make_program(flat_plan, 1 << 62)
     assert program is not None, "every row has an opcode"
     assert flat.inside is not None, "the circuit is not flat"
     return _Written(program, flat.inside.flat_ids, tuple(map(arrays.constant, stored)))

@@ -18,16 +18,20 @@ from gradwire_server import arrays
 from gradwire_server.engine.tape import processors, share_out
 from gradwire_server.gates.base import Array
 from gradwire_server.specs import COMPUTED
+from gradwire_server.stopping import stop_if_asked
 
 #: Multiplications that a thread must have to be worth waking: some 0.1 ms.
 _LEAST = 2_000_000
 _DTYPES = tuple(map(np.dtype, COMPUTED))
+#: Multiplications after which it is asked whether anybody still waits: some 0.2 s.
+_MOST = 1 << 32
 
 
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """NumPy's matmul."""
-    parts = _parts(a, b)
-    if parts < 2:
+    stop_if_asked()
+    parts, rounds = _parts(a, b)
+    if parts * rounds < 2:
         return np.matmul(a, b) if out is None else np.matmul(a, b, out=out)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns = a.shape[-2], b.shape[-1]
@@ -57,7 +61,7 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
         def multiply(start: int, stop: int) -> None:
             np.matmul(a, b[..., start:stop], out=out[..., start:stop])
 
-    share_out(multiply, _edges(size, parts))
+    _share_out(multiply, size, parts, rounds)
     return out
 
 
@@ -67,8 +71,8 @@ def einsum(equation: str, *operands: Array) -> Array:
         return arrays.einsum(equation, *operands)
     left, right, result = equation.replace("->", ",").split(",")
     sizes = _sizes(zip((left, right), operands, strict=True))
-    parts, letter = _parts_of_sum(left, right, result, operands, sizes)
-    if parts < 2:
+    parts, rounds, letter = _parts_of_sum(left, right, result, operands, sizes)
+    if parts * rounds < 2:
         return arrays.einsum(equation, *operands)
     operands = tuple(np.asarray(each, order="C") for each in operands)
     out: Array = np.empty(tuple(sizes[each] for each in result), operands[0].dtype)
@@ -81,12 +85,22 @@ def einsum(equation: str, *operands: Array) -> Array:
         first, second = map(part, (left, right), operands)
         arrays.einsum(equation, first, second, out=part(result, out))
 
-    share_out(contract, _edges(sizes[letter], parts))
+    _share_out(contract, sizes[letter], parts, rounds)
     return out
 
 
-def _edges(size: int, parts: int) -> list[tuple[int, int]]:
-    return [*pairwise(size * part // parts for part in range(parts + 1))]
+def _share_out(work: Callable[[int, int], object], size: int, parts: int, rounds: int) -> None:
+    """Work over a size on some threads, in rounds between which it may be stopped."""
+    count = parts * rounds
+    pieces = [*pairwise(size * piece // count for piece in range(count + 1))]
+    for first in range(0, count, parts):
+        stop_if_asked()
+        share_out(work, pieces[first : first + parts])
+
+
+def _rounds(work: int, most: int, parts: int) -> int:
+    """In how many rounds so many threads multiply, of at most so many pieces."""
+    return int(max(1, min(most // parts, 1 + work // _MOST)))
 
 
 def _sizes(terms: Iterable[tuple[str, Array]]) -> dict[str, int]:
@@ -100,28 +114,30 @@ def _sizes(terms: Iterable[tuple[str, Array]]) -> dict[str, int]:
 
 def _parts_of_sum(
     left: str, right: str, result: str, operands: tuple[Array, ...], sizes: dict[str, int]
-) -> tuple[int, str]:
-    """Threads that are worth waking, and the letter to split along."""
+) -> tuple[int, int, str]:
+    """Threads that are worth waking, rounds, and the letter to split along."""
     summed = set(left) & set(right) - set(result)
     a, b = operands
     if not summed or not result or a.dtype not in _DTYPES or a.dtype != b.dtype:
-        return 1, ""
+        return 1, 1, ""
     letter = max(result, key=sizes.__getitem__)
     work = prod(sizes[each] for each in {*summed, *result})
-    return int(min(processors(), sizes[letter], 1 + work // _LEAST)), letter
+    parts = int(min(processors(), sizes[letter], 1 + work // _LEAST))
+    return parts, _rounds(work, sizes[letter], parts), letter
 
 
-def _parts(a: Array, b: Array) -> int:
-    """Threads that are worth waking."""
+def _parts(a: Array, b: Array) -> tuple[int, int]:
+    """Threads that are worth waking, and in how many rounds, between which it may be stopped."""
     if a.ndim < 2 or b.ndim < 2:
-        return 1
+        return 1, 1
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     # most products are small, so what needs least time to tell comes first
-    if a.size * b.size < _LEAST * inner or inner != b.shape[-2] or processors() < 2:
-        return 1
-    if a.dtype not in _DTYPES or a.dtype != b.dtype:
-        return 1
+    if a.size * b.size < _LEAST * inner or inner != b.shape[-2]:
+        return 1, 1
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     most = max(rows, columns, lead[0] if lead else 1)
     work = prod(lead) * rows * inner * columns
-    return int(min(processors(), most, 1 + work // _LEAST))
+    if a.dtype not in _DTYPES or a.dtype != b.dtype:  # NumPy's own loop
+        return 1, _rounds(32 * work, most, 1)
+    parts = int(min(processors(), most, 1 + work // _LEAST))
+    return parts, _rounds(work, most, parts)

@@ -21,6 +21,7 @@ from gradwire_server.graph import Row
 from gradwire_server.limits import Limits
 from gradwire_server.plan import known_spec
 from gradwire_server.specs import ONNX_NUMBERS, Shape, Tensor, TensorSpec, attributes_key
+from gradwire_server.stopping import stop_if_asked
 
 _FULL_SIZE = 64  # a larger tensor of one number is recorded as Expand of a scalar
 
@@ -191,6 +192,10 @@ class Recorder:
             name = ("constant", len(self.constants))
             self.constants[key] = Handle(self, name, spec), tensor
         return self.constants[key][0]
+
+    def stop_if_asked(self) -> None:
+        """Between two steps of a long gate (Stopped)."""
+        stop_if_asked()
 
     def number(self, value: float, dtype: str) -> Handle:
         """A scalar constant."""

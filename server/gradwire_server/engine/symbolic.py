@@ -54,7 +54,7 @@ def gradient_graph(
     differentiated = leaves_to_differentiate(graph, names)
     specs = leaf_specs(graph, sizes)
     with within("graph"):
-        plan = make_plan(graph, specs)
+        plan = make_plan(graph, specs, limits=limits)
     _require_short_axes(plan, limits)
     recorder = Recorder(limits)
     firsts = graph.leaf_first_ids

@@ -11,6 +11,7 @@ from typing import Any
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -20,7 +21,7 @@ from gradwire_server.gates.base import (
     Rejection,
     Sample,
 )
-from gradwire_server.gates.common import checked_shape, ints, known
+from gradwire_server.gates.common import checked_shape, ints, known, sorting
 from gradwire_server.specs import ANY, COMPUTED, Shape, TensorSpec, normalize_axis
 
 _WHAT = Attribute("what", "string", "the value", doc="How the refusal names what is compared.")
@@ -132,6 +133,11 @@ class UniqueInverse(Gate):
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array, **_: Any) -> tuple[None]:
         return (None,)
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, axis: int | None, sorted: int
+    ) -> int:
+        return sorting(x.size, outs[0].size)
+
 
 class PaddedNonMaxSuppression(Gate):
     """The boxes of each class that none of a higher score overlaps, as rows of a fixed number.
@@ -228,3 +234,21 @@ class PaddedNonMaxSuppression(Gate):
         self, xp: Namespace, grad: Array, out: Array, *inputs: Any, **_: Any
     ) -> tuple[Any, ...]:
         return tuple(None for _ in inputs)
+
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        boxes: TensorSpec,
+        scores: TensorSpec,
+        *_: Any,
+        **__: int,
+    ) -> int:
+        batches, classes, count = scores.shape
+        sorted_scores = sorting(scores.size, count)
+        return (
+            (batches * classes + outs[0].shape[0]) * 20 * STEP
+            + sorted_scores
+            + (
+                outs[0].shape[0] * count * 20  # each box that is kept meets all that are left
+            )
+        )

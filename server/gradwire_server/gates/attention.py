@@ -9,6 +9,7 @@ from typing import Any
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -223,6 +224,14 @@ class Attention(Gate):
             TensorSpec((*kept, found.value_size), v.dtype),
             TensorSpec(found.scores, q.dtype),
         )
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], q: Any, k: Any, v: Any, *more: Any, **attributes: Any
+    ) -> int:
+        past_key = more[1] if len(more) > 1 else None
+        heads = _Heads.of(q, k, v, past_key, attributes)
+        moved: int = sum(each.size for each in (*outs, q, k, v))
+        return moved + prod(heads.scores) * (heads.size + heads.value_size + 20)
 
     def workspace(self, q: Any, k: Any, v: Any, *more: Any, **attributes: Any) -> int:
         past_key = more[1] if len(more) > 1 else None
@@ -922,6 +931,12 @@ class LinearAttention(Gate):
         out = TensorSpec((*each, heads * value_size), query.dtype)
         return out, TensorSpec(state, query.dtype if past is None else past.dtype)
 
+    def operations(self, outs: tuple[TensorSpec, ...], query: Any, *more: Any, **how: Any) -> int:
+        _, state = self.infer(query, *more, **how)
+        ratio = how["q_num_heads"] // how["kv_num_heads"]
+        found: int = query.size + query.shape[1] * (state.size * (ratio + 5) + 20 * STEP)
+        return found
+
     def workspace(self, query: Any, key: Any, value: Any, *more: Any, **how: Any) -> int:
         _, state = self.infer(query, key, value, *more, **how)
         tokens: int = query.shape[1]
@@ -931,6 +946,7 @@ class LinearAttention(Gate):
         tokens, state, scale = _tokens(xp, inputs, how)
         outs = []
         for token in tokens:
+            xp.stop_if_asked()
             state, _ = token.change(xp, state)
             outs.append(xp.matmul(scale * token.query, state))
         return _over_time(xp, outs), state
@@ -945,6 +961,7 @@ class LinearAttention(Gate):
             tokens, state, scale = _tokens(xp, inputs, how)
             steps = []
             for token in tokens:
+                xp.stop_if_asked()
                 state, step = token.change(xp, state)
                 steps.append((token, step, state))
             to_next = xp.zeros_like(state) if to_state is None else to_state
@@ -954,6 +971,7 @@ class LinearAttention(Gate):
                 to_outs = _by_time(xp, to_out, how["kv_num_heads"], *rows)
             parts: list[dict[str, Array]] = []
             for (token, step, after), to_row in reversed(list(zip(steps, to_outs, strict=True))):
+                xp.stop_if_asked()
                 own = {}
                 if to_row is None:
                     own["query"] = xp.zeros_like(token.query)

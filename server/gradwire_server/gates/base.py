@@ -74,6 +74,8 @@ class Attribute:
     required: bool = False
     choices: tuple[AttributeValue, ...] = ()
     doc: str = ""
+    #: Whether it is the number of outputs, so that a node declares as many.
+    counts_outputs: bool = False
 
     def check(self, value: AttributeValue) -> AttributeValue:
         """The value as the gate takes it, or a refusal (ATTRIBUTE_INVALID)."""
@@ -134,6 +136,10 @@ class Rejection:
     message: str
     reason: str = "SHAPE_MISMATCH"
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+#: Operations that take as long as a step of Python's.
+STEP = 1000
 
 
 class Gate:
@@ -200,6 +206,14 @@ class Gate:
     def workspace(self, *specs: Any, **attributes: Any) -> int:
         """Elements held while it runs, besides inputs and outputs, where they may be far more."""
         return 0
+
+    def operations(self, outs: tuple[TensorSpec, ...], *specs: Any, **attributes: Any) -> int:
+        """Multiplications, comparisons or moves of an element that `forward` takes, about.
+
+        `outs` are the specs of the outputs. One for each element read and written, where a gate
+        says nothing else; a step of Python's, or a call of a function of `xp`, counts as `STEP`.
+        """
+        return sum(each.size for each in (*outs, *specs) if each is not None)
 
     def check(
         self, specs: tuple[TensorSpec | None, ...], attributes: Mapping[str, AttributeValue]
@@ -319,6 +333,6 @@ def guarded(xp: Namespace, grad: Array, derivative: Array) -> Array:
 
 
 __all__ = [
-    "ANY", "Array", "Attribute", "AttributeValue", "ElementwiseGate", "Example", "Gate", "Input",
-    "Namespace", "Rejection", "Sample", "first_outputs", "guarded",
+    "ANY", "STEP", "Array", "Attribute", "AttributeValue", "ElementwiseGate", "Example", "Gate",
+    "Input", "Namespace", "Rejection", "Sample", "first_outputs", "guarded",
 ]  # fmt: skip

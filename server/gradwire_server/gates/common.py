@@ -11,16 +11,16 @@ from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import Array, Input, Namespace
 from gradwire_server.specs import (
     ITEM_SIZES,
+    LARGEST,
     ONNX_NUMBERS,
     Shape,
     Tensor,
     TensorSpec,
     broadcast_shapes,
+    short,
 )
 
 Ints = tuple[int, ...]
-
-_LARGEST = 2**62
 
 
 def known(name: str, optional: bool = False, group: str = "I") -> Input:
@@ -45,8 +45,10 @@ def floats(xp: Namespace, values: Iterable[float], shape: Shape, dtype: str) -> 
 
 def checked_shape(shape: Shape, what: str) -> Shape:
     """A shape that was computed from numbers in the graph (SHAPE_MISMATCH)."""
-    if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) > _LARGEST:
-        raise Invalid("SHAPE_MISMATCH", f"{what} gives the shape {shape}, which no tensor has")
+    if any(size < 0 for size in shape) or prod(max(size, 1) for size in shape) >= LARGEST:
+        raise Invalid(
+            "SHAPE_MISMATCH", f"{what} gives the shape {short(shape)}, which no tensor has"
+        )
     return shape
 
 
@@ -108,6 +110,11 @@ def decode(tensor: Tensor) -> tuple[float, ...]:
     """The elements of an integer or boolean tensor."""
     found = array(_ARRAY_CODES[tensor.dtype], tensor.data).tolist()
     return tuple(map(bool, found)) if tensor.dtype == "bool" else tuple(found)
+
+
+def sorting(elements: int, size: int) -> int:
+    """Operations to sort elements in runs of a size: a comparison for each halving of a run."""
+    return 2 * elements * max(1, size.bit_length())
 
 
 def steps_along(attributes: dict[str, Any], name: str, count: int, least: int) -> Ints:

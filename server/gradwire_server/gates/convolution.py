@@ -181,6 +181,18 @@ class _Convolution(Gate):
         """The shape of the tensor that windows lie over, and the windows."""
         raise NotImplementedError
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        w: TensorSpec,
+        *b: Any,
+        group: int,
+        **attributes: Any,
+    ) -> int:
+        placed = self.place(x.shape[2:], w.shape[2:], **attributes)
+        return convolving(x, w, self.seen(x, w, placed, group)[1], outs[0])
+
     def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...] | None:
         """A batch axis is only told from a spatial one where an attribute says how many are."""
         if spatial_rank(attributes) is None:
@@ -583,6 +595,11 @@ class CausalConvWithState(Gate):
         )
         return found[: 2 + len(rest)]
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, weight: TensorSpec, *_: Any, **__: str
+    ) -> int:
+        return convolving(x, weight, _causal(x.shape[2], weight.shape[2]), outs[0]) + 4 * x.size
+
     def workspace(self, x: TensorSpec, weight: TensorSpec, *_: Any, **__: str) -> int:
         size, kernel = x.shape[2], weight.shape[2]
         joined = x.shape[0] * x.shape[1] * (size + kernel - 1)
@@ -597,6 +614,11 @@ class CausalConvWithState(Gate):
         windows = _causal(joined.shape[2] - kernel + 1, kernel)
         total = xp.convolve(joined, weight, windows, joined.shape[1])
         return total if bias is None else total + xp.reshape(bias, (-1, 1))
+
+
+def convolving(x: TensorSpec, w: TensorSpec, windows: Windows, out: TensorSpec) -> int:
+    """Operations of a convolution: each window of each image meets each weight."""
+    return x.shape[0] * prod(windows.counts) * w.size + x.size + w.size + 2 * out.size
 
 
 def _causal(length: int, kernel: int) -> Windows:

@@ -33,6 +33,7 @@ from gradwire_server.specs import (
     EVERY,
     FLOATS,
     INTEGERS,
+    LARGEST,
     Tensor,
     TensorSpec,
 )
@@ -293,6 +294,11 @@ class Range(Gate):
         if not step:
             raise Invalid("SHAPE_MISMATCH", "delta is 0, so the limit is never reached")
         # of integers rounded up exactly
+        if start.is_floating and not abs((end - first) / step) < LARGEST:
+            raise Invalid(
+                "SHAPE_MISMATCH",
+                f"the range from {first} to {end} has 2^60 steps of {step} or more",
+            )
         count = ceil((end - first) / step) if start.is_floating else -int((first - end) // step)
         return TensorSpec(checked_shape((max(count, 0),), "the range"), start.dtype)
 

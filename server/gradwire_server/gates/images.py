@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor, isfinite, lcm, prod
+from operator import eq, sub
 from typing import Any
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -31,10 +34,61 @@ from gradwire_server.gates.common import (
     known,
     vector_shape,
 )
-from gradwire_server.specs import ANY, COMPUTED, FLOATS, Shape, TensorSpec, normalize_axes
+from gradwire_server.specs import ANY, COMPUTED, FLOATS, LARGEST, Shape, TensorSpec, normalize_axes
 
-#: For each position of an output axis, the positions it is made from, with their weights.
-Rows = list[dict[int, float]]
+
+class Rows:
+    """What each of many slices is made from: positions and weights, one row after another."""
+
+    def __init__(self) -> None:
+        self.starts = array("q", [0])
+        self.places = array("q")
+        self.weights = array("d")
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def append(self, row: dict[int, float]) -> None:
+        """One slice more: weights by position."""
+        self.places.extend(row.keys())
+        self.weights.extend(row.values())
+        self.starts.append(len(self.places))
+
+    def longest(self) -> int:
+        """The most positions of a row, at least 1."""
+        return max(map(sub, self.starts[1:], self.starts), default=1) or 1
+
+    def are_empty(self) -> Iterator[bool]:
+        """By row: whether it has no position."""
+        return map(eq, self.starts[1:], self.starts)
+
+    def nth(self, tap: int) -> tuple[array[int], array[float]]:
+        """One position and weight of each row, 0 where there is none."""
+        count = len(self)
+        chosen, weights = array("q", bytes(8 * count)), array("d", bytes(8 * count))
+        for row in range(count):
+            place = self.starts[row] + tap
+            if place < self.starts[row + 1]:
+                chosen[row], weights[row] = self.places[place], self.weights[place]
+        return chosen, weights
+
+    def transposed(self, size: int) -> Rows:
+        """The same weights, by the position they were taken from."""
+        back = Rows()
+        back.starts = array("q", bytes(8 * (size + 1)))
+        for place in self.places:
+            back.starts[place + 1] += 1
+        for place in range(size):
+            back.starts[place + 1] += back.starts[place]
+        ends = back.starts[:-1]
+        back.places = array("q", bytes(8 * len(self.places)))
+        back.weights = array("d", bytes(8 * len(self.places)))
+        for row in range(len(self)):
+            for at in range(self.starts[row], self.starts[row + 1]):
+                end = ends[self.places[at]]
+                back.places[end], back.weights[end] = row, self.weights[at]
+                ends[self.places[at]] += 1
+        return back
 
 
 def _numbers(*values: float) -> TensorSpec:
@@ -169,10 +223,30 @@ class Resize(Gate):
             out = _weighted_take(xp, out, rows, step.axis)
             if step.crop:
                 lying = vector_shape(step.axis, step.length, len(x.shape))
-                outside = integers(xp, [not row for row in rows], lying)
+                outside = integers(xp, rows.are_empty(), lying)
                 fill = xp.astype(xp.full((), attributes["extrapolation_value"], "float64"), dtype)
                 out = xp.where(xp.equal(outside, 1), fill, out)
         return out if exact else xp.round_to(out, dtype)
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *known: Any, **attributes: Any
+    ) -> int:
+        values = [None if each is None else each.value for each in known]
+        shape, total = list(x.shape), x.size
+        for step in _resizings(x.shape, values, attributes):
+            shape[step.axis] = step.length
+            taps = step.taps(attributes)
+            total += taps * (prod(shape) + step.length * STEP)
+        return total
+
+    def workspace(self, x: TensorSpec, *known: Any, **attributes: Any) -> int:
+        values = [None if each is None else each.value for each in known]
+        shape, most = list(x.shape), 0
+        for step in _resizings(x.shape, values, attributes):
+            before, shape[step.axis] = prod(shape), step.length
+            rows = 2 * step.taps(attributes) + 4
+            most = max(most, 4 * max(before, prod(shape)) + rows * step.length)
+        return most
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, *values: Any, **attributes: Any
@@ -180,7 +254,7 @@ class Resize(Gate):
         def to_x() -> Array:
             to_axes = grad
             for step in reversed(_resizings(x.shape, values, attributes)):
-                back = _transposed(step.rows(attributes), x.shape[step.axis])
+                back = step.rows(attributes).transposed(x.shape[step.axis])
                 to_axes = _weighted_take(xp, to_axes, back, step.axis)
             return to_axes
 
@@ -208,7 +282,7 @@ class _Resizing:
         """What each element of the output is made from; nothing outside the crop."""
         places, unit = self._places(attributes["coordinate_transformation_mode"])
         nearest = _NEAREST[attributes["nearest_mode"]]
-        rows: Rows = []
+        rows = Rows()
         for place in places:
             if self.crop and not 0 <= place <= (self.size - 1) * unit:
                 rows.append({})
@@ -217,6 +291,14 @@ class _Resizing:
             else:
                 rows.append(self._filtered(place / unit, attributes))
         return rows
+
+    def taps(self, attributes: dict[str, Any]) -> int:
+        """The most elements of the input that one of the output is made from."""
+        if attributes["mode"] == "nearest":
+            return 1
+        widest = 2 if attributes["mode"] == "linear" else 4
+        stretch = min(self.scale, Fraction(1)) if attributes["antialias"] else Fraction(1)
+        return ceil(widest / stretch) + 1
 
     def _places(self, mode: str) -> tuple[Sequence[int], int]:
         """Where in the input the elements of the output lie, as whole numbers of a unit.
@@ -347,6 +429,8 @@ def _scaled(axis: int, size: int, scale: float) -> int:
     if not (isfinite(scale) and scale > 0):
         raise Invalid("SHAPE_MISMATCH", f"scale {scale} along axis {axis} is not a number above 0")
     product = size * scale
+    if product >= LARGEST:
+        raise Invalid("SHAPE_MISMATCH", f"scale {scale} gives axis {axis} a size of 2^60 or more")
     return floor(_single(product) if _single(scale) == scale else product)
 
 
@@ -375,29 +459,18 @@ def _weighted_take(xp: Namespace, x: Array, rows: Rows, axis: int) -> Array:
     if not x.shape[axis]:
         return xp.full((*x.shape[:axis], len(rows), *x.shape[axis + 1 :]), 0, str(x.dtype))
     lying = vector_shape(axis, len(rows), len(x.shape))
-    taps = [list(row.items()) for row in rows]
     total = None
-    for tap in range(max(1, *map(len, rows)) if rows else 1):
+    for tap in range(rows.longest()):
         # where a row is shorter any slice is taken and not counted, lest 0 * infinity be NaN
-        chosen = [row[tap][0] if tap < len(row) else 0 for row in taps]
-        weights = [row[tap][1] if tap < len(row) else 0.0 for row in taps]
+        chosen, weights = rows.nth(tap)
         term = xp.take(x, integers(xp, chosen, (len(rows),)), axis=axis)
         if any(weight not in (0.0, 1.0) for weight in weights):
             term = term * floats(xp, weights, lying, str(x.dtype))
         if not all(weights):
-            counted = xp.equal(integers(xp, [weight != 0 for weight in weights], lying), 1)
+            counted = xp.equal(integers(xp, (weight != 0 for weight in weights), lying), 1)
             term = xp.where(counted, term, xp.zeros_like(term))
         total = term if total is None else total + term
     return total
-
-
-def _transposed(rows: Rows, size: int) -> Rows:
-    """The same weights, by the position they were taken from."""
-    back: Rows = [{} for _ in range(size)]
-    for i, row in enumerate(rows):
-        for j, weight in row.items():
-            back[j][i] = weight
-    return back
 
 
 class Col2Im(Gate):

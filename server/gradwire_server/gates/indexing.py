@@ -18,11 +18,12 @@ from gradwire_server.gates.base import (
     Sample,
     guarded,
 )
-from gradwire_server.gates.common import Ints, integers, ints, scatter_along, vector_shape
+from gradwire_server.gates.common import Ints, integers, ints, scatter_along, sorting, vector_shape
 from gradwire_server.specs import (
     ANY,
     BOOLS,
     INDICES,
+    LARGEST,
     NUMBERS,
     STORED,
     Shape,
@@ -813,6 +814,11 @@ class TopK(Gate):
     ) -> tuple[Shape, ...] | None:
         return (x.shape, k.shape) if axis < 0 else None
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, k: TensorSpec, axis: int, **_: int
+    ) -> int:
+        return sorting(x.size, x.shape[axis])
+
 
 class OneHot(Gate):
     """Vectors that are on at one place and off everywhere else.
@@ -862,8 +868,10 @@ class OneHot(Gate):
         if depth.size != 1:
             raise Invalid("SHAPE_MISMATCH", f"depth has shape {depth.shape}: it is one number")
         assert depth.value is not None
-        if not depth.value[0] >= 0:
-            raise Invalid("SHAPE_MISMATCH", f"depth is {depth.value[0]} but must be 0 or more")
+        if not 0 <= depth.value[0] < LARGEST:
+            raise Invalid(
+                "SHAPE_MISMATCH", f"depth is {depth.value[0]} but must be from 0 to below 2^60"
+            )
         count = int(depth.value[0])
         return TensorSpec((*indices.shape[:along], count, *indices.shape[along:]), values.dtype)
 

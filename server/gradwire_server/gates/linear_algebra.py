@@ -93,6 +93,9 @@ class MatMul(Gate):
 
         return to_a, to_b
 
+    def operations(self, outs: tuple[TensorSpec, ...], a: TensorSpec, b: TensorSpec) -> int:
+        return products(outs[0], a, b)
+
     def aligned_shapes(self, a: TensorSpec, b: TensorSpec) -> tuple[Shape, Shape]:
         rows = (1, *a.shape) if a.rank == 1 else a.shape
         columns = (*b.shape, 1) if b.rank == 1 else b.shape
@@ -231,6 +234,12 @@ class Gemm(Gate):
 
         return to_a, to_b, *(None if each is None else _scaled(grad, beta) for each in c)
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], a: TensorSpec, b: TensorSpec, *_: Any, **how: Any
+    ) -> int:
+        inner = a.shape[0] if how["transA"] else a.shape[1]
+        return outs[0].size * (inner + 3) + a.size + b.size
+
     def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...]:
         return tuple(() if spec is None else _padded(spec.shape, 2) for spec in specs)
 
@@ -346,6 +355,12 @@ class Einsum(Gate):
             return _spread(xp, pulled, found, term, sizes)
 
         return tuple(partial(to_operand, slot) for slot in range(len(operands)))
+
+    def operations(self, outs: tuple[TensorSpec, ...], *operands: TensorSpec, equation: str) -> int:
+        labels = _label(equation, tuple(spec.rank for spec in operands))
+        sizes = _sizes(labels, [spec.shape for spec in operands])
+        moved = sum(spec.size for spec in (*outs, *operands))
+        return _summations(labels, sizes) + moved
 
     def aligned_shapes(self, *operands: TensorSpec, equation: str) -> tuple[Shape, ...] | None:
         terms, out = _parse(equation)
@@ -468,6 +483,25 @@ def _sizes(labels: _Labels, shapes: list[Shape]) -> dict[str, int]:
     return sizes
 
 
+def _summations(labels: _Labels, sizes: dict[str, int]) -> int:
+    """Products that are added up: of two operands at a time, where what is left in between is no
+    larger than an operand or the output is; else of all at once.
+    """
+
+    def count(letters: set[str]) -> int:
+        return prod(sizes[letter] for letter in letters)
+
+    largest = max(count(set(term)) for term in (*labels.terms, labels.out))
+    total, held = 0, set(labels.terms[0])
+    for place, term in enumerate(labels.terms[1:], 1):
+        joined = held | set(term)
+        total += count(joined)
+        held = joined & set(labels.out).union(*labels.terms[place + 1 :])
+        if count(held) > largest:
+            return count(set(sizes)) * len(labels.terms)
+    return total
+
+
 def _refuse_sizes(labels: _Labels, shapes: list[Shape], label: str, known: int, size: int) -> None:
     if label not in labels.ellipsis:
         raise Invalid("SHAPE_MISMATCH", f"{label!r} is {known} in one input and {size} in another")
@@ -509,6 +543,11 @@ def _diagonal(label: str, term: str, size: int) -> Tensor:
     between = sum(size**power for power in range(term.count(label)))
     data = (b"\x01" + bytes(between - 1)) * size
     return Tensor("bool", shape, data[: prod(shape)])
+
+
+def products(out: TensorSpec, a: TensorSpec, b: TensorSpec) -> int:
+    """Operations of a matrix product."""
+    return out.size * a.shape[-1] + out.size + a.size + b.size
 
 
 def _product(xp: Namespace, a: Array, b: Array) -> Array:
@@ -610,6 +649,10 @@ class Det(Gate):
     def vjp(self, xp: Namespace, grad: Array, out: Array, x: Array) -> tuple[Any, ...]:
         return (lambda: _over_matrices(xp, grad) * xp.cofactor(x),)
 
+    def operations(self, outs: tuple[TensorSpec, ...], x: TensorSpec) -> int:
+        # a third of it is the elimination; the gradient decomposes, which takes some ten times that
+        return x.size * (x.shape[-1] + 1)
+
     def aligned_shapes(self, x: TensorSpec) -> tuple[Shape, ...]:
         return (x.shape,)
 
@@ -683,6 +726,14 @@ class Cofactor(Gate):
 
     def aligned_shapes(self, x: TensorSpec, *directions: TensorSpec) -> tuple[Shape, ...]:
         return x.shape, *(each.shape for each in directions)
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *directions: TensorSpec
+    ) -> int:
+        rows = x.shape[-1]
+        terms = prod(range(1, len(directions) + 2))  # a term for each order of the directions
+        summed = prod((*x.shape[:-2], *(rows,) * (len(directions) + 2)))
+        return 20 * x.size * (rows + 1) + terms * summed
 
     def workspace(self, x: TensorSpec, *directions: TensorSpec) -> int:
         *batch, rows, _ = x.shape

@@ -690,6 +690,11 @@ class LRN(Gate):
         spread = xp.spread_windows(to_squares, windows, flat[2:])
         return (direct - (2.0 * alpha * beta / size) * x * xp.reshape(spread, x.shape),)
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *, size: int, **_: Any
+    ) -> int:
+        return x.size * (min(size, 2 * x.shape[1]) + 10)
+
     def _divisor(self, xp: Namespace, x: Array, alpha: float, bias: float, size: int) -> Array:
         if not x.shape[1]:
             return x

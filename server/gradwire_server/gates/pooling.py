@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -85,6 +86,23 @@ class _Pool(Gate):
 
     def aligned_shapes(self, x: TensorSpec, **attributes: Any) -> tuple[Shape, ...]:
         return (x.shape,)
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *, kernel_shape: Shape, **how: Any
+    ) -> int:
+        windows = place_windows(x.shape[2:], kernel_shape, **_placing(how))
+        return x.size + outs[0].size + pooling(x, windows)
+
+
+def pooling(x: TensorSpec, windows: Windows) -> int:
+    """Operations on windows over the last axes: of each axis in turn, what lies in x alone."""
+    total, shape = 0, list(x.shape)
+    for axis, (kernel, count) in enumerate(zip(windows.kernel, windows.counts, strict=True)):
+        place = x.rank - len(windows.kernel) + axis
+        taps = min(kernel, shape[place] * count)
+        total += prod((*shape[:place], taps * count, *shape[place + 1 :])) + taps * STEP
+        shape[place] = count
+    return total
 
 
 def _placing(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from gradwire_server.gates.common import (
     scatter_along,
     vector_shape,
 )
+from gradwire_server.gates.convolution import Conv
+from gradwire_server.gates.linear_algebra import products
 from gradwire_server.gates.windows import (
     Windows,
     gathered_elements,
@@ -477,6 +479,9 @@ class QLinearMatMul(Gate):
         level = xp.round(scaled) + xp.astype(xp.reshape(y_zero, ()), "float64")
         return xp.round_to(level, str(y_zero.dtype))
 
+    def operations(self, outs: tuple[TensorSpec, ...], *specs: TensorSpec) -> int:
+        return products(outs[0], specs[0], specs[3])
+
     def vjp(self, xp: Namespace, grad: Array, out: Array, *inputs: Array) -> tuple[None, ...]:
         return (None,) * 8
 
@@ -529,6 +534,11 @@ class MatMulInteger(Gate):
         a_zero, b_zero = (*zeros, None, None)[:2]
         product = _integer_product(xp, a, a_zero, b, b_zero)
         return xp.astype(xp.astype(product, "int64"), "int32")
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], a: TensorSpec, b: TensorSpec, *zeros: Any
+    ) -> int:
+        return products(outs[0], a, b)
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *inputs: Array) -> tuple[None, ...]:
         return (None,) * len(inputs)
@@ -646,6 +656,16 @@ class ConvInteger(Gate):
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: Any) -> tuple[None, ...]:
         return (None,) * len(x)
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        w: TensorSpec,
+        *_: Any,
+        **attributes: Any,
+    ) -> int:
+        return Conv().operations(outs, x, w, **attributes)
+
     def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
         return _convolution_workspace(x, w, attributes)
 
@@ -743,6 +763,11 @@ class QLinearConv(Gate):
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *x: Any, **_: Any) -> tuple[None, ...]:
         return (None,) * len(x)
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *specs: Any, **attributes: Any
+    ) -> int:
+        return Conv().operations(outs, x, specs[2], **attributes)
 
     def workspace(self, x: TensorSpec, *specs: Any, **attributes: Any) -> int:
         widest = ITEM_SIZES[specs[0].dtype]  # of the inputs, which elements are counted in

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from gradwire_server.errors import Invalid, nearest
 from gradwire_server.gates.activations import sigmoid, softplus
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -267,6 +268,21 @@ class _Recurrent(Gate):
         last = TensorSpec(state, x.dtype)
         return TensorSpec(whole, x.dtype), *(last for _ in range(self.state_count))
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        w: TensorSpec,
+        r: TensorSpec,
+        *_: Any,
+        **how: Any,
+    ) -> int:
+        sides, rows = r.shape[:2]
+        steps, batch = x.shape[:2] if not how["layout"] else (x.shape[1], x.shape[0])
+        of_step = batch * (w.size + r.size + 20 * sides * rows) + 30 * sides * STEP
+        found: int = x.size + steps * of_step
+        return found
+
     def workspace(self, x: TensorSpec, w: TensorSpec, r: TensorSpec, *_: Any, **how: Any) -> int:
         parts: int = self.held_parts * x.shape[0] * x.shape[1] * r.shape[2]
         return parts
@@ -398,6 +414,7 @@ class _Recurrent(Gate):
         by_time = _rows(xp, xp.reshape(products, (steps, batch, side.w.shape[0])), 0)
         states, found = side.states, {}
         for time in side.order:
+            xp.stop_if_asked()
             step = found[time] = _Step(states)
             self.step(xp, side, step, by_time[time], **how)
             states = step.new
@@ -426,6 +443,7 @@ class _Recurrent(Gate):
         shown = None if to_shown is None else _rows(xp, to_shown, 0)
         pulled = _Pulled()
         for time in reversed(side.order):
+            xp.stop_if_asked()
             to_new = (grads[0] if shown is None else grads[0] + shown[time], *grads[1:])
             kept: tuple[Array, ...] = ()
             if lengths is not None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.base import (
+    STEP,
     Array,
     Attribute,
     Example,
@@ -221,6 +222,11 @@ class GridSample(Gate):
             return xp.concat(columns, axis=-1)
 
         return to_x, to_grid
+
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, grid: TensorSpec, **attributes: Any
+    ) -> int:
+        return x.size + grid.size + 2 * self.workspace(x, grid, **attributes)
 
     def workspace(self, x: TensorSpec, grid: TensorSpec, **attributes: Any) -> int:
         taps = len(_FILTERS[attributes["mode"]][0]) ** (x.rank - 2)
@@ -550,6 +556,23 @@ class RoiAlign(Gate):
 
         return to_x, to_rois, None
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        rois: TensorSpec,
+        batch_indices: TensorSpec,
+        **attributes: Any,
+    ) -> int:
+        _, channels, height, width = x.shape
+        regions, bins = rois.shape[0], attributes["output_height"] + attributes["output_width"]
+        held = self.workspace(x, rois, batch_indices, **attributes)
+        found: int = x.size + 2 * held + bins * attributes["sampling_ratio"] * STEP
+        if not attributes["sampling_ratio"]:
+            sums = height + attributes["output_width"]  # of a row of bins, and of each of them
+            found += regions * channels * attributes["output_height"] * width * sums
+        return found
+
     def workspace(
         self, x: TensorSpec, rois: TensorSpec, batch_indices: TensorSpec, **attributes: Any
     ) -> int:
@@ -561,8 +584,9 @@ class RoiAlign(Gate):
             places = rois.shape[0] * 2 * (height + width + bins)
             found: int = 3 * x.size + 3 * rows * channels * width + 4 * lines + 32 * places
             return found
-        places = rois.shape[0] * bins * attributes["sampling_ratio"] ** 2
-        return _sampled(1, x.shape[1], 4, places)
+        ratio = attributes["sampling_ratio"]
+        parts: int = 8 * ratio * (attributes["output_height"] + attributes["output_width"])
+        return parts + _sampled(1, x.shape[1], 4, rois.shape[0] * bins * ratio**2)
 
 
 def _images_last(xp: Namespace, x: Array) -> Array:
@@ -999,6 +1023,18 @@ class DeformConv(Gate):
         )
         return entries[: 3 + len(rest)]
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        w: TensorSpec,
+        *rest: Any,
+        **attributes: Any,
+    ) -> int:
+        layout = _Layout.of(x.shape, w.shape, attributes)
+        products = x.shape[0] * prod(layout.blocks) * w.size
+        return products + x.size + 2 * self.workspace(x, w, *rest, **attributes)
+
     def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
         layout = _Layout.of(x.shape, w.shape, attributes)
         parts = layout.offset_groups
@@ -1138,6 +1174,16 @@ class MaxRoiPool(Gate):
     ) -> TensorSpec:
         return TensorSpec(_pooled_shape(x, rois, pooled_shape), x.dtype)
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        rois: TensorSpec,
+        pooled_shape: Ints,
+        spatial_scale: float,
+    ) -> int:
+        return _searching(x, rois, pooled_shape)
+
     def forward(
         self, xp: Namespace, x: Array, rois: Array, pooled_shape: Ints, spatial_scale: float
     ) -> Array:
@@ -1197,6 +1243,16 @@ class RoiArgMax(Gate):
     ) -> TensorSpec:
         return TensorSpec(_pooled_shape(x, rois, pooled_shape), "int64")
 
+    def operations(
+        self,
+        outs: tuple[TensorSpec, ...],
+        x: TensorSpec,
+        rois: TensorSpec,
+        pooled_shape: Ints,
+        spatial_scale: float,
+    ) -> int:
+        return _searching(x, rois, pooled_shape)
+
     def forward(
         self, xp: Namespace, x: Array, rois: Array, pooled_shape: Ints, spatial_scale: float
     ) -> Array:
@@ -1204,6 +1260,15 @@ class RoiArgMax(Gate):
 
     def vjp(self, xp: Namespace, grad: Array, out: Array, *_: Any, **__: Any) -> tuple[None, ...]:
         return None, None
+
+
+def _searching(x: TensorSpec, rois: TensorSpec, pooled_shape: Ints) -> int:
+    """Operations to find the largest element of each bin; bins overlap by a row and a column."""
+    _, channels, height, width = x.shape
+    rows, columns = pooled_shape
+    seen = channels * (height + rows) * (width + columns)
+    bins = rows * columns * 10 * STEP
+    return x.size + rois.shape[0] * (seen + bins + (rows + columns) * STEP)
 
 
 def _pooled_shape(x: TensorSpec, rois: TensorSpec, pooled_shape: Ints) -> Shape:

@@ -586,8 +586,9 @@ class Split(Gate):
     inputs = (Input("input", ANY), known("split", optional=True))
     attributes = (
         Attribute("axis", "int", 0, doc="Where it is cut."),
-        Attribute("num_outputs", "int", doc="How many pieces, where split is not given."),
-    )
+        Attribute("num_outputs", "int", counts_outputs=True,
+                  doc="How many pieces, where split is not given."),
+    )  # fmt: skip
     outputs = (1, 0)
     examples = (
         Example(([1.0, 2.0, 3.0], [1, 2]), ([1.0], [2.0, 3.0]), gradients=([1.0, 1.0, 1.0], None)),

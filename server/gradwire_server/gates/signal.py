@@ -29,7 +29,15 @@ from gradwire_server.gates.common import (
     scatter_along,
     vector_shape,
 )
-from gradwire_server.specs import FLOATS, INDICES, NUMBERS, Shape, TensorSpec, normalize_axis
+from gradwire_server.specs import (
+    FLOATS,
+    INDICES,
+    LARGEST,
+    NUMBERS,
+    Shape,
+    TensorSpec,
+    normalize_axis,
+)
 
 
 def _scalar(value: float, dtype: str = "int64") -> TensorSpec:
@@ -136,6 +144,14 @@ class DFT(Gate):
             return None
         return x.shape, *(() if each is None else each.shape for each in known)
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], x: TensorSpec, *known: Any, **attributes: int
+    ) -> int:
+        length, _ = self._length_and_axis(
+            x.shape, *(None if each is None else each.value for each in known), **attributes
+        )
+        return x.size + transforming(outs[0].size, length)
+
     def _length_and_axis(
         self, shape: Shape, length: Any = None, axis: Any = None, *, inverse: int, onesided: int
     ) -> tuple[int, int]:
@@ -157,6 +173,11 @@ class DFT(Gate):
         if found < 1:
             raise Invalid("SHAPE_MISMATCH", f"dft_length is {found} but must be 1 or more")
         return found, along
+
+
+def transforming(elements: int, length: int) -> int:
+    """Operations of Fourier transforms that yield so many elements."""
+    return 8 * elements * max(1, length.bit_length())
 
 
 def _adjoint(
@@ -316,6 +337,11 @@ class STFT(Gate):
         entries = (to_signal, None, None if window is None else to_window, None)
         return entries[: 2 + len(rest)]
 
+    def operations(
+        self, outs: tuple[TensorSpec, ...], signal: TensorSpec, *_: Any, onesided: int
+    ) -> int:
+        return signal.size + transforming(2 * outs[0].size, signal.shape[1])
+
     def _frame(self, signal: Any, window: Any, length: Any) -> int:
         """Number of elements of a frame."""
         if length is not None:
@@ -464,6 +490,14 @@ class MelWeightMatrix(Gate):
             _number(declared.name, spec, at_least)
             for declared, spec, at_least in zip(self.inputs, specs, least, strict=True)
         )
+        for name, edge in zip(("lower", "upper"), specs[3:], strict=True):
+            assert edge.value is not None
+            if not (length + 1) * edge.value[0] < LARGEST:
+                raise Invalid(
+                    "SHAPE_MISMATCH",
+                    f"{name}_edge_hertz is {edge.value[0]}, which is too high for a dft_length of "
+                    f"{int(length)}",
+                )
         shape = (int(length) // 2 + 1, int(bins))
         return TensorSpec(checked_shape(shape, "dft_length"), dtype_numbered(output_datatype))
 
