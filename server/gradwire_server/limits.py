@@ -39,7 +39,7 @@ class Limits:
         10**13, "operations", "Most operations of one evaluation, as its gates count them."
     )
     max_plan_steps: int = _limit(
-        50_000_000,
+        20_000_000,
         "steps",
         "Most steps of planning one evaluation: shapes inferred, elements known beforehand.",
     )
