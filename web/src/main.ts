@@ -296,7 +296,8 @@ async function share(): Promise<void> {
   }
 }
 
-function rememberAddress(withPosition = false): void {
+/** The step stays in an address that has one, as after sharing: it may be on its way to somebody. */
+function rememberAddress(withPosition = readFragment(location.hash).at !== undefined): void {
   const { point, playback, circuit } = app;
   if (!circuit || (shown.expression === undefined && !shown.graph)) {
     history.replaceState(null, "", location.pathname);

@@ -174,7 +174,7 @@ test("a link brings the same expression, settings and step", async () => {
   await page.click("#first");
   await page.click("#forward");
   await page.click("#share");
-  const link = page.url();
+  const link = await page.evaluate(() => location.href);
   await close(page);
   const other = await open(gradwire, link.slice(link.indexOf("#")));
   assert.equal(await other.getByLabel("w2", { exact: true }).inputValue(), "-1");
@@ -209,6 +209,6 @@ test("a saved graph is chosen from the list, and has an address", async () => {
   await page.locator("#saved-list button", { hasText: "neuron" }).click();
   await page.locator("#facts", { hasText: /^1\d nodes|^[6-9] nodes/ }).waitFor();
   await ready(page);
-  assert.match(page.url(), /graph=[0-9a-f]{64}/);
+  assert.match(await page.evaluate(() => location.href), /graph=[0-9a-f]{64}/);
   await close(page);
 });

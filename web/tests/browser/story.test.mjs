@@ -41,7 +41,7 @@ test("a typed expression is drawn", async () => {
   await page.getByText("2 nodes").waitFor();
   await ready(page);
   assert.equal((await labels(page, "a"))[0], "−2");
-  assert.match(page.url(), /expression=tanh/);
+  assert.match(await page.evaluate(() => location.href), /expression=tanh/);
   await close(page);
 });
 
