@@ -316,14 +316,21 @@ def einsum(equation: str, *operands: Array, out: Array | None = None) -> Array:
 
 def _einsum_pieces(equation: str, operands: Sequence[Array]) -> int:
     """In how many pieces along the output's first axis a long summation may be stopped between."""
-    terms, out = equation.split("->")
-    sizes: dict[str, int] = {}
-    for term, operand in zip(terms.split(","), operands, strict=True):
-        for letter, size in zip(term, operand.shape, strict=True):
-            sizes[letter] = builtins.max(size, sizes.get(letter, 1))
-    if not out or any(term.count(out[0]) > 1 for term in terms.split(",")):
+    inputs, out = equation.split("->")
+    terms = inputs.split(",")
+    sizes = axis_sizes(terms, operands)
+    if not out or any(term.count(out[0]) > 1 for term in terms):
         return 1
     return builtins.min(sizes[out[0]], 1 + size_of(sizes.values()) // _MOST)
+
+
+def axis_sizes(terms: Sequence[str], operands: Sequence[Array]) -> dict[str, int]:
+    """How long the axis of each letter is; the longer one, where one operand has it of size 1."""
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        for letter, size in zip(term, operand.shape, strict=True):
+            sizes[letter] = builtins.max(size, sizes.get(letter, 1))
+    return sizes
 
 
 def _piece(x: Array, axis: int, part: int, pieces: int) -> Array:

@@ -7,7 +7,7 @@ the number of threads, never on who is idle, so that the same request gives the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -70,7 +70,7 @@ def einsum(equation: str, *operands: Array) -> Array:
     if len(operands) != 2 or operands[0].size * operands[1].size < _LEAST:
         return arrays.einsum(equation, *operands)
     left, right, result = equation.replace("->", ",").split(",")
-    sizes = _sizes(zip((left, right), operands, strict=True))
+    sizes = arrays.axis_sizes((left, right), operands)
     parts, rounds, letter = _parts_of_sum(left, right, result, operands, sizes)
     if parts * rounds < 2:
         return arrays.einsum(equation, *operands)
@@ -101,15 +101,6 @@ def _share_out(work: Callable[[int, int], object], size: int, parts: int, rounds
 def _rounds(work: int, most: int, parts: int) -> int:
     """In how many rounds so many threads multiply, of at most so many pieces."""
     return int(max(1, min(most // parts, 1 + work // _MOST)))
-
-
-def _sizes(terms: Iterable[tuple[str, Array]]) -> dict[str, int]:
-    """How long the axis of each letter is; the longer one, where one operand has it of size 1."""
-    sizes: dict[str, int] = {}
-    for term, x in terms:
-        for letter, size in zip(term, x.shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    return sizes
 
 
 def _parts_of_sum(
