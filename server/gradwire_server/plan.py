@@ -649,7 +649,10 @@ def _commonest_float(table: _SpecTable, leaf_specs: Ids) -> int:
 def _correct(
     graph: Graph, signatures: _Signatures, groups: list[_Group], spec_ids: Ids
 ) -> tuple[bool, list[_Uses]]:
-    """Puts the outputs of every node where its inputs' specs lead; whether any changed."""
+    """Puts the outputs of every node where its inputs' specs lead.
+
+    Returns whether any changed, and what all nodes are.
+    """
     changed, uses = False, []
     for row, inputs, first_ids in groups:
         distinct, which = distinct_rows([spec_ids[column] for column in inputs], len(first_ids))

@@ -1243,15 +1243,8 @@ class RoiArgMax(Gate):
     ) -> TensorSpec:
         return TensorSpec(_pooled_shape(x, rois, pooled_shape), "int64")
 
-    def operations(
-        self,
-        outs: tuple[TensorSpec, ...],
-        x: TensorSpec,
-        rois: TensorSpec,
-        pooled_shape: Ints,
-        spatial_scale: float,
-    ) -> int:
-        return _searching(x, rois, pooled_shape)
+    def operations(self, outs: tuple[TensorSpec, ...], *specs: Any, **attributes: Any) -> int:
+        return MaxRoiPool().operations(outs, *specs, **attributes)
 
     def forward(
         self, xp: Namespace, x: Array, rois: Array, pooled_shape: Ints, spatial_scale: float
