@@ -97,3 +97,28 @@ def test_columns_depend_on_neither_time_nor_engine(
 def test_what_takes_long_is_streamed_in_several_parts(made: Any) -> None:
     parts = [part for slabs in Run(prepared(made)).forward() for part in slabs]
     assert len(parts) > 1
+
+
+@pytest.mark.parametrize("block_bytes", [64, 128, 192, 512, 1 << 20])
+def test_blocks_of_values_that_count_alike_end_where_counting_ends_them(
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """One by one: a value, and at the first output of a node what the node reads."""
+    monkeypatch.setattr(evaluation, "BLOCK_BYTES", block_bytes)
+    graph = gw.Graph()
+    values = [graph.input(f"x{i}", shape=(4,)) for i in range(3)]
+    for each in range(20):
+        left, right = gw.split(gw.concat(values[-1], values[each], axis=0), num_outputs=2)
+        values += [left, right, gw.tanh(left), gw.sum(left, right, values[0])]
+    graph.output("f", values[-1])
+    decoded = decode_graph(graph.to_bytes(), Limits())
+    point = {f"x{i}": Binding(np.ones(4)) for i in range(3)}
+    plan = prepare(decoded, Evaluation(point, seeds={"f": np.ones(4)}), Limits()).plan
+    reads = dict(zip(decoded.first_ids.tolist(), np.diff(decoded.input_starts), strict=False))
+    counted, ends = 0, []
+    for value_id in range(1, decoded.value_count + 1):
+        before = counted // block_bytes
+        counted += 64 * (1 + int(reads.get(value_id, 0)))
+        if counted // block_bytes > before:
+            ends.append(value_id + 1)
+    assert evaluation._block_ends(plan).tolist() == ends
