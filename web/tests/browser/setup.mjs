@@ -124,12 +124,14 @@ export async function screenshot(page, name, options = {}) {
   await page.screenshot({ path: `${screenshots}/${name}.png`, ...options });
 }
 
-/** Labels on the wire behind an item, found by what is written in it. */
+/** Labels on the wire behind an item, found by what is written in it, as soon as it is drawn. */
 export async function labels(page, text) {
-  return page.locator("#stage .item").evaluateAll((items, wanted) => {
+  const found = await page.waitForFunction((wanted) => {
+    const items = [...document.querySelectorAll("#stage .item")];
     const item = items.find((each) => each.querySelector(".symbol, .name")?.textContent === wanted);
-    return [...item.querySelectorAll(".label")].map((label) => label.textContent);
+    return item && [...item.querySelectorAll(".label")].map((label) => label.textContent);
   }, text);
+  return found.jsonValue();
 }
 
 export const number = (page, kind) => page.locator(`#details [data-number="${kind}"]`).first();
