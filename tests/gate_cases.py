@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -122,9 +123,9 @@ def to_array(value: Any) -> Any:
     return array if array.size else array.astype(np.float64)
 
 
-def all_cases() -> Iterator[Case]:
-    for gate in GATES.values():
-        yield from cases_of(gate)
+@cache
+def all_cases() -> tuple[Case, ...]:
+    return tuple(case for gate in GATES.values() for case in cases_of(gate))
 
 
 def cases_of(gate: Gate) -> Iterator[Case]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from onnx_cases import collected
 
 import gradwire as gw
 from gradwire import onnx_backend, tensors
@@ -29,6 +30,7 @@ OUR_TYPES = {
 @cache
 def outcomes_of(step: int) -> tuple[Outcome, ...]:
     """Outcomes of every `step`-th test."""
+    collected()  # ONNX's tests are in memory once: with all their numbers from here on
     return tuple(outcomes(node_tests()[::step], onnx_backend.run_model))
 
 

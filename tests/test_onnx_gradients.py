@@ -12,7 +12,7 @@ import onnx
 import pytest
 from gate_cases import Case
 from gradient_checks import drawn_seeds, drawn_ways, first_order, moved, moving, second_order
-from onnx_cases import called, collected
+from onnx_cases import called, listed
 
 #: Step of the difference, and the errors allowed relative to it and to the largest output, by
 #: order and by the outputs' narrowest data type.
@@ -76,12 +76,12 @@ def wide(name: str) -> Case:
 
 def yields_floats(name: str) -> bool:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
-    outputs = collected()[name].model.graph.output
+    outputs = listed()[name].model.graph.output
     return any(each.type.tensor_type.elem_type in floats for each in outputs)
 
 
 #: Every case that has a floating input to differentiate, and a floating output.
-CASES = sorted(name for name in collected() if yields_floats(name) and moving(called(name)))
+CASES = sorted(name for name in listed() if yields_floats(name) and moving(called(name)))
 BY_ORDER = {order: [each for each in CASES if (each, order) not in EXCEPTIONS] for order in (1, 2)}
 
 
