@@ -16,6 +16,14 @@ from jax import lax, nn
 
 Function = Callable[..., Any]
 
+#: JAX compiles each case once and runs it once.
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,  # two thirds of compiling
+    "xla_cpu_parallel_codegen_split_count": 1,  # one module, and so one thread
+}
+
 
 def ints(x: Any) -> tuple[int, ...]:
     return tuple(int(each) for each in np.asarray(x).reshape(-1))

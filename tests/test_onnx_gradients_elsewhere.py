@@ -17,12 +17,6 @@ from gradient_checks import drawn_seeds, moving
 from onnx_cases import called
 from test_onnx_gradients import CASES, generator, smooth
 
-#: JAX compiles each case once and runs it once.
-QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,  # two thirds of compiling
-}
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5}
 #: Cases where a library computes something else or refuses, and why.
 UNLIKE_JAX = {
@@ -114,8 +108,8 @@ def pulled_in_jax(case: Case, seeds: tuple[Any, ...], slots: list[int]) -> tuple
         return outs, back(tuple(map(jax.numpy.asarray, seeds[: len(outs)])))
 
     with jax.enable_x64(True):
-        chosen = [jax.numpy.asarray(case.inputs[slot]) for slot in slots]
-        outs, gradients = jax.jit(both, compiler_options=QUICKLY)(chosen)
+        chosen = [case.inputs[slot] for slot in slots]
+        outs, gradients = jax.jit(both, compiler_options=onnx_in_jax.QUICKLY)(chosen)
     return [*map(np.asarray, outs)], [*map(np.asarray, gradients)]
 
 
