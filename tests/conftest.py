@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
 from gradwire_server.engine import kernels
+
+# What is compiled once is kept, for the many servers and commands that tests start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 #: Files that take longest, first: else one processor works on them alone at the end.
 LONGEST = (
