@@ -1,16 +1,16 @@
 // Sliders, keys, tools, sharing: what one does with a circuit.
 import assert from "node:assert/strict";
-import { mkdtempSync, readFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import {
   addressOf,
   close,
   command,
+  emptyPage,
   find,
   GATE_BY_GATE,
   labels,
+  load,
   NEURON,
   number,
   open,
@@ -20,7 +20,7 @@ import {
   site,
 } from "./setup.mjs";
 
-const gradwire = site("--store", mkdtempSync(join(tmpdir(), "gradwire-")));
+const gradwire = site();
 
 test("a slider moves every number at once, to what the command line says", async () => {
   const page = await open(gradwire);
@@ -124,12 +124,9 @@ test("every control can be reached with the tab key", async () => {
 
 test("axe finds no serious problem, in light and dark, wide and narrow", async () => {
   const axe = readFileSync(repository("web/node_modules/axe-core/axe.min.js"), "utf8");
-  for (const options of [
-    { colorScheme: "light" },
-    { colorScheme: "dark" },
-    { colorScheme: "light", viewport: { width: 400, height: 800 } },
-  ]) {
-    const page = await open(gradwire, addressOf(GATE_BY_GATE), { ...options, bypassCSP: true });
+  const page = await emptyPage(gradwire, { bypassCSP: true });
+  for (const options of [{ colorScheme: "light" }, { colorScheme: "dark" }, { width: 400 }]) {
+    await load(page, gradwire, addressOf(GATE_BY_GATE), options);
     await page.locator("#details .product").first().waitFor();
     await page.click("#start-tour");
     await page.locator("#caption", { hasText: "Nothing is computed yet" }).waitFor();
@@ -142,8 +139,9 @@ test("axe finds no serious problem, in light and dark, wide and narrow", async (
       serious.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]),
       [],
     );
-    await close(page);
   }
+  assert.deepEqual([page.mistakes, page.elsewhere], [[], []]);
+  await page.context().close();
 });
 
 test("the path of the largest gradient leads to the leaf that matters most", async () => {
@@ -191,6 +189,7 @@ test("the exported picture is a whole SVG with the numbers in it", async () => {
   await file.setContent(text);
   await file.locator("svg .value", { hasText: "0.731" }).waitFor();
   await screenshot(file, "exported");
+  await file.close();
   assert.doesNotMatch(text, /var\(--/);
   await close(page);
 });

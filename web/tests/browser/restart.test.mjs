@@ -15,7 +15,7 @@ test("the page connects again after a restart, and goes on from the same point",
   assert.deepEqual(await labels(page, "σ"), ["0.953", "∂ 1"], "the last numbers stay");
   await screenshot(page, "server-away");
   await page.getByLabel("w0", { exact: true }).fill("1");
-  gradwire.server = (await startServer(port)).server;
+  Object.assign(gradwire, await startServer(port));
   await page.getByText("connected, live").waitFor();
   await page.locator("#stage .label", { hasText: "0.982" }).waitFor();
   await close(page);

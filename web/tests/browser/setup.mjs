@@ -1,23 +1,27 @@
-// A server and a browser for each file of tests. Environment: GRADWIRE is the command, CHROMIUM the
-// browser, SCREENSHOTS a folder; tests/test_page.py sets them.
+// A server, a browser and a page for all tests of a process. Environment: GRADWIRE is the command,
+// CHROMIUM the browser, as tests/test_page.py sets them; SCREENSHOTS a folder, where some are wanted.
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { after, before } from "node:test";
 import { chromium } from "playwright-core";
 
 const gradwire = process.env.GRADWIRE ?? "gradwire";
-const screenshots =
-  process.env.SCREENSHOTS ?? fileURLToPath(new URL("../../screenshots", import.meta.url));
+const screenshots = process.env.SCREENSHOTS;
 /** Milliseconds after which a test gives up on what must come: more than any busy machine needs. */
 const PATIENCE = 600_000;
 const FLAGS = [
   "--headless",
   "--no-sandbox",
   "--disable-gpu",
+  "--disable-software-rasterizer",
+  "--disable-extensions",
+  "--disable-features=BackForwardCache,MediaRouter,OptimizationHints,Translate",
   "--disable-quic",
   "--no-first-run",
   "--disable-background-networking",
@@ -66,25 +70,28 @@ export async function stopServer({ server }) {
   await once(server, "exit");
 }
 
-/** Starts them before the tests of a file; what it returns is filled in then. */
-export function site(...flags) {
-  const found = {};
+let running;
+
+/** Starts them before the first test of the process; what it returns is filled in then. */
+export function site() {
+  if (running) return running;
+  const found = (running = {});
+  const store = mkdtempSync(join(tmpdir(), "gradwire-"));
   before(async () => {
-    Object.assign(found, await startServer(0, ...flags));
+    Object.assign(found, await startServer(0, "--store", store));
     found.browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: FLAGS });
   });
   after(async () => {
     await found.browser?.close();
     if (found.server) await stopServer(found);
+    rmSync(store, { recursive: true });
   });
   return found;
 }
 
-/** A page that shows a circuit; an error in its scripts, or what its policy forbids, fails the test. */
-export async function open(found, fragment = "", options = {}) {
+/** A page that has loaded nothing yet, for `load`. */
+export async function emptyPage(found, options = {}) {
   const context = await found.browser.newContext({
-    viewport: { width: 1280, height: 800 },
-    colorScheme: "light",
     reducedMotion: "reduce",
     ...options,
   });
@@ -102,8 +109,32 @@ export async function open(found, fragment = "", options = {}) {
       page.elsewhere.push(request.url());
     }
   });
-  await page.goto(found.url + fragment);
+  return page;
+}
+
+let loads = 0;
+
+/** Loads the page anew: the query makes it another document, however much the address is the same. */
+export async function load(
+  page,
+  found,
+  fragment = "",
+  { width = 1280, colorScheme = "light" } = {},
+) {
+  await page.setViewportSize({ width, height: 800 });
+  await page.emulateMedia({ colorScheme });
+  await page.goto(`${found.url}?load=${loads++}${fragment}`);
   await ready(page);
+}
+
+/** One that a test closed without a mistake: a new window takes longer than most tests do in it. */
+let closed;
+
+/** A page that shows a circuit; an error in its scripts, or what its policy forbids, fails the test. */
+export async function open(found, fragment = "", options = {}) {
+  const page = closed ?? (await emptyPage(found));
+  closed = undefined;
+  await load(page, found, fragment, options);
   return page;
 }
 
@@ -116,10 +147,12 @@ export async function ready(page) {
 export async function close(page) {
   assert.deepEqual(page.mistakes, []);
   assert.deepEqual(page.elsewhere, []);
-  await page.context().close();
+  await page.evaluate(() => localStorage.clear());
+  closed = page;
 }
 
 export async function screenshot(page, name, options = {}) {
+  if (!screenshots) return;
   mkdirSync(screenshots, { recursive: true });
   await page.screenshot({ path: `${screenshots}/${name}.png`, ...options });
 }

@@ -148,7 +148,7 @@ test("the tour tells the story in five steps", async () => {
 });
 
 test("it works at a telephone's width", async () => {
-  const page = await open(gradwire, "", { viewport: { width: 400, height: 800 } });
+  const page = await open(gradwire, "", { width: 400 });
   const wide = await page.evaluate(() => document.documentElement.scrollWidth);
   assert.ok(wide <= 400, `the page is ${wide} wide`);
   await page.click("#first");
