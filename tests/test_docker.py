@@ -9,9 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -34,6 +37,34 @@ def contents(folder: Path) -> dict[Path, bytes]:
     }
 
 
+def declared(*requirements: str) -> dict[str, Distribution]:
+    """The installed distributions that these need, one after the other, and nothing else."""
+    found: dict[str, Distribution] = {}
+    waiting = [*map(Requirement, requirements)]
+    while waiting:
+        asked = waiting.pop()
+        if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
+            continue
+        assert not asked.extras, f"{asked}: what its extras need is not followed here"
+        if asked.name not in found:
+            found[asked.name] = distribution(asked.name)
+            waiting += map(Requirement, found[asked.name].requires or ())
+    return found
+
+
+def lay_out(environment: Path, *requirements: str) -> None:
+    """Links into an environment what they need, so that pip finds it there and downloads nothing.
+
+    A dependency that is not declared is missing there, as in the image.
+    """
+    (packages,) = environment.glob("lib/python*/site-packages")
+    for each in declared(*requirements).values():
+        tops = {Path(path.parts[0]) for path in each.files or () if path.parts[0] != ".."}
+        for top in tops - {Path("__pycache__")}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(each.locate_file(top))
+
+
 @pytest.mark.slow
 def test_dockerfiles_own_commands_install_the_page_serve_and_evaluate(tmp_path: Path) -> None:
     work = tmp_path / "app"
@@ -45,7 +76,9 @@ def test_dockerfiles_own_commands_install_the_page_serve_and_evaluate(tmp_path: 
                 shutil.copytree(ROOT / source, work / target)
             else:
                 shutil.copy(ROOT / source, work / target)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lay_out(tmp_path / "venv", "pip", *project["dependencies"])
     binaries = tmp_path / "venv" / "bin"
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     environment |= dict(re.findall(r"^ENV (\w+)=(.+)$", DOCKERFILE, re.MULTILINE))
