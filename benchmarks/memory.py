@@ -15,7 +15,8 @@ from benchmarks.circuits import KINDS, graph_bytes, grow
 from benchmarks.harness import OURS, Case, Goal, Report, versions
 from benchmarks.ours import warm_up
 
-#: A quarter of a second apart, all with the same memory.
+#: So far apart, all with the same memory.
+LOOK_SECONDS = 0.25
 _LOOKS = 8
 
 
@@ -85,7 +86,7 @@ def _idle(process: int) -> int:
     """Resident bytes once they no longer change: the kernels load in the background."""
     looks = [_memory(process, "VmRSS")]
     while len(looks) < _LOOKS or len(set(looks[-_LOOKS:])) > 1:
-        sleep(0.25)
+        sleep(LOOK_SECONDS)
         looks.append(_memory(process, "VmRSS"))
     return looks[-1]
 
