@@ -48,10 +48,21 @@ class Running:
 
 @pytest.fixture
 def server() -> Iterator[Running]:
-    running = Running()
-    yield running
-    running.process.kill()
-    running.process.communicate()
+    """For a test that ends it, or a part of it."""
+    yield from running()
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Running]:
+    """For tests that leave it as it is: three processes take a while to start."""
+    yield from running()
+
+
+def running() -> Iterator[Running]:
+    started = Running()
+    yield started
+    started.process.kill()
+    started.process.communicate()
 
 
 def evaluate(address: str) -> service_pb2.EvaluateResponse:
@@ -65,20 +76,20 @@ def evaluate(address: str) -> service_pb2.EvaluateResponse:
 
 
 @pytest.mark.slow
-def test_workers_answer_alike(server: Running) -> None:
-    first = evaluate(server.address)
-    assert all(evaluate(server.address) == first for _ in range(10))
+def test_workers_answer_alike(lasting: Running) -> None:
+    first = evaluate(lasting.address)
+    assert all(evaluate(lasting.address) == first for _ in range(10))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.slow
-def test_second_server_on_the_port_is_refused(server: Running, workers: int) -> None:
+def test_second_server_on_the_port_is_refused(lasting: Running, workers: int) -> None:
     second = subprocess.run(
-        [*COMMAND, "--listen", server.address, "--workers", str(workers)],
+        [*COMMAND, "--listen", lasting.address, "--workers", str(workers)],
         capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert second.returncode == 1
-    assert f"cannot listen on {server.address}: it is in use" in second.stderr
+    assert f"cannot listen on {lasting.address}: it is in use" in second.stderr
     assert not second.stdout
 
 
