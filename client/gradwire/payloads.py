@@ -21,6 +21,7 @@ LIFTED_BYTES = 64 * 1024
 Paths = Mapping[int, "Paths | None"]
 
 _MOST_FIELDS = 256
+_MOST_GRAPH_FIELDS = 4096  # leaves and names; a graph of more is mostly not payloads
 _SIZED = 2  # the wire type of strings, bytes and messages
 _TENSOR: Paths = {3: None}
 _NAMED: Paths = {2: _TENSOR}
@@ -46,6 +47,9 @@ PATHS: Mapping[str, Paths] = {
     "SessionResponse": {3: _RESULT, 5: {1: {1: _RESULT}}},
 }
 
+_LEAF: Paths = {4: _TENSOR}
+_GRAPH: Paths = {6: {1: _LEAF, 2: _LEAF, 3: _LEAF}}
+
 
 class Lifted(NamedTuple):
     """A message without its large payloads, which a secret stands for."""
@@ -65,7 +69,12 @@ class Lifted(NamedTuple):
 WHOLE = Lifted(b"")
 
 
-def lifted(message: bytes, paths: Paths) -> Lifted:
+def lifted_graph(graph: bytes) -> Lifted:
+    """Takes the large stored values of leaves out of a serialized Graph."""
+    return lifted(graph, _GRAPH, _MOST_GRAPH_FIELDS)
+
+
+def lifted(message: bytes, paths: Paths, most_fields: int = _MOST_FIELDS) -> Lifted:
     """Takes the large payloads out of a serialized message; whole where it is small or odd.
 
     The secret is drawn for each message, so no sender can name a payload. Everything else is left
@@ -73,7 +82,7 @@ def lifted(message: bytes, paths: Paths) -> Lifted:
     """
     if len(message) < LIFTED_BYTES:
         return Lifted(message)
-    walk = _Walk(message)
+    walk = _Walk(message, most_fields)
     try:
         kept = walk.without(paths, 0, len(message))
     except _Odd:
@@ -107,7 +116,8 @@ class _Odd(Exception):  # noqa: N818 -- not an error: the parser will judge the 
 class _Walk:
     """One walk over a message: bounded, and never past its end."""
 
-    def __init__(self, message: bytes) -> None:
+    def __init__(self, message: bytes, most_fields: int) -> None:
+        self._most_fields = most_fields
         self.secret = os.urandom(16)
         self.payloads: list[memoryview] = []
         self._view = memoryview(message)
@@ -154,7 +164,7 @@ class _Walk:
                 stop = at + 4
             case _:
                 raise _Odd
-        if stop > end or self._fields > _MOST_FIELDS:
+        if stop > end or self._fields > self._most_fields:
             raise _Odd
         return stop
 

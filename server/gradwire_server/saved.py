@@ -92,7 +92,7 @@ class SavedGraphs:
         """UploadGraphRequests, serialized, to one UploadGraphResponse."""
         store = self._required()
         begun: pb.UploadBegin | None = None
-        received = 0
+        received, first = 0, True
         for data in requests:
             request, payloads = decode_request(pb.UploadGraphRequest, data)
             part = request.WhichOneof("part")
@@ -105,9 +105,14 @@ class SavedGraphs:
             else:
                 chunk = memoryview(payloads.found(request.chunk.data))
                 if len(chunk):
+                    offset = request.chunk.offset
+                    follows = offset == received or (first and offset < received)
                     with within("chunk"):
-                        store.append(begun.digest, request.chunk.offset, chunk)
-                    received = request.chunk.offset + len(chunk)
+                        if follows:
+                            self._append(store, begun, offset, chunk)
+                        else:
+                            store.append(begun.digest, offset, chunk)
+                    received, first = offset + len(chunk), False
         if begun is None:
             raise Invalid("REQUEST_INVALID", "the upload has no message")
         answer = pb.UploadGraphResponse(received=received)
@@ -227,20 +232,39 @@ class SavedGraphs:
             raise Invalid("UPLOAD_INVALID", what, field="size")
         return size
 
+    def _append(self, store: Store, begun: pb.UploadBegin, offset: int, chunk: memoryview) -> None:
+        """Adds bytes of an upload; what others have brought of the same graph is passed over."""
+        while True:
+            try:
+                store.append(begun.digest, offset, chunk)
+                return
+            except Invalid as refusal:
+                there = _brought(store, begun, refusal)
+                if there <= offset:
+                    raise
+            if there >= offset + len(chunk):
+                return
+            chunk, offset = chunk[there - offset :], there
+
     def _finish(self, store: Store, digest: bytes, stopped: IsStopped) -> None:
         """Saves what has been uploaded, if it is what was announced and a graph."""
         if _size(store, digest) is not None:
             store.discard(digest)
             return
-        with self._turns:
-            data = _joined(store.uploaded(digest), stopped)
-            try:
-                _require_same_digest(data, digest)
-                self._cache.find(data)
-            except Refusal as refusal:
-                store.discard(digest)
-                raise refusal.at_field("chunk.data") from None
-        store.finish(digest, data)
+        try:
+            with self._turns:
+                data = _joined(store.uploaded(digest), stopped)
+                try:
+                    _require_same_digest(data, digest)
+                    self._cache.find(data)
+                except Refusal as refusal:
+                    store.discard(digest)
+                    raise refusal.at_field("chunk.data") from None
+            store.finish(digest, data)
+        except Invalid:
+            if _size(store, digest) is None:
+                raise
+            # another upload of it was faster
 
 
 def _size(store: Store, digest: bytes) -> int | None:
@@ -249,6 +273,13 @@ def _size(store: Store, digest: bytes) -> int | None:
         return store.find(digest).size
     except NotFound:
         return None
+
+
+def _brought(store: Store, begun: pb.UploadBegin, refusal: Invalid) -> int:
+    """Bytes that are there although this upload did not bring them."""
+    if _size(store, begun.digest) is not None:
+        return begun.size
+    return int(refusal.facts.get("received", 0)) if refusal.field == "offset" else 0
 
 
 def _require_same_digest(data: bytes, digest: bytes) -> None:

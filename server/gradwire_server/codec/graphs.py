@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from gradwire.payloads import WHOLE, Lifted, lifted_graph
 from gradwire.v1 import graph_pb2
 from gradwire_server.codec.rows_and_leaves import (
     decode_leaf,
@@ -43,9 +44,9 @@ FEATURES = frozenset({"modules"})
 
 def decode_graph(data: bytes, limits: Limits) -> Graph:
     """A serialized Graph, checked (the reasons of graph.check_structure, and those here)."""
-    message = graph_pb2.Graph()
+    message, beside = graph_pb2.Graph(), lifted_graph(data)
     try:
-        message.ParseFromString(data)
+        message.ParseFromString(beside.message)
     except DecodeError:
         raise Invalid(
             "GRAPH_INVALID",
@@ -67,7 +68,7 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
         raise OverLimit.of("max-nodes", limits.max_nodes, len(modules), "number of modules")
     rows = Rows(_each(message.gates, "gates", lambda gate: decode_row(gate, modules)))
     with within("circuit"):
-        graph = _decode_circuit(message.circuit, rows, limits)
+        graph = _decode_circuit(message.circuit, rows, limits, beside)
     check_structure(graph, limits)
     if not modules:
         return graph
@@ -124,7 +125,12 @@ def _check_notes(message: graph_pb2.Graph) -> None:
 
 
 def _decode_circuit(
-    circuit: graph_pb2.Circuit, rows: Rows, limits: Limits, *, of_module: bool = False
+    circuit: graph_pb2.Circuit,
+    rows: Rows,
+    limits: Limits,
+    beside: Lifted = WHOLE,
+    *,
+    of_module: bool = False,
 ) -> Graph:
     """The columns of a circuit, its names and its leaves."""
     if len(circuit.node_gates) > limits.max_nodes:
@@ -144,13 +150,14 @@ def _decode_circuit(
         before, after = named_ids[number - 1 : number + 1]
         what = f"named ids do not ascend: {after} follows {before}; sort them"
         raise Invalid("NAME_INVALID", what, field=f"named_ids[{number}]")
-    decode_input = decode_module_input if of_module else decode_leaf
+    decode_stored = partial(decode_leaf, beside=beside)
+    decode_input = decode_module_input if of_module else decode_stored
     return Graph(
         rows=rows,
         leaves=(
             *_each(circuit.inputs, "inputs", partial(decode_input, "input")),
-            *_each(circuit.parameters, "parameters", partial(decode_leaf, "parameter")),
-            *_each(circuit.constants, "constants", partial(decode_leaf, "constant")),
+            *_each(circuit.parameters, "parameters", partial(decode_stored, "parameter")),
+            *_each(circuit.constants, "constants", partial(decode_stored, "constant")),
         ),
         node_rows=_ids(circuit.node_gates),
         node_inputs=_ids(circuit.node_inputs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradwire.payloads import WHOLE, Lifted
 from gradwire.v1 import graph_pb2, tensor_pb2
 from gradwire_server.codec.tensors import (
     MAX_RANK,
@@ -93,8 +94,11 @@ def encode_attribute(name: str, kind: str, value: AttributeValue) -> graph_pb2.A
             return graph_pb2.Attribute(name=name, tensor=encode_tensor(value))
 
 
-def decode_leaf(kind: str, message: graph_pb2.Leaf) -> Leaf:
-    """A declaration and its stored value (LEAF_INVALID, TENSOR_INVALID, DATA_TYPE_UNSUPPORTED)."""
+def decode_leaf(kind: str, message: graph_pb2.Leaf, beside: Lifted = WHOLE) -> Leaf:
+    """A declaration and its stored value (LEAF_INVALID, TENSOR_INVALID, DATA_TYPE_UNSUPPORTED).
+
+    `beside` has the large values that were lifted out of the graph.
+    """
     place = f"{kind} {message.name!r}"
     if not message.HasField("type"):
         raise Invalid("LEAF_INVALID", f"{place}: has no type", field="type")
@@ -109,7 +113,7 @@ def decode_leaf(kind: str, message: graph_pb2.Leaf) -> Leaf:
     stored = None
     if message.HasField("value"):
         with within("value"):
-            stored = decode_tensor(place, message.value)
+            stored = decode_tensor(place, message.value, beside=beside)
     return Leaf(
         kind,
         message.name,

@@ -67,11 +67,15 @@ def region_of(message: tensor_pb2.SharedRegion) -> Region:
 
 
 def decode_tensor(
-    place: str, message: tensor_pb2.Tensor, payloads: Payloads | None = None
+    place: str,
+    message: tensor_pb2.Tensor,
+    payloads: Payloads | None = None,
+    beside: Lifted = WHOLE,
 ) -> Tensor:
     """A tensor whose bytes fit its shape and type (TENSOR_INVALID, DATA_TYPE_UNSUPPORTED).
 
-    Without payloads it is part of a graph, which holds its own bytes.
+    Without payloads it is part of a graph, which holds its own bytes; those that are large may have
+    been lifted out of it.
     """
     dtype = decode_dtype(place, message.data_type)
     shape = tuple(message.shape)
@@ -88,7 +92,7 @@ def decode_tensor(
             f"{place}: refers to a blob, which lies beside a graph file; send its bytes",
             field="blob",
         )
-    data: Buffer = message.data if payloads is None else payloads.found(message.data)
+    data: Buffer = (beside if payloads is None else payloads).found(message.data)
     held = message.shared.size if shared else len(data)
     if len(shape) > MAX_RANK:
         what = f"{place}: has rank {len(shape)}, over {MAX_RANK}"

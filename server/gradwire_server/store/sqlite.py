@@ -2,6 +2,11 @@
 
 Every change is one transaction, on disk when it returns (WAL, synchronous=FULL). Bytes lie in rows
 of a few MB at most, so that no graph is ever copied as a whole.
+
+A full disk can always be made less full: nothing is saved into the last megabytes, and a file that
+holds some of them is given up when even a deletion finds no room. What is acknowledged is in the
+file that others will open: it is looked at again after each change, and where it has been removed
+or replaced, all is refused.
 """
 
 from __future__ import annotations
@@ -10,11 +15,11 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from time import time
-from typing import NamedTuple
+from time import monotonic, time
+from typing import NamedTuple, TypeVar
 
 from gradwire_server.errors import Unavailable
 from gradwire_server.limits import Limits
@@ -36,12 +41,35 @@ from gradwire_server.store.base import (
     require_whole,
 )
 
+T = TypeVar("T")
+
 FILE = "graphs.sqlite"
 SCHEMA_VERSION = 1
 
 _APPLICATION_ID = 0x67617465  # "gate"
 _BUSY_SECONDS = 60.0
 _WAL_BYTES = 64 << 20
+
+#: Bytes of the disk that no graph is saved into, so that the journal of a deletion has room.
+_SPARE_BYTES = 4 << 20
+
+#: A file that holds room for deletions, should others have filled the disk.
+_RESERVE, _RESERVE_BYTES = "reserve", 2 << 20
+
+_NOT_A_DATABASE = sqlite3.SQLITE_NOTADB
+
+#: What may pass; anything else that SQLite says means that the file is damaged.
+_PASSING = frozenset(
+    {
+        0, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_MISUSE,
+    }
+)  # fmt: skip
+
+#: What a damaged file makes of Python's own operations.
+_ODD = (TypeError, ValueError, OverflowError, IndexError)
 
 # `blobs` gives ids that are never used again: who reads a deleted graph finds nothing, not another
 _SCHEMA = f"""
@@ -81,10 +109,35 @@ class SqliteStore:
         """Opens the store in a directory, and makes what is missing (StoreError)."""
         self._limits = limits
         self._clock = clock
+        self._steady = _Steady(clock)
+        self._directory = Path(directory)
         try:
-            self._writer, self._reader = _opened(Path(directory)), _opened(Path(directory))
-        except (OSError, sqlite3.Error) as failure:
-            raise StoreError(f"the store in {directory} cannot be opened: {failure}") from None
+            try:
+                self._open()
+            except (OSError, sqlite3.Error):  # perhaps for want of room, which there may be
+                if not self._give_up_reserve():
+                    raise
+                self._open()
+        except (OSError, sqlite3.Error, *_ODD) as failure:
+            # what is not a database at all may be anything
+            is_other = isinstance(failure, sqlite3.Error) and _code(failure) == _NOT_A_DATABASE
+            advice = "" if is_other else _advice(failure)
+            raise StoreError(
+                f"the store in {directory} cannot be opened: {failure}{advice}"
+            ) from None
+        _keep_reserve(self._directory)
+
+    def _open(self) -> None:
+        self._writer, self._reader = _opened(self._directory), _opened(self._directory)
+        self._page_bytes = self._writer.page_bytes()
+
+    def _give_up_reserve(self) -> bool:
+        """Gives back the room that was held back; whether there was any."""
+        try:
+            (self._directory / _RESERVE).unlink()
+        except OSError:
+            return False
+        return True
 
     def find(self, digest: bytes) -> Saved:
         with self._reading() as database:
@@ -112,6 +165,7 @@ class SqliteStore:
             if database.execute("SELECT 1 FROM graphs WHERE digest = ?", (digest,)).fetchone():
                 return False
             self._require_room(database, len(data))
+            self._require_disk(database, len(data))
             blob = _new_blob(database)
             _put_chunks(database, blob, 0, memoryview(data))
             row = digest, blob, len(data), self._clock()
@@ -124,19 +178,21 @@ class SqliteStore:
             found = _upload(database, digest)
             if found is None:
                 self._require_room(database, size)
-                row = digest, _new_blob(database), size, 0, self._clock()
+                self._require_disk(database, size)
+                row = digest, _new_blob(database), size, 0, self._steady()
                 database.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?)", row)
                 return 0
             require_same_size(size, found.size)
-            _touch(database, digest, found.received, self._clock())
+            _touch(database, digest, found.received, self._steady())
             return found.received
 
     def append(self, digest: bytes, offset: int, data: memoryview) -> None:
         with self._writing() as database:
             blob, size, received = self._required_upload(database, digest)
             require_offset(offset, len(data), received, size)
+            self._require_disk(database, len(data))
             _put_chunks(database, blob, offset, data)
-            _touch(database, digest, received + len(data), self._clock())
+            _touch(database, digest, received + len(data), self._steady())
 
     def uploaded(self, digest: bytes) -> Iterator[bytes]:
         with self._reading() as database:
@@ -158,8 +214,7 @@ class SqliteStore:
             database.execute("INSERT INTO graphs VALUES (?, ?, ?, ?)", row)
 
     def discard(self, digest: bytes) -> None:
-        with self._writing() as database:
-            _drop_upload(database, digest)
+        self._freed(lambda database: _drop_upload(database, digest))
 
     def move(self, name: str, digest: bytes, expected: bytes | None) -> None:
         with self._writing() as database:
@@ -172,7 +227,7 @@ class SqliteStore:
             database.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (name, digest))
 
     def remove(self, name: str, expected: bytes | None) -> bytes:
-        with self._writing() as database:
+        def step(database: sqlite3.Connection) -> bytes:
             actual = _digest_of(database, name)
             require_expected(name, expected, actual)
             if actual == ABSENT:
@@ -180,12 +235,16 @@ class SqliteStore:
             database.execute("DELETE FROM names WHERE name = ?", (name,))
             return actual
 
+        return self._freed(step)
+
     def delete(self, digest: bytes) -> None:
-        with self._writing() as database:
+        def step(database: sqlite3.Connection) -> None:
             blob, _ = _graph(database, digest)
             _drop_blob(database, blob)
             database.execute("DELETE FROM graphs WHERE digest = ?", (digest,))
             database.execute("DELETE FROM names WHERE digest = ?", (digest,))
+
+        self._freed(step)
 
     def page(self, prefix: str, after: Place, most: int) -> list[Saved]:
         with self._reading() as database:
@@ -221,6 +280,37 @@ class SqliteStore:
         with self._writer.transaction("BEGIN IMMEDIATE") as database:
             yield database
 
+    def _freed(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """A change that makes room: on a disk that is full, in what was held back for it."""
+        try:
+            with self._writing() as database:
+                return step(database)
+        except Unavailable as failure:
+            cause = failure.__cause__
+            if not isinstance(cause, sqlite3.Error) or _code(cause) != sqlite3.SQLITE_FULL:
+                raise
+        self._give_up_reserve()
+        with self._writing() as database:
+            freed = step(database)
+        self._writer.shorten_journal()
+        _keep_reserve(self._directory)
+        return freed
+
+    def _require_disk(self, database: sqlite3.Connection, size: int) -> None:
+        """Room on the disk: for the journal, for what it grows the file by, and to delete later."""
+        status = os.statvfs(self._directory)
+        free = status.f_bavail * status.f_frsize
+        (pages,) = database.execute("PRAGMA freelist_count").fetchone()
+        growth = max(0, size - pages * self._page_bytes)
+        # a large graph comes in pieces, whose journals follow one another
+        needed = min(size, _WAL_BYTES) + growth + _SPARE_BYTES
+        if free < needed:
+            raise Unavailable(
+                "STORE_UNAVAILABLE",
+                f"the store of graphs: its disk has {free} bytes left, but {size} more would need "
+                f"{needed}; delete graphs, or give it a larger disk",
+            )
+
     def _pieces(self, blob: int, offset: int, end: int) -> Iterator[bytes | None]:
         """The bytes of a blob in [offset, end); None where they are not there."""
         while offset < end:
@@ -254,7 +344,7 @@ class SqliteStore:
 
     def _oldest(self) -> float:
         """When the last news of an upload must have come."""
-        return self._clock() - self._limits.upload_idle_seconds
+        return self._steady() - self._limits.upload_idle_seconds
 
     def _drop_silent_uploads(self, database: sqlite3.Connection) -> None:
         silent = database.execute(
@@ -262,14 +352,42 @@ class SqliteStore:
         )
         for (digest,) in silent.fetchall():
             _drop_upload(database, digest)
+        # by a clock that was ahead: they would never be dropped
+        now = self._steady()
+        database.execute(
+            "UPDATE uploads SET touched_at = ? WHERE touched_at > ?",
+            (now, now + self._limits.upload_idle_seconds),
+        )
+
+
+class _Steady:
+    """Seconds since 1970 that go on evenly, even where the clock is set meanwhile."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ahead = time() - monotonic()
+
+    def __call__(self) -> float:
+        return monotonic() + self._ahead if self._clock is time else self._clock()
 
 
 class _Connection:
     """A connection to the database, used by one thread at a time."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, files: tuple[Path, ...]) -> None:
         self._database = database
+        self._files = {file: known for file in files if (known := _identity(file))}
         self._lock = Lock()
+
+    def page_bytes(self) -> int:
+        with self._lock:
+            (size,) = self._database.execute("PRAGMA page_size").fetchone()
+        return int(size)
+
+    def shorten_journal(self) -> None:
+        """Gives the journal's room back, if nobody reads in it now."""
+        with self._lock, suppress(sqlite3.Error):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -284,14 +402,71 @@ class _Connection:
                     if self._database.in_transaction:  # a full disk may have ended it
                         self._database.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as failure:
+            except (sqlite3.Error, *_ODD) as failure:
                 raise Unavailable(
-                    "STORE_UNAVAILABLE", f"the store of graphs: {failure}; ask again later"
+                    "STORE_UNAVAILABLE",
+                    f"the store of graphs: {failure}{_advice(failure) or '; ask again later'}",
                 ) from failure
+            self._require_files()
+
+    def _require_files(self) -> None:
+        """What was done is in the files that others open (STORE_UNAVAILABLE)."""
+        for file, identity in self._files.items():
+            if _identity(file) != identity:
+                raise Unavailable(
+                    "STORE_UNAVAILABLE",
+                    f"the store of graphs: {file} was removed or replaced while the server had it "
+                    "open; put it back, and start the server again",
+                )
 
     def close(self) -> None:
         with self._lock:
             self._database.close()
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _keep_reserve(directory: Path) -> None:
+    """Holds room back, if there is any to spare; of several servers the first one does."""
+    status = os.statvfs(directory)
+    if status.f_bavail * status.f_frsize < _RESERVE_BYTES + _SPARE_BYTES:
+        return
+    try:
+        with open(directory / _RESERVE, "xb") as file:
+            file.write(bytes(_RESERVE_BYTES))
+    except FileExistsError:
+        pass
+    except OSError:
+        with suppress(OSError):
+            (directory / _RESERVE).unlink()
+
+
+def _code(failure: sqlite3.Error) -> int:
+    """The primary code of SQLite; 0 where the failure is not one of its own."""
+    code: int = getattr(failure, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _advice(failure: Exception) -> str:
+    """What to do about a failure that does not pass; empty where it may."""
+    if isinstance(failure, OSError):
+        return ""
+    if isinstance(failure, sqlite3.Error):
+        code = _code(failure)
+        if code == sqlite3.SQLITE_FULL:
+            return "; make room on its disk"
+        if code in _PASSING and "decode" not in str(failure):
+            return ""
+    return (
+        f"; {FILE} is damaged: stop the server, then restore it from a backup, or save what can be "
+        f"read with: sqlite3 {FILE} .recover"
+    )
 
 
 def _opened(directory: Path) -> _Connection:
@@ -305,10 +480,10 @@ def _opened(directory: Path) -> _Connection:
         )
         try:
             _prepare(database, directory)
+            return _Connection(database, (directory / FILE, directory / f"{FILE}-wal"))
         except BaseException:
             database.close()
             raise
-        return _Connection(database)
     finally:
         os.close(lock)
 
