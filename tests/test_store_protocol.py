@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from hashlib import md5, sha256
 from itertools import count, product
@@ -13,9 +14,9 @@ import pytest
 from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limits
 from gradwire_server.store import ABSENT, StoreError
-from gradwire_server.store import s3 as s3_module
 from gradwire_server.store.objects import (
     PAGE,
+    Bucket,
     Delete,
     Each,
     Get,
@@ -73,7 +74,7 @@ class Objects:
                 self.objects[key] = data
                 return self._meta(key).tag
             case Delete(key):
-                self.objects.pop(key, None)
+                return self.objects.pop(key, None)
             case Each(requests):
                 return [self.answer(each) for each in requests]
             case _:
@@ -406,7 +407,7 @@ def test_two_clients_see_one_order_although_one_is_killed_or_an_answer_lost() ->
     "programs",
     [
         ((move("x", B),), (delete(B),), (resolve("x"), resolve("x"))),
-        ((move("x", B, A),), (delete(A),), (resolve("x"), resolve("x"))),
+        ((move("x", B, A),), (delete(A),), (resolve("x"),)),
         ((delete(A),), (save(A), move("y", A)), (delete(A),)),
         ((move("x", B),), (remove("x"),), (delete(B),)),
     ],
@@ -417,6 +418,178 @@ def test_three_clients_see_one_order(programs: tuple[tuple[Call, ...], ...]) -> 
 
 def test_names_by_digest_alone_would_be_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exploration sees what once was wrong: a graph saved again got its old names back."""
-    monkeypatch.setattr(GraphState, "holds", lambda self, to: self.saved is not None)
+    monkeypatch.setattr(GraphState, "holds", lambda self, _: self.saved is not None)
     with pytest.raises(AssertionError):
         explore(((delete(A), save(A)), (resolve("x"),)), *begun(*BOTH))
+
+
+def store_in(bucket: Any, limits: Limits = Limits()) -> S3Store:  # noqa: B008
+    bucket.asked.clear()
+    return S3Store("s3://graphs", limits, bucket=bucket)
+
+
+def data_of(number: int) -> tuple[bytes, bytes]:
+    data = b"graph %d" % number
+    return sha256(data).digest(), data
+
+
+def entries(store: S3Store, prefix: str = "") -> list[str]:
+    """All names, page by page as the service asks for them."""
+    found: list[str] = []
+    page = store.page(prefix, None, PAGE + 1)
+    while page:
+        found += [each.name for each in page[:PAGE]]
+        if len(page) <= PAGE:
+            break
+        last = page[PAGE - 1]
+        page = store.page(prefix, last.name or last.digest, PAGE + 1)
+    return found
+
+
+def asked(bucket: Objects) -> int:
+    """Requests since the last time."""
+    number = sum(not isinstance(each, Each) for each in bucket.asked)
+    bucket.asked.clear()
+    return number
+
+
+def test_three_thousand_names_are_listed_by_few_requests() -> None:
+    bucket, most = Objects(), 3000
+    store = store_in(bucket)
+    for number in range(most):
+        digest, data = data_of(number)
+        store.save(digest, data)
+        store.move(f"bulk{number:04}", digest, ABSENT)
+    assert asked(bucket) < 9 * most
+    names = [f"bulk{number:04}" for number in range(most)]
+    other = store_in(bucket)
+    assert entries(other, "bulk") == names
+    # what the index lacks, then nothing but pages of names, and for each those of all graphs
+    assert asked(bucket) < most // 8 + 60
+    assert entries(other, "bulk") == names
+    assert asked(bucket) <= 22
+    assert entries(other) == names
+    assert asked(bucket) <= 32
+    assert entries(store_in(bucket), "bulk1") == names[1000:2000]
+    digest, _ = data_of(7)
+    bucket.asked.clear()
+    other.delete(digest)
+    assert asked(bucket) == 2
+
+
+def test_names_of_the_layout_before_are_read_once() -> None:
+    bucket = Objects()
+    for number in range(500):
+        digest, data = data_of(number)
+        bucket.objects[released_key(digest)] = data
+        content = json.dumps({"digest": digest.hex(), "nonce": "0" * 16}).encode()
+        bucket.objects[name_key(f"n{number:03}")] = content
+    names = [f"n{number:03}" for number in range(500)]
+    assert entries(store_in(bucket)) == names
+    assert asked(bucket) > 500
+    store = store_in(bucket)
+    assert entries(store) == names
+    assert asked(bucket) < 20
+    digest, data = data_of(3)
+    assert b"".join(store.read(digest, 2)) == data[2:]
+    assert not store.save(digest, data)
+    store.delete(digest)
+    assert released_key(digest) not in bucket.objects
+    assert store.save(digest, data)
+    assert "n003" not in entries(store_in(bucket))
+    assert store.resolve("n004") == data_of(4)[0]
+
+
+def test_objects_of_others_are_passed_over() -> None:
+    bucket = Objects()
+    store = store_in(bucket)
+    digest, data = data_of(1)
+    store.save(digest, data)
+    store.move("mine", digest, ABSENT)
+    for key in (
+        "names", "names/README.txt", "names/zz", "names/ff", "names/20", "graphs/README",
+        "saved/README", "saved/" + "ab" * 32, "uploads/x", "uploads/x/begin",
+        f"uploads/{'cd' * 32}/begin", f"uploads/{'cd' * 32}/piece", "index", "names/6a756e6b",
+    ):  # fmt: skip
+        bucket.objects[key] = b"hello" * 30
+        again = store_in(bucket)
+        assert [each.name for each in again.page("", None, 10) if each.name] == ["mine"], key
+        other = sha256(key.encode()).digest()
+        again.save(other, key.encode())
+        again.move("another", other, ABSENT)
+        assert again.remove("another", None) == other
+        assert again.begin(bytes(32), 100) == 0
+        again.discard(bytes(32))
+        again.delete(other)
+    with pytest.raises(Refusal, match="no graph is saved under the name 'junk'"):
+        store.resolve("junk")
+    store.move("junk", digest, ABSENT)  # in its place
+    assert store.resolve("junk") == digest
+
+
+def test_names_hold_in_a_copy_of_the_bucket() -> None:
+    class Elsewhere(Objects):
+        """Another store, in which other tags stand for the same bytes."""
+
+        def _meta(self, key: str) -> Meta:
+            return super()._meta(key)._replace(tag=f"other {md5(self.objects[key]).hexdigest()}")
+
+    bucket, digest = Objects(), data_of(1)[0]
+    store = store_in(bucket)
+    store.save(*data_of(1))
+    store.move("mine", digest, ABSENT)
+    copy = Elsewhere()
+    copy.objects = dict(bucket.objects)
+    assert store_in(copy).resolve("mine") == digest
+    assert entries(store_in(copy)) == ["mine"]
+
+
+def test_bucket_that_ignores_conditions_is_refused() -> None:
+    class Careless(Objects):
+        def answer(self, request: Any) -> Any:
+            if isinstance(request, Swap):
+                return super().answer(Put(request.key, b"".join(request.pieces)))
+            return super().answer(request)
+
+    with pytest.raises(StoreError, match="ignores conditions of writes"):
+        store_in(Careless())
+
+
+def test_uploads_that_have_begun_are_not_read_again_and_again() -> None:
+    bucket = Objects()
+    store = store_in(bucket)
+    for number in range(200):
+        store.begin(data_of(number)[0], 1000)
+    asked(bucket)
+    store.begin(data_of(1000)[0], 1000)
+    assert asked(bucket) <= 8
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "said"),
+    [
+        ("s3://", KEYS, "names no bucket; write s3://BUCKET/PREFIX"),
+        ("s3:///prefix", KEYS, "names no bucket"),
+        ("s3://b", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"),
+        ("s3://b", {"AWS_ACCESS_KEY_ID": "k"}, "needs keys, but AWS_SECRET_ACCESS_KEY is not set"),
+        (
+            "s3://b",
+            {**KEYS, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "is not encrypted; set AWS_ALLOW_HTTP=true",
+        ),
+    ],
+)
+def test_configuration_that_is_incomplete_is_refused_before_anybody_is_asked(
+    monkeypatch: pytest.MonkeyPatch, address: str, variables: dict[str, str], said: str
+) -> None:
+    for name in [*os.environ]:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Bucket, "_opened", lambda *_: pytest.fail("somebody would be asked"))
+    with pytest.raises(StoreError, match=said):
+        S3Store(address, Limits())

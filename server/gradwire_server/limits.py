@@ -59,7 +59,9 @@ class Limits:
     max_evaluations: int = _limit(8, "evaluations", "Evaluations that compute at the same time.")
     max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")
     max_streams: int = _limit(256, "streams", "Streamed evaluations answered at the same time.")
-    max_transfers: int = _limit(64, "streams", "Graphs uploaded or fetched at the same time.")
+    max_transfers: int = _limit(
+        64, "streams", "Graphs uploaded at the same time, and as many fetched."
+    )
     max_read_bytes: int = _limit(
         2048 * _MIB,
         "bytes",

@@ -131,10 +131,12 @@ class GradientService(grpc.GenericRpcHandler):
         calls = Lane("gradwire-call", limits.max_evaluations + limits.max_waiting)
         streams = Lane("gradwire-stream", limits.max_streams)
         sessions = Lane("gradwire-session", limits.max_sessions)
-        transfers = Lane("gradwire-transfer", limits.max_transfers)
+        # lanes of their own: uploads that send nothing keep nobody from fetching
+        uploads = Lane("gradwire-upload", limits.max_transfers)
+        downloads = Lane("gradwire-download", limits.max_transfers)
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         waiting = "max-waiting", limits.max_waiting, "calls waiting"
-        transferring = "max-transfers", limits.max_transfers, "open transfers"
+        transfers = "max-transfers", limits.max_transfers
         found = {
             "Evaluate": _Method(
                 unary(on_lane(calls, self._unary("Evaluate", self.evaluate))), calls, *waiting
@@ -162,11 +164,11 @@ class GradientService(grpc.GenericRpcHandler):
             },
             "UploadGraph": _Method(
                 # on the wire as a client's stream with one answer
-                grpc.stream_stream_rpc_method_handler(on_lane(transfers, self._upload, sends=True)),
-                transfers, *transferring,
+                grpc.stream_stream_rpc_method_handler(on_lane(uploads, self._upload, sends=True)),
+                uploads, *transfers, "open uploads",
             ),
             "GetGraph": _Method(
-                stream(on_lane(transfers, self._get)), transfers, *transferring
+                stream(on_lane(downloads, self._get)), downloads, *transfers, "open downloads"
             ),
             "DescribeServer": _Method(
                 unary(self._unary("DescribeServer", self._describe)),

@@ -1339,7 +1339,10 @@ class UploadChunk(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """Where they begin; must be as many bytes as are there (UPLOAD_INVALID, with the fact "received")."""
+    """Where they begin: the first chunk at most where the bytes that are there end, the others where
+    the chunk before ended (UPLOAD_INVALID, with the fact "received"). What is there already, since
+    another upload of the same graph has brought it, is passed over.
+    """
     data: _builtins.bytes
     """The bytes, not beyond the size; at least 64 KiB, unless they reach it (UPLOAD_INVALID)."""
     def __init__(

@@ -51,7 +51,10 @@ _BUSY_SECONDS = 60.0
 _WAL_BYTES = 64 << 20
 
 #: Bytes of the disk that no graph is saved into, so that the journal of a deletion has room.
-_SPARE_BYTES = 4 << 20
+_SPARE_BYTES = 2 << 20
+
+#: The journal of a graph that comes in pieces: it is used again from its beginning.
+_PIECES_BYTES = 8 << 20
 
 #: A file that holds room for deletions, should others have filled the disk.
 _RESERVE, _RESERVE_BYTES = "reserve", 2 << 20
@@ -165,7 +168,7 @@ class SqliteStore:
             if database.execute("SELECT 1 FROM graphs WHERE digest = ?", (digest,)).fetchone():
                 return False
             self._require_room(database, len(data))
-            self._require_disk(database, len(data))
+            self._require_disk(database, len(data), len(data))
             blob = _new_blob(database)
             _put_chunks(database, blob, 0, memoryview(data))
             row = digest, blob, len(data), self._clock()
@@ -178,7 +181,7 @@ class SqliteStore:
             found = _upload(database, digest)
             if found is None:
                 self._require_room(database, size)
-                self._require_disk(database, size)
+                self._require_disk(database, size, min(size, _PIECES_BYTES))
                 row = digest, _new_blob(database), size, 0, self._steady()
                 database.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?)", row)
                 return 0
@@ -190,7 +193,7 @@ class SqliteStore:
         with self._writing() as database:
             blob, size, received = self._required_upload(database, digest)
             require_offset(offset, len(data), received, size)
-            self._require_disk(database, len(data))
+            self._require_disk(database, len(data), len(data))
             _put_chunks(database, blob, offset, data)
             _touch(database, digest, received + len(data), self._steady())
 
@@ -296,14 +299,17 @@ class SqliteStore:
         _keep_reserve(self._directory)
         return freed
 
-    def _require_disk(self, database: sqlite3.Connection, size: int) -> None:
-        """Room on the disk: for the journal, for what it grows the file by, and to delete later."""
-        status = os.statvfs(self._directory)
+    def _require_disk(self, database: sqlite3.Connection, size: int, journal: int) -> None:
+        """Room on the disk: for what grows the file, for its journal, and to delete later."""
+        try:
+            status = os.statvfs(self._directory)
+            written = os.stat(self._directory / f"{FILE}-wal").st_size  # which is used again
+        except OSError:
+            return  # gone: which is found out before anything is acknowledged
         free = status.f_bavail * status.f_frsize
         (pages,) = database.execute("PRAGMA freelist_count").fetchone()
         growth = max(0, size - pages * self._page_bytes)
-        # a large graph comes in pieces, whose journals follow one another
-        needed = min(size, _WAL_BYTES) + growth + _SPARE_BYTES
+        needed = growth + max(0, journal - written) + _SPARE_BYTES
         if free < needed:
             raise Unavailable(
                 "STORE_UNAVAILABLE",
