@@ -16,7 +16,7 @@ import pytest
 
 from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limits
-from gradwire_server.store import Store, StoreError
+from gradwire_server.store import Store, StoreError, base
 from gradwire_server.store import sqlite as module
 from gradwire_server.store.sqlite import FILE, SqliteStore
 
@@ -173,8 +173,8 @@ def test_uploads_outlive_a_clock_that_jumps(
     def clock() -> float:
         return wall[0]
 
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "monotonic", lambda: passed[0])
+    monkeypatch.setattr(base, "time", clock)
+    monkeypatch.setattr(base, "monotonic", lambda: passed[0])
     limits = Limits(upload_idle_seconds=100)
     store = SqliteStore(tmp_path, limits, clock)
     data = memoryview(bytes(1 << 17))

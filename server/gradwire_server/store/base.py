@@ -7,8 +7,9 @@ what it has not done when it is killed has not happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from time import monotonic, time
 from typing import Protocol
 
 from gradwire_server.errors import Conflict, Invalid, NotFound, OverLimit, Refusal, Unavailable
@@ -94,6 +95,14 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Lets go of the store; it is not used any more."""
+
+
+def steady(clock: Callable[[], float]) -> Callable[[], float]:
+    """Seconds since 1970 that go on evenly where the machine's clock is set; or a test's clock."""
+    if clock is not time:
+        return clock
+    began = time() - monotonic()
+    return lambda: began + monotonic()
 
 
 def require_digest(digest: bytes) -> bytes:

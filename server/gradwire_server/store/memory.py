@@ -23,6 +23,7 @@ from gradwire_server.store.base import (
     require_room_for_name,
     require_same_size,
     require_whole,
+    steady,
 )
 
 
@@ -42,6 +43,7 @@ class MemoryStore:
     def __init__(self, limits: Limits, clock: Callable[[], float] = time) -> None:
         self._limits = limits
         self._clock = clock
+        self._steady = steady(clock)
         self._graphs: dict[bytes, tuple[Saved, bytes]] = {}
         self._names: dict[str, bytes] = {}
         self._uploads: dict[bytes, _Upload] = {}
@@ -78,9 +80,9 @@ class MemoryStore:
             upload = self._uploads.get(digest)
             if upload is None:
                 self._require_room(size)
-                upload = self._uploads[digest] = _Upload(size, self._clock())
+                upload = self._uploads[digest] = _Upload(size, self._steady())
             require_same_size(size, upload.size)
-            upload.touched_at = self._clock()
+            upload.touched_at = self._steady()
             return upload.received
 
     def append(self, digest: bytes, offset: int, data: memoryview) -> None:
@@ -89,7 +91,7 @@ class MemoryStore:
             require_offset(offset, len(data), upload.received, upload.size)
             upload.pieces.append(bytes(data))
             upload.received += len(data)
-            upload.touched_at = self._clock()
+            upload.touched_at = self._steady()
 
     def uploaded(self, digest: bytes) -> Iterator[bytes]:
         with self._lock:
@@ -159,6 +161,6 @@ class MemoryStore:
         require_room(self._limits, len(sizes) + 1, sum(sizes) + size)
 
     def _drop_silent_uploads(self) -> None:
-        oldest = self._clock() - self._limits.upload_idle_seconds
+        oldest = self._steady() - self._limits.upload_idle_seconds
         for digest in [key for key, each in self._uploads.items() if each.touched_at < oldest]:
             del self._uploads[digest]

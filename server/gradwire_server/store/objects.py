@@ -323,6 +323,8 @@ def _advice(failure: BaseException) -> str:
         code in text for code in ("AccessDenied", "403 Forbidden", "InvalidAccessKeyId")
     ):
         return "; check the keys, and what they may do in the bucket"
+    if "error sending request" in text:
+        return "; nobody answers there: check the endpoint (AWS_ENDPOINT_URL), or ask again later"
     return "; ask again later"
 
 

@@ -40,6 +40,7 @@ from gradwire_server.store.base import (
     require_room_for_name,
     require_same_size,
     require_whole,
+    steady,
 )
 from gradwire_server.store.objects import (
     PAGE,
@@ -84,14 +85,14 @@ _COUNT_SECONDS = 60.0
 _FEW_NAMES = 16
 
 #: The index is written again once it lacks so many names, and so large a part of all.
-_INDEX_LAG, _INDEX_LAG_PART = 64, 8
+_INDEX_LAG, _INDEX_LAG_PART = 64, 16
 
 _INDEX = "index"
 _BEGIN = "begin"
 _OFFSET_DIGITS = 12
 
-#: An upload says that it goes on after so many parts of the time in which it must.
-_TOUCHES = 10
+#: The part of the idle time after which an upload says again that it goes on.
+_TOUCH_PART = 1 / 20
 
 
 @dataclass
@@ -120,7 +121,7 @@ class S3Store:
     ) -> None:  # fmt: skip
         """Opens s3://bucket/prefix, with endpoint and keys from AWS's variables (StoreError)."""
         self._limits = limits
-        self._clock = clock
+        self._clock = steady(clock)
         self._lock = Lock()
         self._known: dict[str, tuple[str, Reference]] = {}  # by the tag of the name's object
         self._unindexed = 0
@@ -326,7 +327,7 @@ class S3Store:
             received = sum(size for _, size in (yield from _pieces(digest)))
             require_offset(offset, len(data), received, upload.size)  # another was faster
             raise no_upload(received)
-        if self._clock() - upload.touched_at > self._limits.upload_idle_seconds / _TOUCHES:
+        if self._clock() - upload.touched_at > _TOUCH_PART * self._limits.upload_idle_seconds:
             yield from self._touch(digest, upload.size)
 
     def _finish(self, digest: bytes, data: bytes) -> Steps[None]:
@@ -347,8 +348,8 @@ class S3Store:
         return upload
 
     def _oldest(self) -> float:
-        """When the last news of an upload must have come."""
-        return self._clock() - self._limits.upload_idle_seconds
+        """When an upload must have said that it goes on, which it does not with every piece."""
+        return self._clock() - (1 + _TOUCH_PART) * self._limits.upload_idle_seconds
 
     def _touch(self, digest: bytes, size: int) -> Steps[None]:
         content = json.dumps({"size": size, "touched_at": self._clock()})
@@ -412,6 +413,8 @@ class S3Store:
                 return count
             except Refusal:
                 pass  # perhaps there is room since
+        if count is not None:
+            count.at = monotonic()  # others go on with it while it is counted again
         uploads = yield from self._drop_silent_uploads()
         names = yield from self._names((yield from listed("names/")))
         graphs = yield from _graphs()
@@ -470,7 +473,7 @@ def _graphs() -> Steps[dict[bytes, tuple[Saved, str]]]:
     for meta in (yield from listed("saved/")):
         digest = digest_from(meta.key.rpartition("/")[2])
         saved = saved_from(digest, meta)
-        if digest == ABSENT:
+        if meta.key != saved_key(digest):
             continue
         if saved is None:
             emptied.add(digest)
@@ -478,7 +481,8 @@ def _graphs() -> Steps[dict[bytes, tuple[Saved, str]]]:
             found[digest] = saved, meta.tag
     for meta in (yield from listed("graphs/")):
         digest = digest_from(meta.key.rpartition("/")[2])
-        if digest != ABSENT and digest not in found and digest not in emptied:
+        is_graph = meta.key == released_key(digest)
+        if is_graph and digest not in found and digest not in emptied:
             found[digest] = Saved(digest, meta.size, meta.modified), ""
     return found
 
@@ -534,15 +538,18 @@ def _read_upload(found: tuple[Meta, bytes] | None) -> _Upload | None:
 def _name_from(key: str) -> str:
     """The name of an object; empty where it has none that a graph may have."""
     try:
-        return require_name(bytes.fromhex(key.removeprefix("names/")).decode())
+        name = require_name(bytes.fromhex(key.removeprefix("names/")).decode())
     except (ValueError, Invalid):
         return ""
+    return name if name_key(name) == key else ""
 
 
 def _offset_from(key: str) -> int | None:
     """Where a piece of an upload begins; None where the object is none."""
     name = key.rpartition("/")[2]
-    return int(name) if name.isascii() and name.isdecimal() else None
+    if len(name) != _OFFSET_DIGITS or not (name.isascii() and name.isdecimal()):
+        return None
+    return int(name)
 
 
 def _upload_prefix(digest: bytes) -> str:

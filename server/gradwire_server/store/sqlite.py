@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from time import monotonic, time
+from time import time
 from typing import NamedTuple, TypeVar
 
 from gradwire_server.errors import Unavailable
@@ -39,6 +39,7 @@ from gradwire_server.store.base import (
     require_room_for_name,
     require_same_size,
     require_whole,
+    steady,
 )
 
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class SqliteStore:
         """Opens the store in a directory, and makes what is missing (StoreError)."""
         self._limits = limits
         self._clock = clock
-        self._steady = _Steady(clock)
+        self._steady = steady(clock)
         self._directory = Path(directory)
         try:
             try:
@@ -364,17 +365,6 @@ class SqliteStore:
             "UPDATE uploads SET touched_at = ? WHERE touched_at > ?",
             (now, now + self._limits.upload_idle_seconds),
         )
-
-
-class _Steady:
-    """Seconds since 1970 that go on evenly, even where the clock is set meanwhile."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._ahead = time() - monotonic()
-
-    def __call__(self) -> float:
-        return monotonic() + self._ahead if self._clock is time else self._clock()
 
 
 class _Connection:
