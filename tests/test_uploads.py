@@ -195,3 +195,24 @@ def test_large_values_are_lifted_out_of_a_graph() -> None:
     (leaf,) = graph.leaves
     assert leaf.value is not None
     assert leaf.value.data == np.random.default_rng(1).random(1 << 17).tobytes()
+
+
+def test_graph_deleted_before_it_has_its_name_is_saved_again() -> None:
+    class Raced(MemoryStore):
+        deletions = 2
+
+        def move(self, name: str, digest: bytes, expected: bytes | None) -> None:
+            if self.deletions:
+                self.deletions -= 1
+                self.delete(digest)
+            super().move(name, digest, expected)
+
+    store, data = Raced(Limits()), large(1)
+    request = pb.SaveGraphRequest(
+        graph=pb.GraphSource(graph=data), name=pb.NameChange(name="mine")
+    ).SerializeToString()
+    answer = pb.SaveGraphResponse.FromString(
+        saved_graphs(store, Limits()).save(request, lambda: False)
+    )
+    assert (answer.created, answer.graph.name) == (True, "mine")
+    assert store.resolve("mine") == sha256(data).digest()

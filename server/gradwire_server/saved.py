@@ -28,6 +28,9 @@ from gradwire_server.threads import Turns
 IsStopped = Callable[[], bool]
 
 _PAGE, _MAX_PAGE = 100, 1000
+
+#: How often a graph is saved again because it was deleted before it had its name.
+_SAVES = 5
 _MAX_TOKEN = 512
 _CHECK_BYTES = 8
 _GET_DATA = 2  # the field of GetGraphResponse
@@ -67,7 +70,8 @@ class SavedGraphs:
         store = self._required()
         change = _change(request.name) if request.HasField("name") else None
         created = False
-        if request.graph.WhichOneof("source") in ("digest", "name"):
+        by_reference = request.graph.WhichOneof("source") in ("digest", "name")
+        if by_reference:
             with within("graph"):
                 digest = self._digest(request.graph)
             size = store.find(digest).size
@@ -81,10 +85,10 @@ class SavedGraphs:
                     entry = self._cache.find(graph)
             digest, size = entry.key, len(entry.data)
             if not request.validate_only:
-                created = store.save(digest, entry.data)
+                created, answer = self._saved(store, entry, change)
         if request.validate_only:
             answer = pb.SavedGraph(digest=digest, size=size, name=request.name.name)
-        else:
+        elif by_reference:
             answer = self._named(store, digest, change)
         return pb.SaveGraphResponse(graph=answer, created=created).SerializeToString()
 
@@ -205,6 +209,18 @@ class SavedGraphs:
         if sha256(data).digest() != digest:
             raise lost_bytes(digest, 0)
         return data
+
+    def _saved(
+        self, store: Store, entry: Entry, change: tuple[str, bytes | None] | None
+    ) -> tuple[bool, pb.SavedGraph]:
+        """Saves a graph and moves a name to it; whether the graph was not there before."""
+        created = store.save(entry.key, entry.data)
+        for _ in range(_SAVES):
+            try:
+                return created, self._named(store, entry.key, change)
+            except NotFound:  # somebody has deleted it in between
+                created = store.save(entry.key, entry.data) or created
+        return created, self._named(store, entry.key, change)
 
     def _named(
         self, store: Store, digest: bytes, change: tuple[str, bytes | None] | None

@@ -97,6 +97,7 @@ class Name(NamedTuple):
     both: bool = False  # the move expects that `before` is there too
     writes: tuple[str, ...] = ()  # nonces, the newest first; with a "-", of moves that failed
     tag: str = ""  # of the object, "" where it is absent
+    damaged: bool = False  # the object says nothing that a store has written
 
     def succeeded(self, nonce: str) -> bool | None:
         """What became of a write; None where it is not known."""
@@ -290,7 +291,7 @@ def digest_from(text: Any) -> bytes:
 
 
 def read_name(found: tuple[Meta, bytes] | None) -> Name:
-    """What an object says; nothing, where it is not one of the store's."""
+    """What an object says; nothing, where no store has written it."""
     if found is None:
         return Name()
     meta, content = found
@@ -305,7 +306,7 @@ def read_name(found: tuple[Meta, bytes] | None) -> Name:
             tag=meta.tag,
         )
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        return Name(tag=meta.tag)
+        return Name(tag=meta.tag, damaged=True)
 
 
 def _reference(fields: dict[str, Any]) -> Reference:

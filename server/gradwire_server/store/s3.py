@@ -22,7 +22,7 @@ from threading import Lock
 from time import monotonic, time
 from typing import NamedTuple, TypeVar
 
-from gradwire_server.errors import Invalid, Refusal
+from gradwire_server.errors import Invalid, Refusal, Unavailable
 from gradwire_server.limits import Limits
 from gradwire_server.store.base import (
     ABSENT,
@@ -138,7 +138,13 @@ class S3Store:
         return self._run(_found(digest))[1]
 
     def resolve(self, name: str) -> bytes:
-        _, digest = self._run(resolve_name(name))
+        state, digest = self._run(resolve_name(name))
+        if state.damaged:
+            raise Unavailable(
+                "STORE_UNAVAILABLE",
+                f"name {name!r}: {name_key(name)} holds nothing that a store has written; save a "
+                "graph under the name again",
+            )
         if digest == ABSENT:
             raise no_name(name)
         return digest
