@@ -123,6 +123,23 @@ def test_deletion_finds_room_on_a_disk_that_others_have_filled(
     assert reserve.exists()
 
 
+def test_store_opens_on_a_disk_that_others_have_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path).close()
+    opened = module._opened
+
+    def full(directory: Path) -> Any:
+        if (tmp_path / "reserve").exists():
+            raise sqlite3.OperationalError("database or disk is full")
+        return opened(directory)
+
+    monkeypatch.setattr(module, "_opened", full)
+    store = SqliteStore(tmp_path, Limits())
+    store.delete(DIGEST)
+    store.close()
+
+
 def test_damaged_pages_are_told_from_what_passes(tmp_path: Path) -> None:
     chance = random.Random(5)
     whole = tmp_path / "whole"

@@ -216,3 +216,12 @@ def test_graph_deleted_before_it_has_its_name_is_saved_again() -> None:
     )
     assert (answer.created, answer.graph.name) == (True, "mine")
     assert store.resolve("mine") == sha256(data).digest()
+
+
+def test_upload_of_what_is_there_says_that_all_is() -> None:
+    store, data = MemoryStore(Limits()), large(3)
+    store.save(sha256(data).digest(), data)
+    graphs = saved_graphs(store, Limits())
+    raw = (each.SerializeToString() for each in (begin(data), chunk(data, 0)))
+    answer = pb.UploadGraphResponse.FromString(graphs.upload(raw, lambda: False))
+    assert (answer.received, answer.graph.size) == (len(data), len(data))

@@ -96,7 +96,8 @@ class SavedGraphs:
         """UploadGraphRequests, serialized, to one UploadGraphResponse."""
         store = self._required()
         begun: pb.UploadBegin | None = None
-        received, first = 0, True
+        received = 0  # bytes that are there
+        end: int | None = None  # of the last chunk
         for data in requests:
             request, payloads = decode_request(pb.UploadGraphRequest, data)
             part = request.WhichOneof("part")
@@ -110,13 +111,15 @@ class SavedGraphs:
                 chunk = memoryview(payloads.found(request.chunk.data))
                 if len(chunk):
                     offset = request.chunk.offset
-                    follows = offset == received or (first and offset < received)
+                    follows = offset <= received if end is None else offset == end
                     with within("chunk"):
                         if follows:
-                            self._append(store, begun, offset, chunk)
+                            there = self._append(store, begun, offset, chunk)
                         else:
                             store.append(begun.digest, offset, chunk)
-                    received, first = offset + len(chunk), False
+                            there = offset + len(chunk)
+                    end = offset + len(chunk)
+                    received = max(received, there)
         if begun is None:
             raise Invalid("REQUEST_INVALID", "the upload has no message")
         answer = pb.UploadGraphResponse(received=received)
@@ -248,18 +251,19 @@ class SavedGraphs:
             raise Invalid("UPLOAD_INVALID", what, field="size")
         return size
 
-    def _append(self, store: Store, begun: pb.UploadBegin, offset: int, chunk: memoryview) -> None:
-        """Adds bytes of an upload; what others have brought of the same graph is passed over."""
+    def _append(self, store: Store, begun: pb.UploadBegin, offset: int, chunk: memoryview) -> int:
+        """Adds bytes of an upload, those that no other has brought; where what is there ends."""
+        end = offset + len(chunk)
         while True:
             try:
                 store.append(begun.digest, offset, chunk)
-                return
+                return end
             except Invalid as refusal:
                 there = _brought(store, begun, refusal)
                 if there <= offset:
                     raise
-            if there >= offset + len(chunk):
-                return
+            if there >= end:
+                return there
             chunk, offset = chunk[there - offset :], there
 
     def _finish(self, store: Store, digest: bytes, stopped: IsStopped) -> None:

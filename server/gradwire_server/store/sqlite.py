@@ -430,10 +430,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 def _keep_reserve(directory: Path) -> None:
     """Holds room back, if there is any to spare; of several servers the first one does."""
-    status = os.statvfs(directory)
-    if status.f_bavail * status.f_frsize < _RESERVE_BYTES + _SPARE_BYTES:
-        return
     try:
+        status = os.statvfs(directory)
+        if status.f_bavail * status.f_frsize < _RESERVE_BYTES + _SPARE_BYTES:
+            return
         with open(directory / _RESERVE, "xb") as file:
             file.write(bytes(_RESERVE_BYTES))
     except FileExistsError:
