@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import md5, sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, product
 from typing import Any, NamedTuple
 
@@ -601,3 +604,68 @@ def test_configuration_that_is_incomplete_is_refused_before_anybody_is_asked(
     monkeypatch.setattr(Bucket, "_opened", lambda *_: pytest.fail("somebody would be asked"))
     with pytest.raises(StoreError, match=said):
         S3Store(address, Limits())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (404, "NoSuchBucket", "there is no such bucket: make it, or name another"),
+        (403, "InvalidAccessKeyId", "check the keys, and what they may do in the bucket"),
+        (403, "SignatureDoesNotMatch", "check the keys"),
+    ],
+)
+def test_configuration_that_is_wrong_is_said_after_one_request(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, said: str
+) -> None:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+    with (
+        answering(monkeypatch, status, body) as requests,
+        pytest.raises(StoreError, match=said),
+    ):
+        S3Store("s3://graphs/prefix", Limits())
+    assert len(requests) == 1
+
+
+def test_page_of_a_list_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = "".join(
+        f"<Contents><Key>prefix/names/{number:04}</Key><Size>5</Size><ETag>x</ETag>"
+        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+        for number in range(PAGE)
+    )
+    body = (
+        "<ListBucketResult><IsTruncated>true</IsTruncated><KeyCount>1000</KeyCount>"
+        f"<NextContinuationToken>more</NextContinuationToken>{objects}</ListBucketResult>"
+    )
+    with answering(monkeypatch, 200, body.encode()) as requests:
+        page = Bucket("s3://graphs/prefix").answer(List("names/", "names/0"))
+    assert [each.key for each in page[:2]] == ["names/0000", "names/0001"]
+    assert len(page) == PAGE
+    assert len(requests) == 1
+    assert "start-after=prefix%2Fnames%2F0" in requests[0]
+
+
+@contextmanager
+def answering(monkeypatch: pytest.MonkeyPatch, status: int, body: bytes) -> Iterator[list[str]]:
+    """A place that gives one answer to everybody; the paths that were asked for."""
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        for name, value in {**KEYS, "AWS_ALLOW_HTTP": "true", "AWS_ENDPOINT_URL": endpoint}.items():
+            monkeypatch.setenv(name, value)
+        yield requests
+        server.shutdown()
