@@ -16,22 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gradwire_server.allocator import keep_freed_memory, spare_what_stays
 from gradwire_server.engine import kernels
 from gradwire_server.engine.blas import serve_with_one_thread
+from gradwire_server.health import Health, Reflection
 from gradwire_server.limits import Limits
 from gradwire_server.segments import Segments, require_directory
-from gradwire_server.service import SERVICE, GradientService, on_lane
+from gradwire_server.service import GradientService
 from gradwire_server.store import MemoryStore, Store, open_store
-from gradwire_server.threads import Lane
 from gradwire_server.web.page import Page, Place, Web, bind, place_of
 from gradwire_server.workers import AddressError, Told, supervise
 
 _LAST_PORT = 65535
-_REFLECTION_THREADS = 16
 
 
 class Server:
@@ -51,15 +48,14 @@ class Server:
         self._store = store
         self._page: Page | None = None
         self._service = GradientService(limits, self._segments, store)
-        self._health = health.HealthServicer()
-        self._reflection = Lane("gradwire-reflection", _REFLECTION_THREADS)
+        arrivals = self._service.arrivals
+        self._health = Health(arrivals)
+        self._reflection = Reflection(arrivals, self._service.light, self._service.silence)
         self._server = grpc.server(
             self._service.light, handlers=[self._service], options=_options(limits, shares_port)
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            _Reflection(self._reflection), self._server
-        )
+        self._health.add_to(self._server)
+        self._reflection.add_to(self._server)
 
     def start(self, address: str) -> str:
         """Listens, and returns the address with its port (AddressError)."""
@@ -72,8 +68,6 @@ class Server:
             self._let_go()
             raise AddressError.of(address) from None
         self._server.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     def show(self, web: Web, sockets: Sequence[socket.socket]) -> None:
@@ -82,7 +76,7 @@ class Server:
 
     def stop(self, grace_seconds: float) -> None:
         """Refuses new calls, lets running ones end within the grace, then cancels them."""
-        self._health.enter_graceful_shutdown()
+        self._health.stop()
         if self._page is not None:
             self._page.begin_to_stop(grace_seconds)
         self._server.stop(grace_seconds).wait()
@@ -90,21 +84,14 @@ class Server:
             self._page.stop()
         self._let_go()
         self._service.close()
-        self._reflection.shutdown()
+        self._health.close()
+        self._reflection.close()
 
     def _let_go(self) -> None:
         if self._segments is not None:
             self._segments.close()
         if self._store is not None:
             self._store.close()
-
-
-class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
-    """Reflection on threads of its own: its streams may stay open for as long as they like."""
-
-    def __init__(self, lane: Lane) -> None:
-        super().__init__([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME])
-        self.ServerReflectionInfo = on_lane(lane, super().ServerReflectionInfo)
 
 
 class EmbeddedServer:

@@ -84,6 +84,7 @@ ADVICE = {
     "max-streams": "read one to its end, ask again later",
     "max-transfers": "wait for one to end",
     "max-sessions": "close one, ask again later",
+    "max-silent": "send a message with each call",
 }
 
 

@@ -70,6 +70,14 @@ class Limits:
     max_read_seconds: int = _limit(
         60, "seconds", "Most processor time for reading a file or an expression of the page."
     )
+    max_silent: int = _limit(
+        1024,
+        "calls",
+        "Open calls whose first message has not come; beyond, whoever has most loses its oldest.",
+    )
+    first_message_seconds: int = _limit(
+        120, "seconds", "A call whose first message has not come for longer is closed."
+    )
     max_sessions: int = _limit(256, "sessions", "Sessions open at the same time.")
     session_idle_seconds: int = _limit(
         600, "seconds", "A session or upload silent for longer is closed."

@@ -1,8 +1,8 @@
-"""The gRPC service: a thread for every open call, and only a few of them computing.
+"""The gRPC service: a thread for every call whose message is here, and few of them computing.
 
 A call's own thread decodes, plans, computes and answers: handing work to another thread costs as
-much as a small evaluation. Calls over a limit are refused before they get a thread, health checks
-have threads of their own, and when the caller leaves, the work stops within a block.
+much as a small evaluation. Calls over a limit are refused before they get a thread, and when the
+caller leaves, or its deadline passes, the work stops within a block.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from time import monotonic
@@ -25,6 +26,7 @@ from gradwire.holes import request_id_of
 from gradwire.payloads import LIFTED_BYTES
 from gradwire.v1 import service_pb2 as pb
 from gradwire.version import __version__
+from gradwire_server.arrivals import Arrivals, Arriving
 from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
 from gradwire_server.codec.answers import (
@@ -74,8 +76,10 @@ _MESSAGE_CHARACTERS = 1500
 _FACT_CHARACTERS = 200
 _FACTS = 8
 
-#: Threads for what hardly computes: health checks, descriptions, refusals.
+#: Threads that refuse.
 _LIGHT_THREADS = 4
+#: Threads that describe the server, which takes a few milliseconds.
+_DESCRIBE_THREADS = 4
 
 #: A streamed evaluation that takes longer is worth a second thread.
 _LONG_SECONDS = 0.005
@@ -83,13 +87,14 @@ _BATCHES_AHEAD = 1
 
 log = logging.getLogger("gradwire")
 
+#: Ends a call from another thread than its own.
+End = Callable[[Refusal], None]
+
 
 class _Method(NamedTuple):
     handler: Any  # an RpcMethodHandler
+    refusal: Any  # the same where the lane is full
     lane: Lane
-    limit: str  # the flag that widens the lane; empty where none does
-    most: int
-    what: str
 
 
 class GradientService(grpc.GenericRpcHandler):
@@ -103,10 +108,11 @@ class GradientService(grpc.GenericRpcHandler):
         self._turns = Turns(limits.max_evaluations, limits.max_waiting)
         self._cache = GraphCache(limits.max_cache_bytes, lambda data: decode_graph(data, limits))
         self._saved = SavedGraphs(store, self._cache, self._turns, limits)
-        self._silence = SilenceWatch(limits.session_idle_seconds)
+        self.silence = SilenceWatch(limits.session_idle_seconds)
         self._run = os.urandom(8).hex()
         self._calls = count(1)
         self.light = Lane("gradwire-light", _LIGHT_THREADS)
+        self.arrivals = Arrivals(limits.max_silent, limits.first_message_seconds, status_of)
         self._ahead = Lane("gradwire-ahead", limits.max_streams)
         self._methods = self._described_methods()
 
@@ -117,12 +123,13 @@ class GradientService(grpc.GenericRpcHandler):
         if method is None:
             return None
         if method.lane.full:
-            return self._refusal(path.rpartition("/")[2], method)
+            return method.refusal
         return method.handler
 
     def close(self) -> None:
         """Lets the threads end; what runs, ends at its next block."""
-        self._silence.close()
+        self.silence.close()
+        self.arrivals.close()
         for lane in {self.light, self._ahead, *(method.lane for method in self._methods.values())}:
             lane.shutdown()
 
@@ -134,69 +141,88 @@ class GradientService(grpc.GenericRpcHandler):
         # lanes of their own: uploads that send nothing keep nobody from fetching
         uploads = Lane("gradwire-upload", limits.max_transfers)
         downloads = Lane("gradwire-download", limits.max_transfers)
+        descriptions = Lane("gradwire-describe", _DESCRIBE_THREADS)
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         waiting = "max-waiting", limits.max_waiting, "calls waiting"
         transfers = "max-transfers", limits.max_transfers
+        answers = {
+            "Evaluate": self.evaluate,
+            "DifferentiateGraph": self._differentiate,
+            "SaveGraph": self._saved.save,
+            "ListGraphs": self._saved.page,
+            "DeleteGraph": self._saved.delete,
+        }
+        both = grpc.stream_stream_rpc_method_handler
         found = {
-            "Evaluate": _Method(
-                unary(on_lane(calls, self._unary("Evaluate", self.evaluate))), calls, *waiting
-            ),
-            "DifferentiateGraph": _Method(
-                unary(on_lane(calls, self._unary("DifferentiateGraph", self._differentiate))),
-                calls,
-                *waiting,
-            ),
-            "EvaluateStream": _Method(
-                stream(on_lane(streams, self._evaluate_stream)),
-                streams, "max-streams", limits.max_streams, "open streams",
-            ),
-            "Session": _Method(
-                grpc.stream_stream_rpc_method_handler(on_lane(sessions, self._session, sends=True)),
-                sessions, "max-sessions", limits.max_sessions, "open sessions",
-            ),
             **{
-                name: _Method(unary(on_lane(calls, self._unary(name, answer))), calls, *waiting)
-                for name, answer in (
-                    ("SaveGraph", self._saved.save),
-                    ("ListGraphs", self._saved.page),
-                    ("DeleteGraph", self._saved.delete),
-                )
+                name: self._method(name, unary, self._unary(name, answer), calls, *waiting)
+                for name, answer in answers.items()
             },
-            "UploadGraph": _Method(
-                # on the wire as a client's stream with one answer
-                grpc.stream_stream_rpc_method_handler(on_lane(uploads, self._upload, sends=True)),
-                uploads, *transfers, "open uploads",
+            "EvaluateStream": self._method(
+                "EvaluateStream", stream, self._evaluate_stream, streams,
+                "max-streams", limits.max_streams, "open streams",
             ),
-            "GetGraph": _Method(
-                stream(on_lane(downloads, self._get)), downloads, *transfers, "open downloads"
+            "Session": self._method(
+                "Session", both, sending(self._session), sessions,
+                "max-sessions", limits.max_sessions, "open sessions",
             ),
-            "DescribeServer": _Method(
-                unary(self._unary("DescribeServer", self._describe)),
-                self.light, "", _LIGHT_THREADS, "descriptions of the server",
+            "UploadGraph": self._method(  # on the wire as a client's stream with one answer
+                "UploadGraph", both, sending(self._upload), uploads, *transfers, "open uploads"
+            ),
+            "GetGraph": self._method(
+                "GetGraph", stream, self._get, downloads, *transfers, "open downloads"
+            ),
+            "DescribeServer": self._method(
+                "DescribeServer", unary, self._unary("DescribeServer", self._describe),
+                descriptions, "", _DESCRIBE_THREADS, "descriptions of the server",
             ),
         }  # fmt: skip
         return {f"/{SERVICE}/{name}": method for name, method in found.items()}
 
-    def _refusal(self, name: str, method: _Method) -> Any:
-        """Refuses at once, without waiting for a message as a unary handler would."""
+    def _method(
+        self,
+        name: str,
+        handler: Callable[[Any], Any],
+        behavior: Callable[..., Any],
+        lane: Lane,
+        limit: str,
+        most: int,
+        what: str,
+    ) -> _Method:
+        """A method whose calls get a thread of a lane once their message is here."""
+        refuse = self._refuse(name, limit, most, what)
+        made = handler(behavior)
+        threads = Arriving(
+            self.arrivals, lane, (refuse, self.light), streams=made.request_streaming
+        )
+        # a call that is refused at once need not send its message
+        refusal: Any = grpc.stream_stream_rpc_method_handler(on_lane(self.light, refuse))
+        return _Method(handler(on_lane(threads, behavior)), refusal, lane)
+
+    def _refuse(
+        self, name: str, limit: str, most: int, what: str
+    ) -> Callable[[Any, Any], NoReturn]:
+        """The behaviour of a method whose lane is full."""
 
         def refuse(_: Any, context: Any) -> NoReturn:
             with self._answering(name, context):
-                if not method.limit:
+                if not limit:
                     raise OverLimit(
                         "LIMIT_EXCEEDED",
-                        f"{method.what}: {method.most} are under way already; ask again later",
-                        value=method.most,
+                        f"{what}: {most} are under way already; ask again later",
+                        value=most,
                     )
-                raise OverLimit.of(method.limit, method.most, method.most + 1, method.what)
+                raise OverLimit.of(limit, most, most + 1, what)
 
-        return grpc.stream_stream_rpc_method_handler(on_lane(self.light, refuse))
+        return refuse
 
     def _unary(
         self, name: str, answer: Callable[[bytes, Callable[[], bool]], bytes]
     ) -> Callable[[bytes, Any], bytes]:
         def handle(data: bytes, context: Any) -> bytes:
             with self._answering(name, context) as stopped:
+                if stopped():  # while it waited for a thread
+                    raise Stopped
                 return answer(data, stopped)
 
         return handle
@@ -216,8 +242,6 @@ class GradientService(grpc.GenericRpcHandler):
         request, payloads = self._decoded(pb.EvaluateRequest, data)
         sink = results_sink(request, self._segments)
         with graph_of(request.graph), self._turns, asked(stopped):
-            if stopped():
-                raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
             wanted = decode_evaluation(request.evaluation, payloads)
             packed = wanted.packed is not None
@@ -302,27 +326,21 @@ class GradientService(grpc.GenericRpcHandler):
         packed = wanted.packed is not None
         yield [encode_finished(run.outputs(), gradients, sent, sink, packed=packed)]
 
-    def _session(
-        self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]
-    ) -> None:
-        """Answers one session; `send(None)` ends it, which the watch over silence does too."""
-        with self._answering("Session", context) as stopped:
-            with self._silence.over(lambda refusal: _end(context, send, refusal)) as silence:
-                self._converse(requests, send, stopped, silence)
-            if not silence.ended:
-                send(None)
+    def _session(self, requests: Iterator[bytes], context: Any, end: End) -> Iterator[bytes]:
+        """Answers one session, which the watch over silence may end."""
+        with (
+            self._answering("Session", context) as stopped,
+            self.silence.over(end) as silence,
+        ):
+            yield from self._converse(requests, stopped, silence)
 
     def _converse(
-        self,
-        requests: Iterator[bytes],
-        send: Callable[[Any], None],
-        stopped: Callable[[], bool],
-        silence: Silence,
-    ) -> None:
+        self, requests: Iterator[bytes], stopped: Callable[[], bool], silence: Silence
+    ) -> Iterator[bytes]:
         session: OpenSession | None = None
-        for data in _heard(requests, silence):
+        for data in heard(requests, silence):
             if session is not None and (known := self._poured(session, data, stopped)) is not None:
-                send(known)
+                yield known
                 continue
             request, payloads = self._decoded(pb.SessionRequest, data)
             with self._turns, asked(stopped):
@@ -336,7 +354,7 @@ class GradientService(grpc.GenericRpcHandler):
                     ).SerializeToString()
                 else:
                     raise Invalid("REQUEST_INVALID", "the first message of a session is open")
-            send(answer)
+            yield answer
 
     def _poured(
         self, session: OpenSession, data: bytes, stopped: Callable[[], bool]
@@ -427,8 +445,6 @@ class GradientService(grpc.GenericRpcHandler):
         request, payloads = self._decoded(pb.DifferentiateGraphRequest, data)
         sizes = {each.symbol: each.size for each in request.symbol_sizes}
         with graph_of(request.graph), self._turns, asked(stopped), np.errstate(all="ignore"):
-            if stopped():
-                raise Stopped
             graph = self._saved.entry(request.graph, payloads, stopped).graph
             found = gradient_graph(
                 graph, tuple(request.with_respect_to), sizes, self._limits, stopped
@@ -448,19 +464,20 @@ class GradientService(grpc.GenericRpcHandler):
         )
         return found.SerializeToString()
 
-    def _upload(self, requests: Iterator[bytes], context: Any, send: Callable[[Any], None]) -> None:
+    def _upload(self, requests: Iterator[bytes], context: Any, end: End) -> Iterator[bytes]:
         """Receives one graph; the watch over silence may end it, as a session."""
-        with self._answering("UploadGraph", context) as stopped:
-            with self._silence.over(lambda refusal: _end(context, send, refusal)) as silence:
-                try:
-                    answer = self._saved.upload(_heard(requests, silence), stopped)
-                except Stopped:
-                    if silence.ended:
-                        return  # the watch has said why
-                    raise
+        with (
+            self._answering("UploadGraph", context) as stopped,
+            self.silence.over(end) as silence,
+        ):
+            try:
+                answer = self._saved.upload(heard(requests, silence), stopped)
+            except Stopped:
+                if silence.ended:
+                    return  # the watch has said why
+                raise
             if not silence.ended:
-                send(answer)
-                send(None)
+                yield answer
 
     def _get(self, data: bytes, context: Any) -> Iterator[bytes]:
         with self._answering("GetGraph", context) as stopped:
@@ -479,19 +496,22 @@ class GradientService(grpc.GenericRpcHandler):
         outcome = "CANCELLED"
         logged = log.isEnabledFor(logging.INFO)
         peer = context.peer() if logged else ""  # now: the client may have gone later
+        ends = began + context.time_remaining()
 
         def stopped() -> bool:
-            return not context.is_active()
+            # grpc tells of a deadline when its own thread gets to it, behind all other calls
+            return not context.is_active() or monotonic() > ends
 
         try:
             yield stopped
             outcome = "OK"
         except Refusal as refusal:
             outcome = refusal.reason
-            context.abort_with_status(_status(refusal))
+            context.abort_with_status(status_of(refusal))
         except Stopped:
-            message = "the client cancelled the call, or its deadline passed"
-            context.abort(grpc.StatusCode.CANCELLED, message)
+            if monotonic() > ends:
+                context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline passed")
+            context.abort(grpc.StatusCode.CANCELLED, "the client cancelled the call")
         except (grpc.RpcError, GeneratorExit):
             raise
         except Exception:
@@ -516,21 +536,46 @@ class GradientService(grpc.GenericRpcHandler):
                 )
 
 
-def on_lane(lane: Lane, behavior: Callable[..., Any], sends: bool = False) -> Callable[..., Any]:
-    """A behaviour that grpc runs on a lane; one that sends its answers itself, if told so.
-
-    Both marks are grpc's own (its health service uses them), and read by its synchronous server.
-    """
+def on_lane(lane: ThreadPoolExecutor, behavior: Callable[..., Any]) -> Callable[..., Any]:
+    """A behaviour that grpc runs on these threads: a mark of grpc's own."""
 
     def marked(*arguments: Any) -> Any:
         return behavior(*arguments)
 
     marked.experimental_thread_pool = lane  # type: ignore[attr-defined]
+    # and one that it may have already: its answers are sent by a function, and not yielded
+    sends = getattr(behavior, "experimental_non_blocking", False)
     marked.experimental_non_blocking = sends  # type: ignore[attr-defined]
     return marked
 
 
-def _heard(requests: Iterator[bytes], silence: Silence) -> Iterator[bytes]:
+def sending(converse: Callable[[Any, Any, End], Iterator[Any]]) -> Callable[..., Any]:
+    """A behaviour that sends what it yields by a function, so that another thread can end the call.
+
+    The mark is grpc's own (its health service has it). Interceptors know no such behaviour: without
+    the function it yields its answers, and its end says less.
+    """
+
+    def behavior(requests: Any, context: Any, send: Callable[[Any], None] | None = None) -> Any:
+        if send is None:
+            return converse(requests, context, lambda _: context.cancel())
+        ended = []
+
+        def end(refusal: Refusal) -> None:
+            ended.append(refusal)
+            _end(context, send, refusal)
+
+        for answer in converse(requests, context, end):
+            send(answer)
+        if not ended:
+            send(None)
+        return None
+
+    behavior.experimental_non_blocking = True  # type: ignore[attr-defined]
+    return behavior
+
+
+def heard(requests: Iterator[bytes], silence: Silence) -> Iterator[bytes]:
     """The messages of a client, as long as none comes too late."""
     while True:
         silence.begins()
@@ -542,7 +587,7 @@ def _heard(requests: Iterator[bytes], silence: Silence) -> Iterator[bytes]:
 
 def _end(context: Any, send: Callable[[Any], None], refusal: Refusal) -> None:
     """Ends a call from another thread than its own."""
-    status = _status(refusal)
+    status = status_of(refusal)
     context.set_code(status.code)
     context.set_details(status.details)
     context.set_trailing_metadata(status.trailing_metadata)
@@ -576,7 +621,7 @@ def _counted(slabs: Iterable[Slab], sent: list[int], kind: int) -> Iterator[Slab
         yield slab
 
 
-def _status(refusal: Refusal) -> Any:
+def status_of(refusal: Refusal) -> Any:
     """A refusal as google.rpc.Status, small enough to arrive."""
     message = _shortened(refusal.message, _MESSAGE_CHARACTERS)
     facts = {key: _shortened(fact, _FACT_CHARACTERS) for key, fact in refusal.facts.items()}

@@ -26,12 +26,14 @@ _here = _Here()
 
 
 class asked:  # noqa: N801 -- a context manager, as those of contextlib are named
-    """Where `stopped` says whether nobody waits any more."""
+    """Where `stopped` says whether nobody waits any more; then nothing is begun (Stopped)."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self._stopped = stopped
 
     def __enter__(self) -> None:
+        if self._stopped():
+            raise Stopped
         self._before = _here.stopped
         _here.stopped = self._stopped
 

@@ -22,8 +22,9 @@ log = logging.getLogger("gradwire")
 #: A thread without work for longer ends.
 IDLE_SECONDS = 30.0
 
-_STARTED: Future[Any] = Future()  # nobody waits for a call through its future
-_STARTED.set_result(None)
+#: What `submit` returns: nobody waits for a call through its future.
+STARTED: Future[Any] = Future()
+STARTED.set_result(None)
 
 
 class Lane(ThreadPoolExecutor):
@@ -64,7 +65,7 @@ class Lane(ThreadPoolExecutor):
                 _Worker(self, f"{self._name}-{self._workers}").start(task)
             else:
                 self._queue.append(task)
-        return _STARTED
+        return STARTED
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Lets resting threads end; those that work, end with their work."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from math import inf
 from queue import SimpleQueue
 from threading import Semaphore
 from types import SimpleNamespace
@@ -65,6 +66,10 @@ class Context:
 
     def is_active(self) -> bool:
         return self._active
+
+    def time_remaining(self) -> float:
+        """Pages set no deadlines: they leave."""
+        return inf
 
     def cancel(self) -> None:
         """The caller has gone."""
