@@ -7,14 +7,16 @@ with gw.connect("localhost:50051") as server:
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import InvalidStateError
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import count
 from queue import SimpleQueue
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, NoReturn, Self
+from weakref import finalize
 
 import grpc
 import numpy as np
@@ -460,7 +462,11 @@ class _Steps:
 
 
 class Session(_Steps):
-    """One open stream; a failed step leaves the last good point, and the session, as they were."""
+    """One open stream; a failed step leaves the last good point, and the session, as they were.
+
+    Threads may share a session: their steps come one after another. A step that is interrupted
+    (Ctrl-C) while it waits for its answer closes the session.
+    """
 
     def __init__(
         self,
@@ -471,12 +477,20 @@ class Session(_Steps):
     ) -> None:
         super().__init__(connection._memory, graph, evaluation)
         self._connection = connection
+        self._lock = RLock()  # threads take turns
+        self._received = 0  # the request that was answered last
+        self._interrupted = False
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
+        finalize(self, self._requests.put, None)  # else grpc's thread waits for requests for ever
         calls: Any = connection._stub
         self._answers = calls.Session(iter(self._requests.get, None))
-        opening = self._receive(self._send(requests.open_request(graph, digest, evaluation)))
-        with self._refusals:
-            requests.session_response(opening, graph)
+        try:
+            opening = self._ask(requests.open_request(graph, digest, evaluation))
+            with self._refusals:
+                requests.session_response(opening, graph)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -497,7 +511,7 @@ class Session(_Steps):
         requests.require_mapping("inputs", inputs)
         form = self._forms.step(self.graph, self._batched, inputs, forward_only)
         with self._connection._exchange() as exchange:
-            answer = self._receive(self._send(*form.request(inputs, exchange)))
+            answer = self._ask(*form.request(inputs, exchange))
             with self._refusals:
                 return form.result(answer, exchange)
 
@@ -507,7 +521,7 @@ class Session(_Steps):
         The messages are sent before the first answer is read. The error of the first point that
         fails is raised when all have been tried.
         """
-        with ExitStack() as stack:
+        with ExitStack() as stack, self._lock:
             exchanges = (stack.enter_context(self._connection._exchange()) for _ in count())
             asked = [
                 (self._send(request.SerializeToString()), exchange)
@@ -537,7 +551,7 @@ class Session(_Steps):
             return value_of(result), result.gradients
         flat = requests.flat_vector(x)
         if self._may_pack and self._connection._has("packed"):
-            return self._read_packed(self._receive(self._send(*self._packed_step(flat))), flat)
+            return self._read_packed(self._ask(*self._packed_step(flat)), flat)
         return self._joined(self.step(self._vector.split(flat)), flat)
 
     def values_and_gradients(self, points: Any) -> tuple[Array, Array]:
@@ -548,8 +562,10 @@ class Session(_Steps):
                 "SHAPE_MISMATCH", f"points have shape {flat.shape}; give one row for each point"
             )
         if self._may_pack and self._connection._has("packed"):
-            asked = [*map(self._send, requests.packed_steps([*map(self._vector.pack, flat)]))]
-            answers = [self._receive(request_id) for request_id in asked]
+            packed_steps = requests.packed_steps([*map(self._vector.pack, flat)])
+            with self._lock:
+                asked = [*map(self._send, packed_steps)]
+                answers = [self._receive(request_id) for request_id in asked]
             with self._refusals:
                 packed = requests.packed_steps_answers(answers, self.graph)
                 found = [self._vector.unpack(each, flat.dtype) for each in packed]
@@ -560,9 +576,14 @@ class Session(_Steps):
         return np.array([value for value, _ in found]), gradients.reshape(flat.shape)
 
     def _result(self, request: bytes, exchange: Exchange) -> Result:
-        answer = self._receive(self._send(request))
+        answer = self._ask(request)
         with self._refusals:
             return requests.session_answer(answer, self.graph, exchange).result
+
+    def _ask(self, *pieces: Buffer) -> bytes:
+        """The answer to a request that lacks its id."""
+        with self._lock:
+            return self._receive(self._send(*pieces))
 
     def _send(self, *pieces: Buffer) -> int:
         """Sends a request that lacks its id; the id that it was given."""
@@ -572,15 +593,27 @@ class Session(_Steps):
 
     def _receive(self, request_id: int) -> bytes:
         """The answer to a request, without the id where it is small."""
-        answered, answer = 0, b""
-        while answered < request_id:  # an earlier call was interrupted, and its answer left unread
+        if request_id <= self._received:
+            raise InvalidRequestError(
+                "REQUEST_INVALID",
+                "the points of a session's steps took a step of that session; make them before",
+            )
+        answer = b""
+        while self._received < request_id:  # one interrupted may have left its answer unread
+            if self._interrupted:
+                what = "the session was interrupted in a step, and is closed; open another"
+                raise CancelledError("CANCELLED", what)
             try:
                 data: bytes | None = next(self._answers, None)
             except grpc.RpcError as failure:
                 raise self._connection._error(failure, self.graph) from None
+            except BaseException:  # Ctrl-C: grpc cannot go on reading where it was interrupted
+                self._interrupted = True
+                self.close()
+                raise
             if data is None:
                 raise ServerError("INTERNAL", "the server ended the session")
-            answered, answer = _identified(data)
+            self._received, answer = _identified(data)
         return answer
 
 
@@ -854,6 +887,7 @@ class AsyncSession(_Steps):
     ) -> None:
         super().__init__(connection._memory, graph, evaluation)
         self._connection = connection
+        self._lock = asyncio.Lock()  # tasks take turns
         self._call = connection._stub.Session()
 
     async def __aenter__(self) -> Self:
@@ -913,6 +947,10 @@ class AsyncSession(_Steps):
 
     async def _ask(self, *pieces: Buffer) -> bytes:
         """Sends a request that lacks its id; the answer to it, without the id where it is small."""
+        async with self._lock:
+            return await self._asked(*pieces)
+
+    async def _asked(self, *pieces: Buffer) -> bytes:
         self._next_id += 1
         answered = 0
         answer: Any = None

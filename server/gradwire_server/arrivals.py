@@ -153,7 +153,7 @@ class Arriving(ThreadPoolExecutor):
         self._arrivals = arrivals
         self._lane = lane
         self._refuse = refuse
-        self._streams = streams
+        self.streams = streams
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """As of grpc: a call; anything else gets a thread at once."""
@@ -163,13 +163,13 @@ class Arriving(ThreadPoolExecutor):
         return STARTED
 
     def run(self, work: Callable[..., Any], runner: Any, call: tuple[Any, ...], first: Any) -> None:
-        """Hands a call to a thread; `first` is its message, None where it ends without one."""
+        """Hands a call to a thread; `first` is its message, None where a stream has none."""
         event, state, behavior, thunk, *more = call
         lane = self._lane
         if self._refuse is not None and lane.full:
             behavior, lane = self._refuse
         if first is not None:
-            argument = _Following(first, thunk()) if self._streams else first
+            argument = _Following(first, thunk()) if self.streams else first
             lane.submit(work, runner, event, state, behavior, lambda: argument, *more)
         else:
             lane.submit(work, runner, event, state, behavior, thunk, *more)
@@ -200,7 +200,7 @@ class _Arrival:
 
         def came(completed: Any) -> Any:
             found = receive(completed)
-            self._came(state)
+            self._came(event, state)
             return found
 
         self._arrivals.add(self)
@@ -225,13 +225,18 @@ class _Arrival:
             state.code, state.details = status.code, status.details.encode()
             _server._abort(state, event.call, _cygrpc.StatusCode.unknown, b"")
 
-    def _came(self, state: Any) -> None:
+    def _came(self, event: Any, state: Any) -> None:
         """The message is there, or none will come."""
         self._arrivals.remove(self)
         with state.condition:
             if not _server._is_rpc_state_active(state):
                 return
             first, state.request = state.request, None
+            if first is None and not self._executor.streams:  # as grpc's handlers have it
+                method = event.call_details.method.decode(errors="replace")
+                what = f'"{method}" requires exactly one request message.'.encode()
+                _server._abort(state, event.call, _cygrpc.StatusCode.unimplemented, what)
+                return
         runner, *call = self._arguments
         self._executor.run(self._work, runner, tuple(call), first)
 

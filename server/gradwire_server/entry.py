@@ -29,6 +29,7 @@ from gradwire_server.web.page import Page, Place, Web, bind, place_of
 from gradwire_server.workers import AddressError, Told, supervise
 
 _LAST_PORT = 65535
+_PENDING = 16_384  # calls that have come and are not looked at yet; about 10 kB each
 
 
 class Server:
@@ -217,6 +218,11 @@ def _options(limits: Limits, shares_port: bool) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 3),
+        # a connection on which nobody speaks HTTP/2 keeps its descriptor no longer than this
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # grpc cancels what is above these, without a word; our own limits have sentences
+        ("grpc.server.max_pending_requests", _PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", _PENDING + 1),
     ]
 
 

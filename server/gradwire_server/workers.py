@@ -15,12 +15,22 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing import connection, get_context
 from threading import Thread
+from time import monotonic
 from typing import Protocol
 
 log = logging.getLogger("gradwire")
 
 #: Fork would copy grpc's threads and locks in whatever state they are.
 _SPAWN = get_context("spawn")
+
+
+#: What tells a process to end; SIGHUP comes when its terminal closes.
+_ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+
+#: Seconds until a worker is replaced that ended at once: twice as long each time, and no longer.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
+#: One that listened for so long is replaced at once.
+_STEADY_SECONDS = 10.0
 
 
 class AddressError(Exception):
@@ -52,8 +62,9 @@ class Told:
         os.set_blocking(self._write, False)
         # a signal that another thread gets would not wake this one, a byte in the pipe does
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, lambda *_: None)
+        for each in _ENDS:
+            if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(each, lambda *_: None)
 
     def tell(self) -> None:
         """Ends whoever waits, now and later."""
@@ -91,9 +102,9 @@ def reserve(address: str, stack: ExitStack) -> str:
 
 
 def supervise(address: str, count: int, job: Job, announce: Callable[[str], None]) -> None:
-    """Runs workers until told to end, then lets them drain; one that dies is replaced.
+    """Runs workers until told to end, then lets them drain; one that dies is replaced, for ever.
 
-    `job` is pickled. WorkerError where a worker ends before it listens.
+    `job` is pickled. WorkerError where one of the first ends before it listens.
     """
     told = Told()
     with ExitStack() as stack:
@@ -109,13 +120,22 @@ def supervise(address: str, count: int, job: Job, announce: Callable[[str], None
 
 def _replace_the_dead(workers: set[_Worker], told: Told) -> None:
     """Until told to end."""
-    while told.descriptor not in connection.wait(
-        [told.descriptor, *(worker.sentinel for worker in workers)]
-    ):
+    due: list[tuple[float, _Worker]] = []  # when, and whose successors
+    while True:
+        pause = max(0.0, min(when for when, _ in due) - monotonic()) if due else None
+        waking = [told.descriptor, *(worker.sentinel for worker in workers)]
+        if told.descriptor in connection.wait(waking, pause):
+            return
         for dead in [worker for worker in workers if not worker.alive]:
             workers.remove(dead)
-            log.error("%s; another is started in its place", dead.obituary())
-            workers.add(dead.successor())
+            seconds = dead.pause()
+            after = f" in {seconds:g} seconds" if seconds else ""
+            log.error("%s; another is started in its place%s", dead.obituary(), after)
+            due.append((monotonic() + seconds, dead))
+        now = monotonic()
+        for each in [each for each in due if each[0] <= now]:
+            due.remove(each)
+            workers.add(each[1].successor())
 
 
 def _end(workers: set[_Worker]) -> None:
@@ -128,12 +148,14 @@ def _end(workers: set[_Worker]) -> None:
 class _Worker:
     """One process, and the pipe that it reports on and lives by."""
 
-    def __init__(self, job: Job, address: str) -> None:
+    def __init__(self, job: Job, address: str, failures: int = 0) -> None:
         self._job = job
         self._address = address
+        self._failures = failures  # of those before it that ended at once
         self._pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_work, args=(job, address, theirs))
         self._process.start()
+        self._started = monotonic()
         theirs.close()
         self._listened = False
 
@@ -153,13 +175,22 @@ class _Worker:
         log.info("worker %s listens", self._process.pid)
         return True
 
+    def pause(self) -> float:
+        """Seconds until its successor starts, now that it has ended: none after a steady one."""
+        if self._has_listened() and monotonic() - self._started > _STEADY_SECONDS:
+            self._failures = 0
+            return 0.0
+        self._failures += 1
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
+
     def obituary(self) -> str:
-        """How it ended (WorkerError where it never listened, and so would no successor)."""
-        self._require_listened()
-        return self._ending()
+        """How it ended."""
+        listened = "" if self._has_listened() else f" before it listened on {self._address}"
+        return f"{self._ending()}{listened}"
 
     def successor(self) -> _Worker:
-        return _Worker(self._job, self._address)
+        self._pipe.close()
+        return _Worker(self._job, self._address, self._failures)
 
     def tell(self) -> None:
         """Tells it to drain and end."""
@@ -169,13 +200,19 @@ class _Worker:
         self._process.join()
 
     def _require_listened(self) -> None:
-        try:
-            self._listened = self._listened or bool(self._pipe.recv())
-        except (EOFError, OSError):
+        if not self._has_listened():
             self._process.join()
             raise WorkerError(
                 f"{self._ending()} before it listened on {self._address}; the log says why"
-            ) from None
+            )
+
+    def _has_listened(self) -> bool:
+        """Whether it said so; to be asked when it did or ended."""
+        try:
+            self._listened = self._listened or bool(self._pipe.recv())
+        except (EOFError, OSError):
+            return False
+        return self._listened
 
     def _ending(self) -> str:
         return f"worker {self._process.pid} ended with exit code {self._process.exitcode}"
