@@ -210,35 +210,6 @@ def test_health_answers_while_an_evaluation_takes_the_only_turn(
     server.close()
 
 
-def test_calls_whose_message_never_comes_starve_nobody() -> None:
-    limits = Limits(max_evaluations=1, max_waiting=3)
-    hold = threading.Event()
-
-    def nothing() -> Iterator[bytes]:
-        hold.wait()
-        yield b""
-
-    server = EmbeddedServer(limits)
-    with grpc.insecure_channel(server.address) as channel:
-        stub = service_pb2_grpc.GradientServiceStub(channel)
-        request = service_pb2.EvaluateRequest(graph=source(neuron()))
-        silent = channel.stream_unary("/gradwire.v1.GradientService/Evaluate")
-        calls = [silent.future(nothing()) for _ in range(3)]
-        assert stub.Evaluate(request, timeout=PATIENCE).result.outputs  # nobody computes
-        calls.append(silent.future(nothing()))
-        failure = None
-        while failure is None:  # until the last silent call has arrived
-            failure = stub.Evaluate.future(request, timeout=PATIENCE).exception()
-        assert "max-waiting" in failure.details()
-        health = health_pb2_grpc.HealthStub(channel)
-        found = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
-        assert found.status == health_pb2.HealthCheckResponse.SERVING
-        for call in calls:
-            call.cancel()
-        hold.set()
-    server.close()
-
-
 def test_sigterm_lets_running_calls_end(
     server: Running, stub: service_pb2_grpc.GradientServiceStub
 ) -> None:

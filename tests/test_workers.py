@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -145,3 +146,28 @@ def test_workers_end_with_a_parent_that_is_killed(server: Running) -> None:
     server.process.kill()
     assert server.process.stderr is not None
     server.process.stderr.read()  # ends when the last worker has closed its end
+
+
+def test_successors_that_die_before_they_listen_are_replaced_for_ever(tmp_path: Path) -> None:
+    jobs = Path(__file__).parent / "worker_jobs.py"
+    process = subprocess.Popen(
+        [sys.executable, str(jobs), str(tmp_path / "births")], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = [next(process.stderr) for _ in range(6)]
+    process.send_signal(signal.SIGTERM)
+    process.stderr.close()
+    assert process.wait(timeout=PATIENCE) == 0
+    assert said[-1] == "lives\n"
+    pauses = [line.rpartition("another is started in its place in ")[2] for line in said[:-1]]
+    seconds = ["0.001", "0.002", "0.004", "0.004", "0.004"]
+    assert pauses == [f"{each} seconds\n" for each in seconds]
+    assert "before it listened" not in said[0]
+    assert all("ended with exit code 9 before it listened on 127" in each for each in said[1:-1])
+
+
+@pytest.mark.slow
+def test_sighup_ends_a_server_as_sigterm_does(server: Running) -> None:
+    """It comes when a terminal closes."""
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.wait(timeout=PATIENCE) == 0

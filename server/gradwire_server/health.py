@@ -75,15 +75,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return health_pb2.HealthCheckResponse(status=state)
 
     def _watch(self, request: Any, context: Any, send: _Send) -> None:
-        state = self._state(request.service)
+        if len(self._watches) >= _WATCHES:
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{_WATCHES} calls watch the server's health already; check it instead",
+            )
         watch = _Watch(context, send, self._silence)
-        watch.tell(state)
+        watch.tell(self._state(request.service))
         with self._lock:
-            if len(self._watches) >= _WATCHES:
-                context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"{_WATCHES} calls watch the server's health already; check it instead",
-                )
             if self._serving:
                 if context.add_callback(lambda: self._forget(watch)):
                     self._watches.add(watch)
