@@ -485,7 +485,8 @@ def test_every_limit_that_refuses_says_what_helps() -> None:
         "max-shared-bytes",  # in a message of its own, to the client that shares
         "max-read-bytes",  # in a message of its own, as is the next
         "max-read-seconds",
-        "session-idle-seconds",  # in a message of its own
+        "session-idle-seconds",  # in a message of its own, as is the next
+        "first-message-seconds",
         "upload-idle-seconds",  # the next call begins again
     }
     assert {limit.name for limit in Limits().describe()} == {*ADVICE} | others

@@ -10,7 +10,8 @@ import pytest
 from patience import PATIENCE
 
 from gradwire_server import threads
-from gradwire_server.errors import OverLimit
+from gradwire_server.errors import OverLimit, Stopped
+from gradwire_server.stopping import asked
 from gradwire_server.threads import Lane, Turns, ahead
 
 
@@ -84,6 +85,31 @@ def test_turns_are_taken_and_given_back() -> None:
     assert [order.get(timeout=PATIENCE) for _ in range(2)] == ["first", "second"]
     with turns:
         assert turns.waiting == 0
+
+
+def test_who_waits_for_a_turn_leaves_when_nobody_wants_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_LOOK_SECONDS", 0.001)
+    turns = Turns(1, 1)
+    outcome, leaves = SimpleQueue[str](), threading.Event()
+
+    def wait() -> None:
+        try:
+            with asked(leaves.is_set), turns:
+                outcome.put("computes")
+        except Stopped:
+            outcome.put("stopped")
+
+    thread = threading.Thread(target=wait)
+    with turns:
+        thread.start()
+        while not turns.waiting:
+            pass
+        leaves.set()
+        assert outcome.get(timeout=PATIENCE) == "stopped"
+        assert turns.waiting == 0, "another may wait in its place"
+    thread.join(PATIENCE)
 
 
 def test_items_are_made_ahead_and_no_further() -> None:

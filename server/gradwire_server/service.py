@@ -220,9 +220,8 @@ class GradientService(grpc.GenericRpcHandler):
         self, name: str, answer: Callable[[bytes, Callable[[], bool]], bytes]
     ) -> Callable[[bytes, Any], bytes]:
         def handle(data: bytes, context: Any) -> bytes:
-            with self._answering(name, context) as stopped:
-                if stopped():  # while it waited for a thread
-                    raise Stopped
+            # asked from here on: it may be late already, or become so while it waits for its turn
+            with self._answering(name, context) as stopped, asked(stopped):
                 return answer(data, stopped)
 
         return handle

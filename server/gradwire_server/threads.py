@@ -1,7 +1,7 @@
 """Threads that answer calls: as many as calls may be open, and few of them computing at once.
 
-A call has a thread from its first byte to its last, so that no work is handed from one thread to
-another. A thread that waits, for a message or for a slow reader, takes no turn to compute.
+A call has a thread from its first message to its last, so that no work is handed from one thread
+to another. A thread that waits, for a message or for a slow reader, takes no turn to compute.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from threading import Condition, Lock, Semaphore, Thread
 from typing import Any, Generic, TypeVar
 
 from gradwire_server.errors import OverLimit
+from gradwire_server.stopping import stop_if_asked
 
 T = TypeVar("T")
 
@@ -21,6 +22,9 @@ log = logging.getLogger("gradwire")
 
 #: A thread without work for longer ends.
 IDLE_SECONDS = 30.0
+
+#: Who waits for a turn looks this often whether the answer is still wanted.
+_LOOK_SECONDS = 1.0
 
 #: What `submit` returns: nobody waits for a call through its future.
 STARTED: Future[Any] = Future()
@@ -219,7 +223,7 @@ class Turns:
         self._free = Semaphore(most)
 
     def __enter__(self) -> None:
-        """Takes a turn, when one is free (LIMIT_EXCEEDED where too many wait for theirs)."""
+        """Takes a turn, when one is free (LIMIT_EXCEEDED where too many wait; Stopped)."""
         if not self._free.acquire(blocking=False):
             self._wait()
 
@@ -234,7 +238,8 @@ class Turns:
                 )
             self.waiting += 1
         try:
-            self._free.acquire()
+            while not self._free.acquire(timeout=_LOOK_SECONDS):
+                stop_if_asked()
         finally:
             with self._lock:
                 self.waiting -= 1

@@ -25,7 +25,8 @@ _SPAWN = get_context("spawn")
 
 
 #: What tells a process to end; SIGHUP comes when its terminal closes.
-_ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+_ALWAYS = (signal.SIGTERM, signal.SIGINT)
+_ENDS = (*_ALWAYS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 #: Seconds until a worker is replaced that ended at once: twice as long each time, and no longer.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
@@ -63,7 +64,7 @@ class Told:
         # a signal that another thread gets would not wake this one, a byte in the pipe does
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for each in _ENDS:
-            if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+            if each in _ALWAYS or signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(each, lambda *_: None)
 
     def tell(self) -> None:
