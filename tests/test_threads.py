@@ -28,6 +28,23 @@ def test_lane_is_full_until_work_is_done() -> None:
     lane.shutdown()
 
 
+def test_work_waits_where_the_system_has_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane, done = Lane("test", 2), SimpleQueue[int]()
+
+    def start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        lane.submit(done.put, 1)
+    assert "can't start new thread" in caplog.text
+    lane.submit(done.put, 2)
+    assert [done.get(timeout=PATIENCE) for _ in range(2)] == [2, 1]
+    lane.shutdown()
+
+
 def test_last_thread_to_rest_runs_next() -> None:
     lane = Lane("test", 8)
     names: SimpleQueue[str] = SimpleQueue()

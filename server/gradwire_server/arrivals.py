@@ -17,6 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -95,8 +96,10 @@ class Arrivals:
             self._waiting[arrival] = monotonic()
             late = self._most_of_one_peer() if len(self._waiting) > self._most else []
             if self._watch is None:
-                self._watch = Thread(target=self._look, name="gradwire-arrivals", daemon=True)
-                self._watch.start()
+                watch = Thread(target=self._look, name="gradwire-arrivals", daemon=True)
+                with suppress(RuntimeError):  # the system has no thread now; the next call tries
+                    watch.start()
+                    self._watch = watch
         for each in late:
             each.end(self._status(_too_many(self._most)))
 
@@ -218,12 +221,15 @@ class _Arrival:
     def end(self, status: grpc.Status) -> None:
         """Ends the call, which then gets no thread."""
         _, event, state, *_ = self._arguments
-        with state.condition:
-            if not _server._is_rpc_state_active(state):
-                return
-            state.trailing_metadata = status.trailing_metadata
-            state.code, state.details = status.code, status.details.encode()
-            _server._abort(state, event.call, _cygrpc.StatusCode.unknown, b"")
+        try:
+            with state.condition:
+                if not _server._is_rpc_state_active(state):
+                    return
+                state.trailing_metadata = status.trailing_metadata
+                state.code, state.details = status.code, status.details.encode()
+                _server._abort(state, event.call, _cygrpc.StatusCode.unknown, b"")
+        except Exception:  # else one call would end the thread that hears all callers
+            log.exception("fault")
 
     def _came(self, event: Any, state: Any) -> None:
         """The message is there, or none will come."""

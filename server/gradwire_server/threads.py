@@ -64,12 +64,19 @@ class Lane(ThreadPoolExecutor):
         with self._lock:
             if self._resting:
                 self._resting.pop().wake(task)
-            elif self._workers < self._most:
-                self._workers += 1
-                _Worker(self, f"{self._name}-{self._workers}").start(task)
-            else:
+            elif self._workers >= self._most or not self._started(task):
                 self._queue.append(task)
         return STARTED
+
+    def _started(self, task: Callable[[], Any]) -> bool:
+        """Runs a task on a new thread; False where the system has none, which passes."""
+        try:
+            _Worker(self, f"{self._name}-{self._workers + 1}").start(task)
+        except RuntimeError as failure:  # a fault here would end the thread that hears all callers
+            log.error("%s: %s", self._name, failure)
+            return False
+        self._workers += 1
+        return True
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Lets resting threads end; those that work, end with their work."""
