@@ -73,6 +73,7 @@ def forward(
                 values.extend(out)
             else:
                 values.append(out)
+            del out  # which may be released at once
         for i in next(drops):
             values[i] = None
         if monotonic() > block_ends:
@@ -127,8 +128,7 @@ def backward(
                 given = _given(xp, plan, use, ids, values, widened=True)
                 pulled = _pull(xp, plan, use, outs, ids, given, values, grads, needed)
                 del given
-            for i, to_input, is_new in pulled:
-                _add(grads, own, i, to_input, is_new)
+            _add_all(grads, own, pulled)
             del pulled
         if kept is not None:
             for i in outs:
@@ -531,6 +531,11 @@ def _memory(x: Any) -> Any:
     """The array that has the memory that an array shows, itself if it has its own."""
     base = getattr(x, "base", None)
     return x if base is None else base
+
+
+def _add_all(grads: list[Array | None], own: set[int], pulled: list[_Pulled]) -> None:
+    for i, to_input, is_new in pulled:
+        _add(grads, own, i, to_input, is_new)
 
 
 def _add(grads: list[Array | None], own: set[int], i: int, to_input: Array, is_new: bool) -> None:
