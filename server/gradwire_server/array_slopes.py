@@ -18,7 +18,13 @@ def sigmoid_slope(x: Array, out: Array) -> Array:
     in_tail = x > SIGMOID_TAIL
     if not np.any(in_tail):
         return slope
-    return np.where(in_tail, out / (1 + np.exp(x)), slope)
+    if np.ndim(slope) == 0:
+        return out / (1 + np.exp(x))
+    tail = np.exp(x)
+    tail += 1
+    np.divide(out, tail, out=tail)
+    np.copyto(slope, tail, where=in_tail)
+    return slope
 
 
 def tanh_slope(x: Array, out: Array) -> Array:
@@ -27,4 +33,13 @@ def tanh_slope(x: Array, out: Array) -> Array:
     in_tail = size > TANH_TAIL
     if not np.any(in_tail):
         return slope
-    return np.where(in_tail, np.exp(-2 * size) * (1 + np.abs(out)) ** 2, slope)
+    if np.ndim(slope) == 0:
+        return np.exp(-2 * size) * (1 + np.abs(out)) ** 2
+    tail = np.multiply(size, -2, out=size)
+    np.exp(tail, out=tail)
+    rest = np.abs(out)
+    rest += 1
+    rest *= rest
+    tail *= rest
+    np.copyto(slope, tail, where=in_tail)
+    return slope
