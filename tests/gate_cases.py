@@ -133,7 +133,7 @@ def cases_of(gate: Gate) -> Iterator[Case]:
         inputs = tuple(map(to_array, example.inputs))
         yield Case(gate.operator, inputs, example.attributes, example)
     for number, sample in enumerate(gate.samples):
-        yield Case(gate.operator, _draw(gate, sample.inputs, f"sample {number}"), sample.attributes)
+        yield Case(gate.operator, draw(gate, sample.inputs, f"sample {number}"), sample.attributes)
     if isinstance(gate, ElementwiseGate) and not any(each.known for each in gate.inputs):
         attributes = gate.examples[0].attributes
         kinds = [str(to_array(each).dtype) for each in gate.examples[0].inputs]
@@ -141,10 +141,10 @@ def cases_of(gate: Gate) -> Iterator[Case]:
             specs = tuple(
                 TensorSpec(shapes[slot % len(shapes)], kind) for slot, kind in enumerate(kinds)
             )
-            yield Case(gate.operator, _draw(gate, specs, str(shapes)), attributes)
+            yield Case(gate.operator, draw(gate, specs, str(shapes)), attributes)
 
 
-def _draw(gate: Gate, specs: tuple[TensorSpec | None, ...], label: str) -> tuple[Any, ...]:
+def draw(gate: Gate, specs: tuple[TensorSpec | None, ...], label: str) -> tuple[Any, ...]:
     """Seeded numbers from each input's domain."""
     numbers = np.random.default_rng(zlib.crc32(f"{gate.operator} {label}".encode()))
     drawn: list[Any] = []

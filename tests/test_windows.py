@@ -154,8 +154,10 @@ def test_memory_for_a_convolution_of_bytes_is_counted_in_bytes() -> None:
     one, scale = TensorSpec((), "int8"), TensorSpec((), "float32")
     quantized, plain = GATES["QLinearConv"], GATES["ConvInteger"]
     given = (x, scale, one, w, scale, one, scale, one)
-    found = quantized.workspace(*given, **quantized.complete({}))
-    assert 4 * found == plain.workspace(x, w, **plain.complete({}))
+    held = plain.scratch((TensorSpec((8, 32, 62), "int32"),), x, w, **plain.complete({})).forward
+    out = TensorSpec((8, 32, 62), "int8")
+    found = quantized.scratch((out,), *given, **quantized.complete({})).forward
+    assert held <= found <= 3 * held
 
 
 def test_padding_before_a_window_is_not_held() -> None:

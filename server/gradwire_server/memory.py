@@ -7,6 +7,7 @@ added up here node by node, as arrays over all nodes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,51 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradwire_server import scratch
 from gradwire_server.errors import OverLimit
-from gradwire_server.gates import Gate
+from gradwire_server.gates.base import ElementwiseGate, Gate
 from gradwire_server.graph import Ids
 from gradwire_server.limits import Limits
 from gradwire_server.plan import Plan, depended_on
 from gradwire_server.specs import ITEM_SIZES
 
 Flags = npt.NDArray[np.bool_]
-
-#: Gates whose outputs show the memory of their first input.
-VIEWS = frozenset(
-    {"Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
-     "Unsqueeze"}
-)  # fmt: skip
-#: Gates whose gradient of the first input shows the memory of the output's gradient.
-PASSING = frozenset(
-    {"Add", "Concat", "Flatten", "Identity", "ReduceMean", "ReduceSum", "Reshape", "Squeeze",
-     "Sub", "Sum", "Transpose", "Unsqueeze"}
-)  # fmt: skip
-#: Those that hand it to their other inputs too.
-PASSING_TO_ALL = frozenset({"Add", "Concat", "Sum"})
-#: Those that only do so where input and output have one shape; else the engine sums.
-PASSING_AS_SHAPED = frozenset({"Add", "Sub", "Sum"})
-#: Arrays as large as its output or its first input that a gate makes on the way: to its output, and
-#: to the gradients. A test measures them.
-SCRATCH = {
-    "Acos": (0, 2), "Acosh": (0, 2), "Asin": (0, 2), "Asinh": (0, 3), "Atanh": (0, 2),
-    "AveragePool": (1, 1), "BatchNormalization": (2, 4), "Celu": (2, 2), "Cosh": (0, 2),
-    "CumProd": (0, 3), "DFT": (4, 5), "Det": (0, 4), "Div": (0, 2), "DynamicQuantizeLinear": (2, 3),
-    "Elu": (2, 2), "Gelu": (3, 4), "GlobalLpPool": (1, 3), "GlobalMaxPool": (0, 7),
-    "GridSample": (10, 20), "GroupNormalization": (2, 3), "HardSigmoid": (3, 2),
-    "HardSwish": (3, 2), "InstanceNormalization": (2, 3), "LRN": (2, 5),
-    "LayerNormalization": (1, 2), "LeakyRelu": (1, 1), "LogSoftmax": (1, 3),
-    "LpNormalization": (1, 2), "LpPool": (2, 2), "Max": (0, 4), "MaxPool": (1, 1), "Mean": (1, 0),
-    "MeanVarianceNormalization": (1, 3), "Min": (0, 4), "Mish": (3, 5), "Mod": (0, 3),
-    "NegativeLogLikelihoodLoss": (2, 2), "PRelu": (1, 1), "Pow": (1, 3), "QuantizeLinear": (2, 0),
-    "RMSNormalization": (1, 2), "Reciprocal": (1, 2), "ReduceL1": (1, 1), "ReduceL2": (2, 2),
-    "ReduceLogSumExp": (2, 3), "ReduceSumSquare": (1, 0), "Relu": (1, 0),
-    "RotaryEmbedding": (1, 1), "Selu": (2, 2), "Shrink": (2, 1), "Sigmoid": (2, 3), "Sinh": (0, 2),
-    "Slice": (0, 2), "Softmax": (1, 1), "SoftmaxCrossEntropyLoss": (3, 9), "Softplus": (2, 2),
-    "Softsign": (3, 2), "Sqrt": (0, 2), "SwiGLU": (3, 4), "Swish": (3, 3), "Tanh": (0, 4),
-    "TensorScatter": (3, 3), "UniqueInverse": (9, 0),
-}  # fmt: skip
-_SCRATCH = (0, 1)  # of a gate that computes and is not listed
-_NO_SCRATCH = VIEWS | PASSING | {"Exp", "Gemm", "Log", "MatMul", "Mul", "Neg", "Where"}
 
 #: Evaluations that take less are not worth the bookkeeping: they drop nothing before their end.
 SMALL_BYTES = 1 << 20
@@ -157,16 +122,23 @@ class _Timeline:
         lists = 1 if self.kept.needed is None else 3
         total = lists * _SLOT_BYTES * (graph.value_count + 1)
         for output in graph.outputs:
-            own = sum(self.plan.spec(value_id).nbytes for value_id in output.value_ids.tolist())
-            if len(output.value_ids) > 1 or not self.plan.is_batched(output.value_ids[0]):
-                total += own * (self.plan.batch_size or 1)  # stacked, or repeated for every row
+            ids, rows = output.value_ids, self.plan.batch_size
+            if len(ids) > 1 or (rows and not self.plan.is_batched(ids[0])):
+                own = sum(self.plan.spec(value_id).nbytes for value_id in ids.tolist())
+                total += own * (rows or 1)  # stacked, or repeated for every row
         for leaf, first in zip(graph.leaves, graph.leaf_first_ids, strict=False):
             if leaf.elements:  # taken apart
                 total += leaf.id_count * prod(self.plan.shape(first)) * ITEM_SIZES[leaf.dtype]
         peak, left = self._forward_peak()
         if self.kept.needed is not None:
-            peak = max(peak, self._backward_peak(left))
+            seeds = sum(int(self._seed_nbytes(output.value_ids)) for output in graph.outputs)
+            peak = max(_Peak(peak.nbytes + seeds, peak.node), self._backward_peak(left))
         return _Peak(total + peak.nbytes, peak.node)
+
+    def _seed_nbytes(self, value_ids: Ids) -> int:
+        """Bytes of the gradients that an output is given, which are there from the beginning."""
+        floating = value_ids[self.plan.floating[value_ids]]
+        return int(self._nbytes[floating].sum()) if len(value_ids) == 1 else 0
 
     @cached_property
     def _is_number(self) -> Flags:
@@ -218,6 +190,8 @@ class _Timeline:
         # a node and its values are done with when it has been pulled; what is kept, never is
         died = np.full(len(born), -1)
         died[first:] = np.where(self.kept.gradients[first:], -1, self._producers)
+        for output in graph.outputs:  # whose gradients the caller holds
+            died[output.value_ids] = -1
         np.minimum.at(died, _shown(parents), died.copy())
         grown = np.bincount(born[born >= 0], held[born >= 0], nodes + 1)
         gone = (died >= 0) & (born >= 0)
@@ -228,6 +202,7 @@ class _Timeline:
         shrunk = shrunk + np.bincount(self._producers[rounded[first:]], halved, nodes + 1)
         values = np.where(self._views == np.arange(len(born)), self._nbytes, 0)
         loose = self._after_forward & ~self.kept.values
+        loose[_shown(self._views)[self.kept.values]] = False  # nor what such a value shows
         loose[:first] = False
         shrunk += np.bincount(self._producers[loose[first:]], values[loose], nodes + 1)
         # what joins a gradient that is there already is made first
@@ -321,27 +296,19 @@ class _Timeline:
 
     def _scratch(self, way: int) -> Ids:
         """By node: bytes of the arrays that its gate makes on the way, forward (0) or back (1)."""
-        graph = self.plan.graph
-        # going back, outputs of half precision are computed again
-        ways = range(0 if self.plan.has_halves else way, way + 1)
-        pairs = [
-            SCRATCH.get(row.operator, (0, 0) if row.operator in _NO_SCRATCH else _SCRATCH)
-            for row in graph.rows
-        ]
-        counts = [max(pair[each] for each in ways) for pair in pairs]
-        widest = self._wide_nbytes[graph.first_ids[:-1]]
-        takes = np.flatnonzero(np.diff(graph.input_starts))
-        inputs = graph.node_inputs[graph.input_starts[takes]]
-        widest[takes] = np.maximum(widest[takes], self._wide_nbytes[inputs])
-        found: Ids = np.array(counts, np.int64)[graph.node_rows] * widest
-        return found + self.plan.workspaces + self._widened(way)
+        held: Ids = self._held_on_the_way[way]
+        return held + self._widened(way)
+
+    @cached_property
+    def _held_on_the_way(self) -> Ids:
+        return scratch.of_nodes(self.plan)
 
     @cached_property
     def _views(self) -> Ids:
         """By id: the value whose memory it shows, itself if it has its own."""
         graph = self.plan.graph
         shown = np.arange(graph.value_count + 1)
-        made = self._marked(VIEWS)[self._producers]
+        made = (self._marked(lambda gate: bool(gate.shows_input)) & ~self._copied)[self._producers]
         if self.plan.batch_size:  # rows that are taken one by one are copied
             by_rows = [type(row.gate).aligned_shapes is Gate.aligned_shapes for row in graph.rows]
             of_node = np.array(by_rows, bool)[graph.node_rows]
@@ -351,6 +318,31 @@ class _Timeline:
             graph.input_starts[self._producers[views]]
         ]
         return shown
+
+    @cached_property
+    def _copied(self) -> Flags:
+        """By node: whether it reshapes what does not lie in memory row by row."""
+        graph = self.plan.graph
+        copied = np.zeros(graph.node_count, bool)
+        kinds = [row.gate.shows_input for row in graph.rows]
+        if "reshaped" not in kinds or not {"turned", "in parts"} & {*kinds}:
+            return copied
+        # outputs have the order of inputs of their shape, as far as anybody knows, and no gaps
+        parts, turned = (bytearray(graph.value_count + 1) for _ in range(2))
+        inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
+        first_ids, spec_ids = graph.first_ids.tolist(), self.plan.spec_ids.tolist()
+        for node, row in enumerate(graph.node_rows.tolist()):
+            first, given = first_ids[node], inputs[starts[node] : starts[node + 1]]
+            kind = kinds[row]
+            if kind == "reshaped":
+                copied[node] = parts[given[0]] or turned[given[0]]
+            elif kind:
+                for value_id in range(first, first_ids[node + 1]):
+                    turned[value_id] = kind == "turned" or turned[given[0]]
+                    parts[value_id] = kind == "in parts" or parts[given[0]]
+            else:
+                turned[first] = any(turned[i] and spec_ids[i] == spec_ids[first] for i in given)
+        return copied
 
     def _passed(self, pulled: Flags, born: Ids) -> Ids:
         """By id: the value whose gradient's memory its gradient shows, itself if it has its own."""
@@ -363,17 +355,19 @@ class _Timeline:
         same = self.plan.spec_ids[ids] == self.plan.spec_ids[source]
         if self.plan.batch_size:
             same &= self.plan.batched[ids] == self.plan.batched[source]
-        passes = pulled & (uses[ids] == 1) & self._marked(PASSING)[nodes]
-        passes &= is_first | self._marked(PASSING_TO_ALL)[nodes]
-        passes &= same | ~self._marked(PASSING_AS_SHAPED)[nodes]
+        passes = (
+            pulled & (uses[ids] == 1) & self._marked(lambda gate: bool(gate.passes_grad))[nodes]
+        )
+        passes &= is_first | self._marked(lambda gate: gate.passes_grad == "to all")[nodes]
+        passes &= same | ~self._marked(lambda gate: isinstance(gate, ElementwiseGate))[nodes]
         passes &= ~self._is_half[ids]  # which are rounded
         shown = np.arange(len(born))
         shown[ids[passes]] = source[passes]
         return shown
 
-    def _marked(self, operators: frozenset[str]) -> Flags:
-        """By node: whether its operator is one of these."""
-        rows = np.array([row.operator in operators for row in self.plan.graph.rows], bool)
+    def _marked(self, says: Callable[[Gate], bool]) -> Flags:
+        """By node: whether its gate says so."""
+        rows = np.array([says(row.gate) for row in self.plan.graph.rows], bool)
         found: Flags = rows[self.plan.graph.node_rows]
         return found
 
@@ -395,8 +389,8 @@ def require_operations(plan: Plan, limits: Limits, forward_only: bool) -> None:
 def require_peak(lifetimes: Lifetimes, limits: Limits) -> None:
     """Refuses what would not fit, before anything runs (LIMIT_EXCEEDED)."""
     limit, plan = limits.max_memory_bytes, lifetimes.plan
-    # when everything would fit at once, nobody needs to know what is dropped when
-    if lifetimes.total_nbytes <= limit:
+    # when everything would fit twice, nobody needs to know what is dropped when
+    if 2 * lifetimes.total_nbytes <= limit:
         return
     value_id, nbytes = _largest_value(plan)
     if nbytes > limit:  # a view too: who reads it, reads all of it

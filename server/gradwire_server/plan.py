@@ -27,7 +27,6 @@ from gradwire_server.specs import (
     BOOLS,
     HALVES,
     INTEGERS,
-    ITEM_SIZES,
     Shape,
     TensorSpec,
     computed_in,
@@ -73,6 +72,8 @@ class Plan:
     #: Of the forward pass, of all rows; and the node with most of them.
     operations: int = 0
     busiest_node: int = 0
+    #: Bytes, at least as many as any gate holds on the way (scratch.py says it exactly).
+    most_scratch: int = 0
     #: What engines have worked out for it, by a name of their own.
     worked_out: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     _gradients: Mapping[tuple[int, ...], GradientPlan] = field(default_factory=dict)
@@ -128,7 +129,8 @@ class Plan:
 
     def nbytes(self, gradients: bool) -> int:
         """Memory for every value, and every gradient, held at once; in bytes."""
-        total = int(self.workspaces.max(initial=0))
+        own = [each.plan.nbytes(gradients=False) for each in self._gradients.values()]
+        total = min(max([self.most_scratch, *own]), _MOST_BYTES)
         for output in self.graph.outputs if self.batch_size else ():
             row = sum(self.spec(value_id).nbytes for value_id in output.value_ids)
             total += self.batch_size * row
@@ -153,33 +155,6 @@ class Plan:
     def most_bytes(self) -> int:
         """Memory for everything, held at once."""
         return self.nbytes(gradients=True)
-
-    @cached_property
-    def workspaces(self) -> Ids:
-        """By node: bytes that its gate holds while it runs, where the gate says so."""
-        graph = self.graph
-        found = np.zeros(graph.node_count, np.int64)
-        for number, row in enumerate(graph.rows):
-            if row.own is not None:
-                kinds = [plan for key, plan in self._gradients.items() if key[0] == number]
-                most = max((each.plan.nbytes(gradients=False) for each in kinds), default=0)
-                found[graph.node_rows == number] = min(most, _MOST_BYTES)
-            if type(row.gate).workspace is Gate.workspace:
-                continue
-            nodes = np.flatnonzero(graph.node_rows == number)
-            inputs = graph.node_inputs[
-                graph.input_starts[nodes][:, None] + np.arange(row.input_count)
-            ]
-            distinct, which = np.unique(self.spec_ids[inputs], axis=0, return_inverse=True)
-            sizes = []
-            for ids in distinct.tolist():
-                specs = [None if i == _ABSENT else self.specs[i] for i in ids]
-                elements = row.gate.workspace(*specs, **row.gate.complete(row.attributes))
-                widths = (ITEM_SIZES[computed_in(spec.dtype)] for spec in specs if spec is not None)
-                width = max(widths)
-                sizes.append(min(elements * width, _MOST_BYTES))
-            found[nodes] = np.array(sizes, np.int64)[which.reshape(-1)]
-        return found
 
 
 def make_plan(
@@ -441,14 +416,16 @@ class _Signatures:
             self._found[key] = found
         return found
 
-    def operations(self, row: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
-        """Those of a node."""
+    def work(self, row: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, int]:
+        """Operations of a node, and bytes that its gate holds on the way, about."""
         gate, specs = self._graph.rows[row].gate, self._table.specs
         if row not in self._complete:
             self._complete[row] = gate.complete(self._graph.rows[row].attributes)
         outs = tuple(specs[i] for i in outputs)
         given = [None if i == _ABSENT else specs[i] for i in inputs]
-        return gate.operations(outs, *given, **self._complete[row])
+        attributes = self._complete[row]
+        held = gate.scratch(outs, *given, **attributes)
+        return gate.operations(outs, *given, **attributes), sum(held)
 
     def is_known(self, number: int) -> bool:
         """Whether a spec has known elements that a gate yields."""
@@ -553,7 +530,7 @@ def _infer(graph: Graph, table: _SpecTable, signatures: _Signatures, spec_ids: I
     """Fills in the specs of all node values; says what all nodes are."""
     if not graph.node_count:
         return []
-    groups = _group_by_row(graph)
+    groups = group_by_row(graph)
     first = graph.leaf_first_ids[-1]
     spec_ids[first:] = _commonest_float(table, spec_ids[1:first])
     uses = None
@@ -593,12 +570,14 @@ def _work(
     uses: list[_Uses],
     batched: npt.NDArray[np.bool_],
     batch_size: int,
-) -> tuple[int, int]:
-    """Operations of all nodes and rows, and the node that has most; gates are asked once for each
-    signature."""
-    total, most, busiest = 0, 0, 0
+) -> tuple[int, int, int]:
+    """Operations of all nodes and rows, the node that has most, and the most scratch memory; gates
+    are asked once for each signature."""
+    total, most, busiest, scratch = 0, 0, 0, 0
     for kinds, which, first_ids in uses:
-        each = [signatures.operations(*kind) for kind in kinds]
+        work = [signatures.work(*kind) for kind in kinds]
+        each = [operations for operations, _ in work]
+        scratch = max([scratch, *(held for _, held in work)])
         if len(kinds) == 1:
             which = np.zeros(1, np.int64)
             counts = [len(first_ids)]
@@ -613,7 +592,7 @@ def _work(
         if each and (largest := max(each)) > most:
             first = int(np.argmax(which == each.index(largest)))
             most, busiest = largest, graph.node_of(int(first_ids[first]))
-    return total, busiest
+    return total, busiest, scratch * max(batch_size, 1)
 
 
 class _Group(NamedTuple):
@@ -624,7 +603,7 @@ class _Group(NamedTuple):
     first_ids: Ids
 
 
-def _group_by_row(graph: Graph) -> list[_Group]:
+def group_by_row(graph: Graph) -> list[_Group]:
     # numbers of 16 bits are sorted by radix, ten times as fast
     narrow = np.uint16 if len(graph.rows) <= 1 << 16 else np.int64
     order = np.argsort(graph.node_rows.astype(narrow), kind="stable")

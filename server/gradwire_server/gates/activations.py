@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import pi, sqrt
 from typing import Any
 
@@ -16,8 +17,17 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
-from gradwire_server.specs import FLOATS, NUMBERS, SIGNED, Shape, TensorSpec, broadcast_shapes
+from gradwire_server.specs import (
+    FLOATS,
+    ITEM_SIZES,
+    NUMBERS,
+    SIGNED,
+    Shape,
+    TensorSpec,
+    broadcast_shapes,
+)
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
@@ -55,6 +65,7 @@ class Sigmoid(ElementwiseGate):
     """
 
     operator = "Sigmoid"
+    scratch_arrays = (3.2, 1.3)
     examples = (
         Example((1.0,), 0.7310585786300049, gradients=(0.19661193324148185,)),
         Example(([-1000.0, 1000.0],), [0.0, 1.0], gradients=([0.0, 0.0],)),
@@ -77,6 +88,7 @@ class Relu(ElementwiseGate):
     """
 
     operator = "Relu"
+    scratch_arrays = (1, 0.15)
     inputs = (Input("X", SIGNED),)
     examples = (
         Example(([-2.0, 3.0],), [0.0, 3.0], gradients=([0.0, 1.0],)),
@@ -101,6 +113,7 @@ class LeakyRelu(ElementwiseGate):
     """
 
     operator = "LeakyRelu"
+    scratch_arrays = (2.2, 2.2)
     attributes = (Attribute("alpha", "float", 0.01, doc="Slope below 0."),)
     examples = (
         Example(([-2.0, 3.0],), [-0.02, 3.0], gradients=([0.01, 1.0],)),
@@ -130,6 +143,7 @@ class PRelu(Gate):
     """
 
     operator = "PRelu"
+    scratch_arrays = (2.2, 2.2)
     inputs = (Input("X", _WHOLE_TOO), Input("slope", _WHOLE_TOO))
     examples = (
         Example(([-2, 3], 2), [-4, 3]),
@@ -178,6 +192,7 @@ class Elu(ElementwiseGate):
     """
 
     operator = "Elu"
+    scratch_arrays = (3.2, 3.2)
     attributes = (Attribute("alpha", "float", 1.0, doc="Where it levels off, negated."),)
     examples = (
         Example(
@@ -208,6 +223,7 @@ class Selu(ElementwiseGate):
     """
 
     operator = "Selu"
+    scratch_arrays = (3.2, 3.2)
     attributes = (
         Attribute("alpha", "float", 1.6732632423543772, doc="Where it levels off, negated."),
         Attribute("gamma", "float", 1.0507009873554805, doc="Scale."),
@@ -242,6 +258,7 @@ class Celu(ElementwiseGate):
     """
 
     operator = "Celu"
+    scratch_arrays = (3.2, 3.2)
     attributes = (Attribute("alpha", "float", 1.0, doc="Where it levels off, negated."),)
     examples = (
         Example(
@@ -265,6 +282,10 @@ class Celu(ElementwiseGate):
         positive = xp.greater(x, 0.0)
         below = xp.where(positive, 0.0, x)
         return (xp.where(positive, grad, grad * xp.exp(below * (1.0 / alpha))),)
+
+
+#: Elements that xp.ndtr computes at once.
+_BLOCK = 1 << 15
 
 
 class Gelu(ElementwiseGate):
@@ -298,6 +319,14 @@ class Gelu(ElementwiseGate):
         ),
     )  # fmt: skip
 
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, approximate: str) -> Scratch:
+        if approximate == "tanh":
+            return Scratch(int(5.2 * x.nbytes), int(5.2 * x.nbytes))
+        blocks = 14 * min(x.size, _BLOCK) * ITEM_SIZES[x.dtype] // 2  # of xp.ndtr
+        return Scratch(
+            max(2 * x.nbytes, x.nbytes + blocks), max(3 * x.nbytes, 2 * x.nbytes + blocks)
+        )
+
     def forward(self, xp: Namespace, x: Array, approximate: str) -> Array:
         low = not_below(xp, x)
         if approximate == "tanh":
@@ -326,6 +355,7 @@ class Softplus(ElementwiseGate):
     """
 
     operator = "Softplus"
+    scratch_arrays = (2, 3.2)
     examples = (
         Example((1.0,), 1.3132616875182228, gradients=(0.7310585786300049,)),
         Example(([-1000.0, 1000.0],), [0.0, 1000.0], gradients=([0.0, 1.0],)),
@@ -347,6 +377,7 @@ class Softsign(ElementwiseGate):
     """
 
     operator = "Softsign"
+    scratch_arrays = (3.2, 2.2)
     examples = (Example(([1.0, -3.0],), [0.5, -0.75], gradients=([0.25, 0.0625],)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -367,6 +398,7 @@ class HardSigmoid(ElementwiseGate):
     """
 
     operator = "HardSigmoid"
+    scratch_arrays = (3, 2.2)
     attributes = (
         Attribute("alpha", "float", 0.2, doc="Slope."),
         Attribute("beta", "float", 0.5, doc="Height at 0."),
@@ -398,6 +430,7 @@ class HardSwish(ElementwiseGate):
     """
 
     operator = "HardSwish"
+    scratch_arrays = (4.2, 3.2)
     examples = (
         Example(([1.5, -4.0, 4.0],), [1.125, 0.0, 4.0], gradients=([1.0, 0.0, 1.0],)),
         Example(([-3.0, 3.0],), [0.0, 3.0], gradients=([0.0, 1.0],), at_kink=True),
@@ -423,6 +456,7 @@ class Mish(ElementwiseGate):
     """
 
     operator = "Mish"
+    scratch_arrays = (4, 6)
     examples = (Example((1.0,), 0.8650983882673103, gradients=(1.0490362200997922,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -453,6 +487,7 @@ class Swish(ElementwiseGate):
     """
 
     operator = "Swish"
+    scratch_arrays = (4.2, 4.2)
     attributes = (Attribute("alpha", "float", 1.0, doc="Scales X inside the logistic function."),)
     examples = (
         Example((1.0,), 0.7310585786300049, gradients=(0.9276705118714868,)),
@@ -482,6 +517,7 @@ class SwiGLU(Gate):
     """
 
     operator = "SwiGLU"
+    scratch_arrays = (4.2, 5.2)
     inputs = (Input("A"), Input("B"))
     attributes = (Attribute("alpha", "float", 1.0, doc="Scales A inside the logistic function."),)
     examples = (
@@ -528,6 +564,7 @@ class Shrink(ElementwiseGate):
     """
 
     operator = "Shrink"
+    scratch_arrays = (3.2, 2.2)
     inputs = (Input("input", _NOT_BFLOAT16),)
     attributes = (
         Attribute("bias", "float", 0.0, doc="How far numbers are moved."),
@@ -562,6 +599,7 @@ class ThresholdedRelu(ElementwiseGate):
     """
 
     operator = "ThresholdedRelu"
+    scratch_arrays = (0.15, 0.15)
     attributes = (Attribute("alpha", "float", 1.0, doc="Threshold."),)
     examples = (
         Example(([0.5, 2.0],), [0.0, 2.0], gradients=([0.0, 1.0],)),
@@ -622,6 +660,11 @@ class Clip(Gate):
     def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...]:
         ones = (1,) * specs[0].rank
         return (specs[0].shape, *(() if spec is None else ones for spec in specs[1:]))
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        both = sum(each is not None for each in specs) == 3
+        forward, back = (1, 5.3) if both else (0, 2.2)
+        return Scratch(int(forward * outs[0].nbytes), int(back * outs[0].nbytes))
 
     def forward(self, xp: Namespace, x: Array, low: Array = None, high: Array = None) -> Array:
         if low is not None:

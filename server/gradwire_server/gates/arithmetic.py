@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from gradwire_server.gates.base import (
     Array,
     Attribute,
@@ -11,9 +14,10 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
     guarded,
 )
-from gradwire_server.specs import FLOATS, NUMBERS, SIGNED, TensorSpec
+from gradwire_server.specs import FLOATS, ITEM_SIZES, NUMBERS, SIGNED, TensorSpec
 
 _PAIR = (Input("A", NUMBERS), Input("B", NUMBERS))
 _MISFIT = Rejection((TensorSpec((2,)), TensorSpec((3,))), "shapes (2,) and (3,) do not broadcast")
@@ -34,6 +38,7 @@ class Add(ElementwiseGate):
     """
 
     operator = "Add"
+    passes_grad = "to all"
     inputs = _PAIR
     examples = (
         Example((2.0, 3.0), 5.0, gradients=(1.0, 1.0)),
@@ -62,6 +67,7 @@ class Sub(ElementwiseGate):
     """
 
     operator = "Sub"
+    passes_grad = "to the first"
     inputs = _PAIR
     examples = (
         Example((2.0, 3.0), -1.0, gradients=(1.0, -1.0)),
@@ -110,12 +116,18 @@ class Div(ElementwiseGate):
     """
 
     operator = "Div"
+    scratch_arrays = (0, 2.4)
     inputs = (Input("A", NUMBERS), Input("B", NUMBERS, domain=(0.5, 2.0)))
     examples = (
         Example((6.0, 2.0), 3.0, gradients=(0.5, -1.5)),
         Example(([7, -7, 7, 1], [2, 2, -2, 0]), [3, -3, -3, 0]),
     )
     rejections = (_MISFIT, _MIXED)
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        if outs[0].is_floating:
+            return super().scratch(outs, *specs, **attributes)
+        return Scratch(int(4.3 * outs[0].nbytes), 0)
 
     def forward(self, xp: Namespace, a: Array, b: Array) -> Array:
         if str(a.dtype) in FLOATS:
@@ -140,6 +152,7 @@ class Pow(ElementwiseGate):
     """
 
     operator = "Pow"
+    scratch_arrays = (0, 3.5)
     inputs = (
         Input("X", (*FLOATS, "int32", "int64"), domain=(0.3, 2.0)),
         Input("Y", NUMBERS, group="T1"),
@@ -157,6 +170,13 @@ class Pow(ElementwiseGate):
     rejections = (
         Rejection((TensorSpec((2,)), TensorSpec((3,))), "shapes (2,) and (3,) do not broadcast"),
     )
+
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, y: TensorSpec) -> Scratch:
+        converted = y.size * ITEM_SIZES[x.dtype]
+        _, back = super().scratch(outs, x, y)
+        if not x.is_floating:
+            return Scratch(converted + 4 * 8 * outs[0].size, 0)
+        return Scratch(converted, back)
 
     def forward(self, xp: Namespace, x: Array, y: Array) -> Array:
         if str(x.dtype) in FLOATS:
@@ -244,6 +264,7 @@ class Reciprocal(ElementwiseGate):
     """
 
     operator = "Reciprocal"
+    scratch_arrays = (1, 2.3)
     inputs = (Input("X", domain=(0.5, 2.0)),)
     examples = (
         Example((2.0,), 0.5, gradients=(-0.25,)),
@@ -267,6 +288,7 @@ class Sqrt(ElementwiseGate):
     """
 
     operator = "Sqrt"
+    scratch_arrays = (0, 2.3)
     inputs = (Input("X", domain=(0.2, 3.0)),)
     examples = (
         Example((4.0,), 2.0, gradients=(0.25,)),
@@ -314,6 +336,7 @@ class Mod(ElementwiseGate):
     """
 
     operator = "Mod"
+    scratch_arrays = (0, 2.3)
     inputs = (Input("A", NUMBERS), Input("B", NUMBERS, domain=(0.5, 2.0)))
     attributes = (
         Attribute("fmod", "int", 0, choices=(0, 1), doc="1: the sign of A; floats need it."),
@@ -414,10 +437,14 @@ class Sum(ElementwiseGate):
     """
 
     operator = "Sum"
+    passes_grad = "to all"
     inputs = (Input("data_0", variadic=True),)
     examples = (Example((1.0, 2.0, 4.0), 7.0, gradients=(1.0, 1.0, 1.0)),)
     samples = _THREE
     rejections = (_MISFIT, _NO_INPUT)
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        return Scratch(outs[0].nbytes if len(specs) > 2 else 0, 0)
 
     def forward(self, xp: Namespace, *data: Array) -> Array:
         total = data[0]
@@ -442,6 +469,11 @@ class Mean(ElementwiseGate):
     examples = (Example((1.0, 3.0), 2.0, gradients=(0.5, 0.5)),)
     samples = _THREE
     rejections = (_MISFIT, _NO_INPUT)
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        whole = sum(spec.size == outs[0].size for spec in specs)
+        # the gradients of those of the output's shape are one array
+        return Scratch(outs[0].nbytes if len(specs) > 1 else 0, (1 - whole) * outs[0].nbytes)
 
     def forward(self, xp: Namespace, *data: Array) -> Array:
         total = data[0]
@@ -472,6 +504,12 @@ class Max(ElementwiseGate):
     samples = _THREE
     rejections = (_MISFIT, _NO_INPUT)
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        _, summed = super().scratch(outs, *specs)
+        count = len(specs)
+        back = summed + (count + 2) * outs[0].nbytes
+        return Scratch(outs[0].nbytes if count > 2 else 0, back if outs[0].is_floating else 0)
+
     def forward(self, xp: Namespace, *data: Array) -> Array:
         extreme = data[0]
         for each in data[1:]:
@@ -500,6 +538,12 @@ class Min(ElementwiseGate):
     )
     samples = _THREE
     rejections = (_MISFIT, _NO_INPUT)
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        _, summed = super().scratch(outs, *specs)
+        count = len(specs)
+        back = summed + (count + 2) * outs[0].nbytes
+        return Scratch(outs[0].nbytes if count > 2 else 0, back if outs[0].is_floating else 0)
 
     def forward(self, xp: Namespace, *data: Array) -> Array:
         extreme = data[0]

@@ -7,6 +7,7 @@ keeps it from answering at a point where they would differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -20,6 +21,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import checked_shape, ints, known, sorting
 from gradwire_server.specs import ANY, COMPUTED, Shape, TensorSpec, normalize_axis
@@ -38,6 +40,8 @@ class AssertEqual(Gate):
     """
 
     operator = "AssertEqual"
+    shows_input = "as it is"
+    scratch_arrays = (0.15, 0)
     takes_halves = True
     asserts = True
     output_dtypes = ("input:1",)
@@ -124,6 +128,11 @@ class UniqueInverse(Gate):
         if not x.size:
             raise Invalid("SHAPE_MISMATCH", f"the slices of {x} have no elements to compare")
         return TensorSpec((x.shape[along],), "int64")
+
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, **attributes: Any) -> Scratch:
+        if attributes["axis"] is not None:
+            return Scratch(int(3.1 * x.nbytes), 0)
+        return Scratch(int((4.2 if attributes["sorted"] else 8.2) * 8 * x.size), 0)
 
     def forward(self, xp: Namespace, x: Array, axis: int | None, sorted: int) -> Array:
         if axis is None:
@@ -214,6 +223,11 @@ class PaddedNonMaxSuppression(Gate):
         return TensorSpec(
             checked_shape((batches * scores.shape[1] * kept, 3), "the selection"), "int64"
         )
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], boxes: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        return Scratch(int(3.05 * boxes.nbytes / max(boxes.shape[0], 1)), 0)
 
     def forward(
         self,

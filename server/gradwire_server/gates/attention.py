@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import inf, prod, sqrt
@@ -18,10 +19,18 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import integers
 from gradwire_server.gates.losses import pull_softmax
-from gradwire_server.specs import FLOATS, Shape, TensorSpec, broadcast_shapes, computed_in
+from gradwire_server.specs import (
+    FLOATS,
+    ITEM_SIZES,
+    Shape,
+    TensorSpec,
+    broadcast_shapes,
+    computed_in,
+)
 
 #: Tensors of scores, and states of each token, that a backward pass holds at once.
 _SCORES_HELD, _STATES_HELD = 8, 3
@@ -225,6 +234,16 @@ class Attention(Gate):
             TensorSpec(found.scores, q.dtype),
         )
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], q: Any, k: Any, v: Any, *more: Any, **attributes: Any
+    ) -> Scratch:
+        past_key = more[1] if len(more) > 1 else None
+        scores = prod(_Heads.of(q, k, v, past_key, attributes).scores) * ITEM_SIZES[q.dtype]
+        masked = bool(attributes["is_causal"]) + (bool(more) and more[0] is not None)
+        capped = bool(attributes["softcap"])
+        forward, back = 2.9 + masked + capped, 4.9 + masked + 4.8 * capped
+        return Scratch(int(forward * scores), int(back * scores))
+
     def operations(
         self, outs: tuple[TensorSpec, ...], q: Any, k: Any, v: Any, *more: Any, **attributes: Any
     ) -> int:
@@ -233,7 +252,7 @@ class Attention(Gate):
         moved: int = sum(each.size for each in (*outs, q, k, v))
         return moved + prod(heads.scores) * (heads.size + heads.value_size + 20)
 
-    def workspace(self, q: Any, k: Any, v: Any, *more: Any, **attributes: Any) -> int:
+    def _held(self, q: Any, k: Any, v: Any, *more: Any, **attributes: Any) -> int:
         past_key = more[1] if len(more) > 1 else None
         return _SCORES_HELD * prod(_Heads.of(q, k, v, past_key, attributes).scores)
 
@@ -685,6 +704,21 @@ class RotaryEmbedding(Gate):
                 )
         return TensorSpec(x.shape, x.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        cos: TensorSpec,
+        sin: TensorSpec,
+        positions: Any = None,
+        **attributes: Any,
+    ) -> Scratch:
+        heads = attributes["num_heads"] if x.rank == 3 else 1
+        size = x.shape[-1] // max(heads, 1)
+        share = (attributes["rotary_embedding_dim"] or size) / max(size, 1)
+        turned = int((1 + attributes["interleaved"]) * share * x.nbytes)
+        return Scratch(turned, turned + cos.nbytes)
+
     def forward(
         self,
         xp: Namespace,
@@ -931,13 +965,27 @@ class LinearAttention(Gate):
         out = TensorSpec((*each, heads * value_size), query.dtype)
         return out, TensorSpec(state, query.dtype if past is None else past.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        query: TensorSpec,
+        key: TensorSpec,
+        value: TensorSpec,
+        *more: Any,
+        **how: Any,
+    ) -> Scratch:
+        held = self._held(query, key, value, *more, **how) * ITEM_SIZES[query.dtype]
+        return Scratch(
+            int(2.8 * max(query.nbytes, value.nbytes)), int(0.42 * held + 2 * value.nbytes)
+        )
+
     def operations(self, outs: tuple[TensorSpec, ...], query: Any, *more: Any, **how: Any) -> int:
         _, state = self.infer(query, *more, **how)
         ratio = how["q_num_heads"] // how["kv_num_heads"]
         found: int = query.size + query.shape[1] * (state.size * (ratio + 5) + 20 * STEP)
         return found
 
-    def workspace(self, query: Any, key: Any, value: Any, *more: Any, **how: Any) -> int:
+    def _held(self, query: Any, key: Any, value: Any, *more: Any, **how: Any) -> int:
         _, state = self.infer(query, key, value, *more, **how)
         tokens: int = query.shape[1]
         return _STATES_HELD * tokens * state.size

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from gradwire_server.errors import Invalid, nearest
 from gradwire_server.specs import (
@@ -142,6 +142,16 @@ class Rejection:
 STEP = 1000
 
 
+class Scratch(NamedTuple):
+    """Most bytes of arrays that a gate holds on the way: to its outputs, and to all gradients.
+
+    Inputs, outputs and the gradients that it yields, in the shapes of the inputs, do not count.
+    """
+
+    forward: int
+    back: int
+
+
 class Gate:
     """An operator: shapes, forward, local gradient. It knows nothing of the rest of the circuit.
 
@@ -171,6 +181,14 @@ class Gate:
     #: Whether it is there to refuse what it is given: it sees all rows of a batch at once, and is
     #: kept where a graph is rewritten, though nothing may use what it yields.
     asserts: ClassVar[bool] = False
+    #: Whether its outputs show the memory of its first input: "as it is", with axes "turned", "in
+    #: parts" or repeated, or "reshaped" where that lies row by row, else in a copy.
+    shows_input: ClassVar[Literal["", "as it is", "turned", "in parts", "reshaped"]] = ""
+    #: Inputs whose gradients show the memory of the output's, or repeat a few numbers.
+    passes_grad: ClassVar[Literal["", "to the first", "to all"]] = ""
+    #: Arrays as large as its largest input or output that it makes on the way (`scratch`): to its
+    #: output, and to the gradients.
+    scratch_arrays: ClassVar[tuple[float, float]] = (0, 0)
     examples: ClassVar[tuple[Example, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     rejections: ClassVar[tuple[Rejection, ...]] = ()
@@ -203,9 +221,15 @@ class Gate:
         """
         return None
 
-    def workspace(self, *specs: Any, **attributes: Any) -> int:
-        """Elements held while it runs, besides inputs and outputs, where they may be far more."""
-        return 0
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        """Memory for the arrays that it makes on the way.
+
+        `outs` are the specs of the outputs. A server refuses by it, before anything runs, what
+        would not fit: a test measures it for every gate.
+        """
+        largest = max((each.nbytes for each in (*outs, *specs) if each is not None), default=0)
+        forward, back = self.scratch_arrays
+        return Scratch(int(forward * largest), int(back * largest))
 
     def operations(self, outs: tuple[TensorSpec, ...], *specs: Any, **attributes: Any) -> int:
         """Multiplications, comparisons or moves of an element that `forward` takes, about.
@@ -313,6 +337,18 @@ class ElementwiseGate(Gate):
         shape = broadcast_shapes(*(spec.shape for spec in present))
         return TensorSpec(shape, self.output_dtype or present[0].dtype)
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        forward, back = super().scratch(outs, *specs, **attributes)
+        if self.passes_grad == "to all":
+            return Scratch(forward, back)
+        # gradients have the output's shape before the engine sums them
+        summed = [
+            each
+            for each in specs[bool(self.passes_grad) :]
+            if each is not None and each.is_floating and each.size < outs[0].size
+        ]
+        return Scratch(forward, back + len(summed) * outs[0].nbytes)
+
     def aligned_shapes(self, *specs: Any, **attributes: Any) -> tuple[Shape, ...]:
         rank = max(spec.rank for spec in specs if spec is not None)
         return tuple(
@@ -334,5 +370,5 @@ def guarded(xp: Namespace, grad: Array, derivative: Array) -> Array:
 
 __all__ = [
     "ANY", "STEP", "Array", "Attribute", "AttributeValue", "ElementwiseGate", "Example", "Gate",
-    "Input", "Namespace", "Rejection", "Sample", "first_outputs", "guarded",
+    "Input", "Namespace", "Rejection", "Sample", "Scratch", "first_outputs", "guarded",
 ]  # fmt: skip

@@ -115,6 +115,7 @@ class BitShift(ElementwiseGate):
     """
 
     operator = "BitShift"
+    scratch_arrays = (2.2, 0)
     inputs = (Input("X", INTEGERS), Input("Y", INTEGERS))
     attributes = (
         Attribute("direction", "string", required=True, choices=("LEFT", "RIGHT"),

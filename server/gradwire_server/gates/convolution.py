@@ -5,9 +5,10 @@ And the causal convolution of each channel, which carries its past from call to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from gradwire_server.errors import Invalid
 from gradwire_server.gates.activations import sigmoid
@@ -20,6 +21,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.windows import (
     AUTO_PAD,
@@ -35,7 +37,7 @@ from gradwire_server.gates.windows import (
     place_windows,
     spatial_rank,
 )
-from gradwire_server.specs import Shape, TensorSpec
+from gradwire_server.specs import ITEM_SIZES, Shape, TensorSpec
 
 _INPUTS = (Input("X"), Input("W"), Input("B", optional=True))
 _SHARED = (
@@ -108,6 +110,9 @@ class _Convolution(Gate):
     and without a batch axis, and so do `pull_x` and `pull_w`.
     """
 
+    #: Copies of what windows gather that are held at once, forward and back.
+    copies: ClassVar[tuple[int, int]]
+
     inputs = _INPUTS
 
     def place(self, sizes: Shape, kernel: Shape, **attributes: Any) -> Any:
@@ -121,6 +126,23 @@ class _Convolution(Gate):
 
     def pull_w(self, xp: Namespace, grad: Array, x: Array, w: Array, p: Any, group: int) -> Array:
         raise NotImplementedError
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, w: TensorSpec, *b: Any, **attributes: Any
+    ) -> Scratch:
+        width, group = ITEM_SIZES[x.dtype], attributes.pop("group")
+        shape, windows = self.seen(x, w, self.place(x.shape[2:], w.shape[2:], **attributes), group)
+        gathered = gathered_elements(shape, windows)
+        if gathered is None:  # of one element of the kernel at a time
+            held = width * (x.size + prod(shape))
+            return Scratch(held, held)
+        images = min(x.shape[0], gathered_images(shape, windows))
+        products = min(x.shape[0], gathered_images(shape, windows, w.size)) * w.nbytes
+        forward, back = self.copies
+        copies = back if x.shape[0] > 1 else 1
+        return Scratch(
+            forward * images * gathered * width, copies * images * gathered * width + 2 * products
+        )
 
     def forward(
         self, xp: Namespace, x: Array, w: Array, b: Array | None = None, **attributes: Any
@@ -167,7 +189,7 @@ class _Convolution(Gate):
 
         return to_x, to_w, *(None if each is None else to_b for each in b)
 
-    def workspace(self, x: TensorSpec, w: TensorSpec, *b: Any, **attributes: Any) -> int:
+    def _held(self, x: TensorSpec, w: TensorSpec, *b: Any, **attributes: Any) -> int:
         group = attributes.pop("group")
         shape, windows = self.seen(x, w, self.place(x.shape[2:], w.shape[2:], **attributes), group)
         elements = gathered_elements(shape, windows)
@@ -212,6 +234,7 @@ class Conv(_Convolution):
     """
 
     operator = "Conv"
+    copies = (1, 2)
     attributes = _SHARED
     examples = (
         Example(([[[1.0, 2.0, 4.0]]], [[[1.0, -1.0]]], [0.5]), [[[-0.5, -1.5]]],
@@ -325,6 +348,7 @@ class ConvTranspose(_Convolution):
     """
 
     operator = "ConvTranspose"
+    copies = (2, 2)
     attributes = (
         *_SHARED,
         Attribute("output_padding", "ints", doc="More elements at the end of each axis; 0 by "
@@ -550,6 +574,21 @@ class CausalConvWithState(Gate):
                 )
         return x, TensorSpec(state, x.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        weight: TensorSpec,
+        bias: Any = None,
+        past: Any = None,
+        **how: Any,
+    ) -> Scratch:
+        held = self._held(x, weight, **how) * ITEM_SIZES[x.dtype]
+        if how["activation"] == "none":
+            return Scratch(held, held)
+        several = past is not None and len(outs) > 1
+        return Scratch(int(5.15 * x.nbytes), int((8 if several else 5.2) * x.nbytes))
+
     def forward(
         self,
         xp: Namespace,
@@ -600,7 +639,7 @@ class CausalConvWithState(Gate):
     ) -> int:
         return convolving(x, weight, _causal(x.shape[2], weight.shape[2]), outs[0]) + 4 * x.size
 
-    def workspace(self, x: TensorSpec, weight: TensorSpec, *_: Any, **__: str) -> int:
+    def _held(self, x: TensorSpec, weight: TensorSpec, *_: Any, **__: str) -> int:
         size, kernel = x.shape[2], weight.shape[2]
         joined = x.shape[0] * x.shape[1] * (size + kernel - 1)
         gathered = gathered_elements(x.shape, _causal(size, kernel))

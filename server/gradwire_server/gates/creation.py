@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from math import ceil, isfinite
 from typing import Any
 
@@ -16,6 +17,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import (
     Ints,
@@ -301,6 +303,9 @@ class Range(Gate):
             )
         count = ceil((end - first) / step) if start.is_floating else -int((first - end) // step)
         return TensorSpec(checked_shape((max(count, 0),), "the range"), start.dtype)
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        return Scratch(outs[0].nbytes, 0)
 
     def forward(
         self, xp: Namespace, start: Array, limit: Array, delta: Array, stash_type: int

@@ -22,6 +22,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import (
     Ints,
@@ -34,7 +35,16 @@ from gradwire_server.gates.common import (
     known,
     vector_shape,
 )
-from gradwire_server.specs import ANY, COMPUTED, FLOATS, LARGEST, Shape, TensorSpec, normalize_axes
+from gradwire_server.specs import (
+    ANY,
+    COMPUTED,
+    FLOATS,
+    ITEM_SIZES,
+    LARGEST,
+    Shape,
+    TensorSpec,
+    normalize_axes,
+)
 
 
 class Rows:
@@ -214,6 +224,19 @@ class Resize(Gate):
                 )
         return TensorSpec(found, x.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *known: Any, **attributes: Any
+    ) -> Scratch:
+        values = [None if each is None else each.value for each in known]
+        shape, widest, lists = list(x.shape), 0, 0
+        for step in _resizings(x.shape, values, attributes):
+            before, shape[step.axis] = prod(shape), step.length
+            widest = max(widest, before, prod(shape))
+            lists = max(lists, 8 * (2 * step.taps(attributes) + 4) * step.length)
+        forward, back = (1, 2.3) if attributes["mode"] == "nearest" else (4, 3.6)
+        width = ITEM_SIZES[x.dtype] if x.is_floating else ITEM_SIZES["float64"]
+        return Scratch(int(forward * widest * width) + lists, int(back * widest * width) + lists)
+
     def forward(self, xp: Namespace, x: Array, *values: Any, **attributes: Any) -> Array:
         dtype = str(x.dtype)
         exact = attributes["mode"] == "nearest" or dtype in FLOATS
@@ -238,15 +261,6 @@ class Resize(Gate):
             taps = step.taps(attributes)
             total += taps * (prod(shape) + step.length * STEP)
         return total
-
-    def workspace(self, x: TensorSpec, *known: Any, **attributes: Any) -> int:
-        values = [None if each is None else each.value for each in known]
-        shape, most = list(x.shape), 0
-        for step in _resizings(x.shape, values, attributes):
-            before, shape[step.axis] = prod(shape), step.length
-            rows = 2 * step.taps(attributes) + 4
-            most = max(most, 4 * max(before, prod(shape)) + rows * step.length)
-        return most
 
     def vjp(
         self, xp: Namespace, grad: Array, out: Array, x: Array, *values: Any, **attributes: Any
@@ -541,6 +555,11 @@ class Col2Im(Gate):
             )
         shape = (x.shape[0], x.shape[1] // prod(kernel), *size)
         return TensorSpec(checked_shape(shape, "image_shape"), x.dtype)
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        return Scratch(2 * outs[0].nbytes + int(2.2 * 8 * x.size), outs[0].nbytes)
 
     def forward(
         self, xp: Namespace, x: Array, image: Ints, block: Ints, **attributes: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
     guarded,
 )
 from gradwire_server.gates.common import Ints, integers, ints, scatter_along, sorting, vector_shape
@@ -85,6 +86,17 @@ def _pull_scatter(
     if reduction == "mul":
         return _pull_product(xp, grad, data, updates, take, put)
     return _pull_extreme(xp, grad, out, data, updates, take, put)
+
+
+def _pulling_scatter(data: TensorSpec, updates: TensorSpec, places: int, reduction: str) -> int:
+    """Bytes held by what `_pull_scatter` makes on the way."""
+    if reduction == "add":
+        return updates.nbytes - data.nbytes  # whose gradient is that of the output
+    if reduction == "none":
+        return int(2.1 * data.nbytes) + places
+    if reduction == "mul":
+        return int(1.1 * data.nbytes + 10.1 * updates.nbytes)
+    return int(3 * data.nbytes + 1.05 * updates.nbytes)
 
 
 def _pull_set(
@@ -190,6 +202,11 @@ class Gather(Gate):
         shape = (*data.shape[:along], *indices.shape, *data.shape[along + 1 :])
         return TensorSpec(shape, data.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], data: TensorSpec, indices: TensorSpec, axis: int
+    ) -> Scratch:
+        return Scratch(0, data.nbytes + int(3.05 * 8 * outs[0].size))
+
     def forward(self, xp: Namespace, data: Array, indices: Array, axis: int) -> Array:
         xp.require_indices(indices, data.shape[axis], "indices")
         return xp.take(data, indices, axis=axis)
@@ -241,6 +258,11 @@ class GatherElements(Gate):
     def infer(self, data: TensorSpec, indices: TensorSpec, axis: int) -> TensorSpec:
         _require_fitting(data, indices, normalize_axis(axis, data.rank))
         return TensorSpec(indices.shape, data.dtype)
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], data: TensorSpec, indices: TensorSpec, axis: int
+    ) -> Scratch:
+        return Scratch(0, data.nbytes + int(3.05 * 8 * indices.size))
 
     def forward(self, xp: Namespace, data: Array, indices: Array, axis: int) -> Array:
         xp.require_indices(indices, data.shape[axis], "indices")
@@ -321,6 +343,18 @@ class ScatterElements(Gate):
                 f"indices have shape {indices.shape} but updates have shape {updates.shape}",
             )
         return TensorSpec(data.shape, data.dtype)
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        data: TensorSpec,
+        indices: TensorSpec,
+        updates: TensorSpec,
+        axis: int,
+        reduction: str,
+    ) -> Scratch:
+        places = int(3.05 * 8 * indices.size)
+        return Scratch(places, _pulling_scatter(data, updates, places, reduction))
 
     def forward(
         self,
@@ -414,6 +448,11 @@ class GatherND(Gate):
         shape = (*indices.shape[:-1], *data.shape[batch_dims + depth :])
         return TensorSpec(shape, data.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], data: TensorSpec, indices: TensorSpec, batch_dims: int
+    ) -> Scratch:
+        return Scratch(0, data.nbytes + int(3.2 * 8 * indices.size))
+
     def forward(self, xp: Namespace, data: Array, indices: Array, batch_dims: int) -> Array:
         xp.require_places(indices, data.shape[batch_dims:], "indices")
         return xp.gather_nd(data, indices, batch_dims)
@@ -495,6 +534,18 @@ class ScatterND(Gate):
                 "SHAPE_MISMATCH", f"updates have shape {updates.shape} but must have {wanted}"
             )
         return TensorSpec(data.shape, data.dtype)
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        data: TensorSpec,
+        indices: TensorSpec,
+        updates: TensorSpec,
+        reduction: str,
+    ) -> Scratch:
+        depth = max(indices.shape[-1], 1)
+        places = int((2.15 if depth == 1 else 3.05) * 8 * indices.size / depth)
+        return Scratch(places, _pulling_scatter(data, updates, places, reduction))
 
     def forward(
         self, xp: Namespace, data: Array, indices: Array, updates: Array, reduction: str
@@ -609,6 +660,20 @@ class TensorScatter(Gate):
             )
         return TensorSpec(past.shape, past.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        cache: TensorSpec,
+        update: TensorSpec,
+        *_: Any,
+        axis: int,
+        mode: str,
+    ) -> Scratch:
+        last = axis in (-1, cache.rank - 1)
+        arrays = (2.15 if last else 3.05) + (mode == "circular")
+        places = int(arrays * 8 * update.size)
+        return Scratch(places, places)
+
     def forward(
         self,
         xp: Namespace,
@@ -678,6 +743,7 @@ class Compress(Gate):
     """
 
     operator = "Compress"
+    scratch_arrays = (0, 1)
     inputs = (Input("input", ANY), Input("condition", BOOLS, "B", known=True))
     attributes = (
         Attribute("axis", "int", doc="Where slices are chosen; input is flattened if left out."),
@@ -797,6 +863,11 @@ class TopK(Gate):
         shape = (*x.shape[:along], count, *x.shape[along + 1 :])
         return TensorSpec(shape, x.dtype), TensorSpec(shape, "int64")
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, k: TensorSpec, **attributes: Any
+    ) -> Scratch:
+        return Scratch((2 if attributes["largest"] else 1) * 8 * x.size, x.nbytes)
+
     def forward(
         self, xp: Namespace, x: Array, k: Ints, axis: int, largest: int, **_: int
     ) -> tuple[Array, Array]:
@@ -874,6 +945,11 @@ class OneHot(Gate):
             )
         count = int(depth.value[0])
         return TensorSpec((*indices.shape[:along], count, *indices.shape[along:]), values.dtype)
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], indices: TensorSpec, *_: Any, axis: int
+    ) -> Scratch:
+        return Scratch(9 * indices.size, int(2.15 * outs[0].nbytes))
 
     def forward(
         self, xp: Namespace, indices: Array, depth: Ints, values: Array, axis: int
@@ -958,6 +1034,12 @@ class ReverseSequence(Gate):
                 f"{x.shape[batch_axis]} sequences",
             )
         return TensorSpec(x.shape, x.dtype)
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        places = int(1.15 * 8 * x.size) + 8 * x.size - x.nbytes
+        return Scratch(places, places)
 
     def forward(
         self, xp: Namespace, x: Array, lengths: Array, batch_axis: int, time_axis: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -17,9 +18,18 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import matmul_shape
-from gradwire_server.specs import FLOATS, NUMBERS, Shape, Tensor, TensorSpec, broadcast_shapes
+from gradwire_server.specs import (
+    FLOATS,
+    ITEM_SIZES,
+    NUMBERS,
+    Shape,
+    Tensor,
+    TensorSpec,
+    broadcast_shapes,
+)
 
 #: What ONNX lets matrix products multiply.
 _MULTIPLIED = (*FLOATS, "int32", "int64", "uint32", "uint64")
@@ -186,6 +196,18 @@ class Gemm(Gate):
             raise Invalid("SHAPE_MISMATCH", f"C of shape {c.shape} does not broadcast to {shape}")
         return TensorSpec(shape, a.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        a: TensorSpec,
+        b: TensorSpec,
+        c: TensorSpec | None = None,
+        **attributes: Any,
+    ) -> Scratch:
+        out = outs[0].nbytes
+        scaled = attributes["alpha"] != 1 or attributes["beta"] != 1
+        return Scratch(0 if c is None else out, out if scaled else 0)
+
     def forward(
         self,
         xp: Namespace,
@@ -332,6 +354,23 @@ class Einsum(Gate):
         labels = _label(equation, tuple(spec.rank for spec in operands))
         sizes = _sizes(labels, [spec.shape for spec in operands])
         return TensorSpec(tuple(sizes[label] for label in labels.out), operands[0].dtype)
+
+    def scratch(self, outs: Sequence[TensorSpec], *operands: TensorSpec, equation: str) -> Scratch:
+        largest = max(spec.nbytes for spec in (*outs, *operands))
+        if len(operands) == 1:
+            return Scratch(0, largest // 10)
+        labels = _label(equation, tuple(spec.rank for spec in operands))
+        if len(operands) > 2:
+            sizes = _sizes(labels, [spec.shape for spec in operands])
+            between = max(_held_between(labels, sizes), default=0)
+            return Scratch(between * ITEM_SIZES[outs[0].dtype], largest)
+        first, second = labels.terms
+        if {*first} & {*second} & {*labels.out}:
+            return Scratch(largest + outs[0].nbytes, largest)
+        # the product has the letters of the second before those of the first
+        order = [label for label in second if label not in first]
+        order += [label for label in first if label not in second]
+        return Scratch(0 if order == [*labels.out] else outs[0].nbytes, largest)
 
     def forward(self, xp: Namespace, *operands: Array, equation: str) -> Array:
         labels = _label(equation, tuple(len(operand.shape) for operand in operands))
@@ -502,6 +541,14 @@ def _summations(labels: _Labels, sizes: dict[str, int]) -> int:
     return total
 
 
+def _held_between(labels: _Labels, sizes: dict[str, int]) -> Iterator[int]:
+    """Elements of what is left after each product but the last."""
+    held = set(labels.terms[0])
+    for place, term in enumerate(labels.terms[1:-1], 1):
+        held = (held | set(term)) & set(labels.out).union(*labels.terms[place + 1 :])
+        yield prod(sizes[letter] for letter in held)
+
+
 def _refuse_sizes(labels: _Labels, shapes: list[Shape], label: str, known: int, size: int) -> None:
     if label not in labels.ellipsis:
         raise Invalid("SHAPE_MISMATCH", f"{label!r} is {known} in one input and {size} in another")
@@ -643,6 +690,10 @@ class Det(Gate):
         _require_square(x)
         return TensorSpec(x.shape[:-2], x.dtype)
 
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec) -> Scratch:
+        exact = 0 if x.dtype == "float64" else 8 * x.size  # LAPACK's copy
+        return Scratch(exact, int(4.1 * x.nbytes) + exact)
+
     def forward(self, xp: Namespace, x: Array) -> Array:
         return xp.det(x)
 
@@ -705,6 +756,17 @@ class Cofactor(Gate):
         _require_computed(x.shape, len(directions))
         return TensorSpec(x.shape, x.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *directions: TensorSpec
+    ) -> Scratch:
+        held = self._held(x, *directions) * ITEM_SIZES[x.dtype]
+        forward = (
+            (4.3 if not directions else 9.5)
+            * prod(x.shape)
+            * x.shape[-1] ** max(len(directions) - 1, 0)
+        )
+        return Scratch(int(forward * ITEM_SIZES[x.dtype]), int(0.77 * held))
+
     def forward(self, xp: Namespace, x: Array, *directions: Array) -> Array:
         return xp.cofactor(x, *directions)
 
@@ -735,7 +797,7 @@ class Cofactor(Gate):
         summed = prod((*x.shape[:-2], *(rows,) * (len(directions) + 2)))
         return 20 * x.size * (rows + 1) + terms * summed
 
-    def workspace(self, x: TensorSpec, *directions: TensorSpec) -> int:
+    def _held(self, x: TensorSpec, *directions: TensorSpec) -> int:
         *batch, rows, _ = x.shape
         axes = len(directions) + 1  # of the products, which the gradient has one more of
         if _is_computed(x.shape, axes):

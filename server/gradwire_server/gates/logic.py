@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradwire_server.gates.base import (
@@ -12,8 +13,9 @@ from gradwire_server.gates.base import (
     Input,
     Namespace,
     Rejection,
+    Scratch,
 )
-from gradwire_server.specs import ANY, BOOLS, FLOAT8S, FLOATS, NUMBERS, TensorSpec
+from gradwire_server.specs import ANY, BOOLS, COMPUTED, FLOAT8S, FLOATS, NUMBERS, TensorSpec
 
 _PAIR = (Input("A", NUMBERS), Input("B", NUMBERS))
 _BOOL_PAIR = (Input("A", BOOLS), Input("B", BOOLS))
@@ -250,6 +252,11 @@ class Where(ElementwiseGate):
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
         return TensorSpec(super().infer(*specs).shape, specs[1].dtype)
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        chosen = outs[0].dtype in COMPUTED  # by bits; others NumPy chooses
+        _, back = super().scratch(outs, *specs)
+        return Scratch(outs[0].nbytes if chosen else 0, back + outs[0].nbytes)
+
     def forward(self, xp: Namespace, condition: Array, x: Array, y: Array) -> Array:
         return xp.where(condition, x, y)
 
@@ -288,6 +295,7 @@ class IsInf(ElementwiseGate):
     """
 
     operator = "IsInf"
+    scratch_arrays = (0.2, 0)
     output_dtype = "bool"
     inputs = (Input("X", (*FLOATS, *FLOAT8S)),)
     attributes = (

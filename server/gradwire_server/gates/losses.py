@@ -3,6 +3,7 @@ overflows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -15,6 +16,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import vector_shape
 from gradwire_server.specs import INDICES, Shape, TensorSpec, normalize_axis
@@ -82,6 +84,7 @@ class Softmax(Gate):
     """
 
     operator = "Softmax"
+    scratch_arrays = (1, 1.2)
     inputs = (Input("input"),)
     attributes = _AXIS
     examples = (
@@ -114,6 +117,7 @@ class LogSoftmax(Gate):
     """
 
     operator = "LogSoftmax"
+    scratch_arrays = (1, 4.2)
     inputs = (Input("input"),)
     attributes = _AXIS
     examples = (
@@ -146,6 +150,7 @@ class Hardmax(Gate):
     """
 
     operator = "Hardmax"
+    scratch_arrays = (0.15, 0)
     inputs = (Input("input"),)
     attributes = _AXIS
     examples = (
@@ -262,6 +267,17 @@ class SoftmaxCrossEntropyLoss(Gate):
             )
         loss = TensorSpec(rows if reduction == "none" else (), scores.dtype)
         return loss, TensorSpec(scores.shape, scores.dtype)
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        scores: TensorSpec,
+        labels: TensorSpec,
+        weights: TensorSpec | None = None,
+        **attributes: Any,
+    ) -> Scratch:
+        forward, back = (3.3, 9.3 + (weights is not None)) if len(outs) > 1 else (4.3, 6.3)
+        return Scratch(int(forward * scores.nbytes), int(back * scores.nbytes))
 
     def forward(
         self,
@@ -422,6 +438,18 @@ class NegativeLogLikelihoodLoss(Gate):
                 f"weight has shape {weight.shape} but there are {x.shape[1]} classes",
             )
         return TensorSpec(rows if reduction == "none" else (), x.dtype)
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        target: TensorSpec,
+        weight: TensorSpec | None = None,
+        **attributes: Any,
+    ) -> Scratch:
+        more = weight is not None
+        back = (1.15 if attributes["reduction"] == "none" else 3.15) + more
+        return Scratch(int((2.15 + more) * x.nbytes), int(back * x.nbytes))
 
     def forward(
         self,

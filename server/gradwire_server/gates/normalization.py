@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.windows import Windows
 from gradwire_server.specs import (
@@ -137,6 +139,16 @@ class LayerNormalization(Gate):
         kept = TensorSpec((*x.shape[:first], *(1,) * (x.rank - first)), computed_in(x.dtype))
         return TensorSpec(x.shape, x.dtype), kept, kept
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        scale: TensorSpec,
+        bias: TensorSpec | None = None,
+        **attributes: Any,
+    ) -> Scratch:
+        return Scratch((1 if bias is None else 2) * x.nbytes, 4 * x.nbytes)
+
     def forward(
         self,
         xp: Namespace,
@@ -221,6 +233,7 @@ class RMSNormalization(Gate):
     """
 
     operator = "RMSNormalization"
+    scratch_arrays = (1, 3)
     inputs = (Input("X"), Input("scale", group="V"))
     output_dtypes = ("input:1",)
     mixed_groups = ("T", "V")
@@ -376,6 +389,7 @@ class InstanceNormalization(_ChannelNormalization):
     """
 
     operator = "InstanceNormalization"
+    scratch_arrays = (2, 3)
     inputs = (Input("input"), Input("scale"), Input("B"))
     attributes = (_EPSILON,)
     examples = (
@@ -411,6 +425,7 @@ class GroupNormalization(_ChannelNormalization):
     """
 
     operator = "GroupNormalization"
+    scratch_arrays = (2, 3)
     inputs = (Input("X"), Input("scale"), Input("bias"))
     attributes = (
         _EPSILON,
@@ -524,6 +539,13 @@ class BatchNormalization(Gate):
         out = TensorSpec(x.shape, x.dtype)
         return (out, *given[2:]) if training_mode else (out,)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        if not attributes["training_mode"]:
+            return Scratch(x.nbytes, x.nbytes)
+        return Scratch(2 * x.nbytes, (5 if len(outs) > 1 else 3) * x.nbytes)
+
     def forward(
         self,
         xp: Namespace,
@@ -632,6 +654,7 @@ class LRN(Gate):
     """
 
     operator = "LRN"
+    scratch_arrays = (2, 5)
     inputs = (Input("X"),)
     attributes = (
         Attribute("alpha", "float", 1e-4, doc="Weight of the squares."),
@@ -761,6 +784,9 @@ class LpNormalization(Gate):
     def aligned_shapes(self, x: TensorSpec, axis: int, p: int) -> tuple[Shape, ...] | None:
         return (x.shape,) if axis < 0 else None
 
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, axis: int, p: int) -> Scratch:
+        return Scratch(x.nbytes, int((2.8 if p == 1 else 1) * x.nbytes))
+
     def forward(self, xp: Namespace, x: Array, axis: int, p: int) -> Array:
         return x / self._norm(xp, x, axis, p)
 
@@ -795,6 +821,7 @@ class MeanVarianceNormalization(Gate):
     """
 
     operator = "MeanVarianceNormalization"
+    scratch_arrays = (1, 3)
     inputs = (Input("X"),)
     attributes = (
         Attribute("axes", "ints", (0, 2, 3), doc="What mean and variance are taken along."),

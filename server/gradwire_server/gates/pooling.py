@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from struct import pack
@@ -18,6 +19,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.windows import (
     AUTO_PAD,
@@ -70,6 +72,11 @@ _REJECTIONS = (
 def _place(shape: Shape, kernel_shape: Shape, **how: Any) -> Windows:
     """The windows over the last axes of a tensor; axes before them may be more than two."""
     return place_windows(shape[len(shape) - len(kernel_shape) :], kernel_shape, **how)
+
+
+def _is_strided(attributes: dict[str, Any]) -> bool:
+    """Whether windows do not begin at every element."""
+    return max(attributes["strides"] or (1,)) > 1
 
 
 class _Pool(Gate):
@@ -151,6 +158,9 @@ class MaxPool(_Pool):
         largest = super().infer(x, **attributes)
         return largest, TensorSpec(largest.shape, "int64")
 
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, **attributes: Any) -> Scratch:
+        return Scratch((1 + _is_strided(attributes)) * outs[0].nbytes, 0)
+
     def forward(
         self, xp: Namespace, x: Array, *, storage_order: int, **how: Any
     ) -> tuple[Any, ...]:
@@ -216,6 +226,12 @@ class AveragePool(_Pool):
             if "pads" in each.attributes or "ceil_mode" in each.attributes
         ),
     )
+
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, **attributes: Any) -> Scratch:
+        strided = _is_strided(attributes)
+        if x.rank == 3:
+            return Scratch(outs[0].nbytes, outs[0].nbytes)
+        return Scratch((1 + strided) * outs[0].nbytes, (2 + strided) * outs[0].nbytes)
 
     def forward(self, xp: Namespace, x: Array, *, count_include_pad: int, **how: Any) -> Array:
         windows = _place(x.shape, **how)
@@ -287,6 +303,14 @@ class LpPool(_Pool):
         _check_power(attributes["p"])
         found: TensorSpec = super().infer(x, **attributes)
         return found
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, p: int, **attributes: Any
+    ) -> Scratch:
+        out = outs[0].nbytes
+        summing = 0 if x.rank == 3 else (1 + _is_strided(attributes)) * out
+        back = x.nbytes if p == 1 else int(0.65 * x.nbytes + 2.45 * out)
+        return Scratch(x.nbytes + summing, back)
 
     def forward(self, xp: Namespace, x: Array, *, p: int, **how: Any) -> Array:
         return _root(xp, xp.sum_windows(_power(xp, x, p), _place(x.shape, **how)), p)
@@ -370,6 +394,7 @@ class GlobalAveragePool(_GlobalPool):
     """
 
     operator = "GlobalAveragePool"
+    passes_grad = "to the first"
     examples = (
         Example(([[[1.0, 3.0], [2.0, 6.0]]],), [[[2.0], [4.0]]],
                 gradients=([[[0.5, 0.5], [0.5, 0.5]]],)),
@@ -392,6 +417,7 @@ class GlobalMaxPool(_GlobalPool):
     """
 
     operator = "GlobalMaxPool"
+    scratch_arrays = (0, 1.1)
     examples = (
         Example(([[[1.0, 3.0], [6.0, 2.0]]],), [[[3.0], [6.0]]],
                 gradients=([[[0.0, 1.0], [1.0, 0.0]]],)),
@@ -439,6 +465,10 @@ class GlobalLpPool(_GlobalPool):
     def infer(self, x: TensorSpec, **attributes: Any) -> TensorSpec:
         _check_power(attributes["p"])
         return super().infer(x)
+
+    def scratch(self, outs: Sequence[TensorSpec], x: TensorSpec, p: int) -> Scratch:
+        forward, back = {1: (1, 1), 2: (1, 0)}.get(p, (2, 2))
+        return Scratch(forward * x.nbytes, back * x.nbytes)
 
     def forward(self, xp: Namespace, x: Array, p: int) -> Array:
         return _root(xp, xp.sum(_power(xp, x, p), axis=_spatial(x), keepdims=True), p)
@@ -518,6 +548,12 @@ class MaxUnpool(Gate):
                     "SHAPE_MISMATCH", f"output_shape is {shape} but must be {least} or more"
                 )
         return TensorSpec(shape, x.dtype)
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        places = int(2.15 * 8 * x.size)
+        return Scratch(outs[0].nbytes + places, 2 * outs[0].nbytes + places)
 
     def forward(
         self,

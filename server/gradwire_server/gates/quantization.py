@@ -7,6 +7,7 @@ before a number was made an integer gets none.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import (
     dtype_choices,
@@ -145,6 +147,12 @@ class QuantizeLinear(Gate):
             )
         return TensorSpec(x.shape, self._dtype(None if zero is None else zero.dtype, number))
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        whole = not outs[0].dtype.startswith("float")
+        return Scratch(int((2.9 if whole else 1.15) * x.nbytes), 0)
+
     def forward(
         self, xp: Namespace, x: Array, scale: Array, zero: Array | None = None, **attributes: int
     ) -> Array:
@@ -230,6 +238,20 @@ class DequantizeLinear(Gate):
                 attribute="output_dtype",
             )
         return TensorSpec(x.shape, dtype_numbered(number) if number else scale.dtype)
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        scale: TensorSpec,
+        zero_point: TensorSpec | None = None,
+        **attributes: Any,
+    ) -> Scratch:
+        out = outs[0].nbytes
+        if attributes["block_size"]:
+            return Scratch(3 * out, int(4.35 * out))
+        is_moved = zero_point is not None
+        return Scratch(out if is_moved or scale.size > 1 else 0, (1 + is_moved) * out)
 
     def forward(
         self, xp: Namespace, x: Array, scale: Array, zero: Array | None = None, **attributes: int
@@ -354,6 +376,7 @@ class DynamicQuantizeLinear(Gate):
     """
 
     operator = "DynamicQuantizeLinear"
+    scratch_arrays = (2.9, 3.9)
     inputs = (Input("x", COMPUTED),)
     outputs = (3, 3)
     output_dtypes = ("uint8", "input:0", "uint8")
@@ -471,6 +494,10 @@ class QLinearMatMul(Gate):
                 )
         return TensorSpec(shape, y_zero.dtype)
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any) -> Scratch:
+        held = _multiplying(outs[0], specs[0], specs[3], (specs[2], specs[5]))
+        return Scratch(max(held, 39 * outs[0].size), 0)
+
     def forward(self, xp: Namespace, *inputs: Array) -> Array:
         a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = inputs
         product = _integer_product(xp, a, a_zero, b, b_zero)
@@ -529,6 +556,15 @@ class MatMulInteger(Gate):
             if zero is not None:
                 _require_along(name, zero.shape, of.shape, rows=of is a)
         return TensorSpec(shape, "int32")
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        a: TensorSpec,
+        b: TensorSpec,
+        *zero_points: TensorSpec | None,
+    ) -> Scratch:
+        return Scratch(_multiplying(outs[0], a, b, zero_points), 0)
 
     def forward(self, xp: Namespace, a: Array, b: Array, *zeros: Array | None) -> Array:
         a_zero, b_zero = (*zeros, None, None)[:2]
@@ -646,6 +682,11 @@ class ConvInteger(Gate):
             _require_by_channel("w_zero_point", w_zero, w.shape[0])
         return TensorSpec(shape, "int32")
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        return Scratch(int(0.3 * self._held(x, w, **attributes)), 0)
+
     def forward(
         self, xp: Namespace, x: Array, w: Array, *zeros: Array | None, **attributes: Any
     ) -> Array:
@@ -666,7 +707,7 @@ class ConvInteger(Gate):
     ) -> int:
         return Conv().operations(outs, x, w, **attributes)
 
-    def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
+    def _held(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
         return _convolution_workspace(x, w, attributes)
 
 
@@ -751,6 +792,10 @@ class QLinearConv(Gate):
             )
         return TensorSpec(shape, y_zero.dtype)
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        held = 0.3 * self._held(*specs, **attributes) * ITEM_SIZES[specs[0].dtype]
+        return Scratch(max(int(held), int(39.4 * outs[0].size)), 0)
+
     def forward(self, xp: Namespace, *inputs: Array, **attributes: Any) -> Array:
         x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *bias = inputs
         total = _integer_convolution(xp, x, x_zero, w, w_zero, attributes)
@@ -769,7 +814,7 @@ class QLinearConv(Gate):
     ) -> int:
         return Conv().operations(outs, x, specs[2], **attributes)
 
-    def workspace(self, x: TensorSpec, *specs: Any, **attributes: Any) -> int:
+    def _held(self, x: TensorSpec, *specs: Any, **attributes: Any) -> int:
         widest = ITEM_SIZES[specs[0].dtype]  # of the inputs, which elements are counted in
         return -(-_convolution_workspace(x, specs[2], attributes) // widest)
 
@@ -845,3 +890,14 @@ def _convolution_workspace(x: TensorSpec, w: TensorSpec, attributes: dict[str, A
     else:
         held = min(x.shape[0], gathered_images(x.shape, windows)) * 2 * gathered
     return ITEM_SIZES["float64"] * (2 * (x.size + w.size) + held + 5 * out)
+
+
+def _multiplying(
+    out: TensorSpec, a: TensorSpec, b: TensorSpec, zero_points: Sequence[TensorSpec | None]
+) -> int:
+    """Bytes held by a product of integers, which is one of float64s."""
+    moved = [each is not None for each in (*zero_points, None, None)[:2]]
+    factors = sum(
+        8 * each.size * (1 + is_moved) for each, is_moved in zip((a, b), moved, strict=True)
+    )
+    return max(factors, 8 * (a.size + b.size) + 12 * out.size)

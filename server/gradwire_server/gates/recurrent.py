@@ -23,8 +23,9 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
-from gradwire_server.specs import TensorSpec
+from gradwire_server.specs import ITEM_SIZES, TensorSpec
 
 
 class _Curve(NamedTuple):
@@ -208,6 +209,9 @@ class _Recurrent(Gate):
     what the weights need in `pulled`.
     """
 
+    #: Of all that could be held at once: the shares that are, forward and back.
+    shares_held: ClassVar[tuple[float, float]]
+
     gate_count: ClassVar[int]
     state_count: ClassVar[int] = 1
     defaults: ClassVar[tuple[str, ...]]
@@ -268,6 +272,13 @@ class _Recurrent(Gate):
         last = TensorSpec(state, x.dtype)
         return TensorSpec(whole, x.dtype), *(last for _ in range(self.state_count))
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *specs: Any, **how: Any
+    ) -> Scratch:
+        held = self._held(x, *specs, **how) * ITEM_SIZES[x.dtype]
+        forward, back = self.shares_held
+        return Scratch(int(forward * held), int(back * held))
+
     def operations(
         self,
         outs: tuple[TensorSpec, ...],
@@ -283,7 +294,7 @@ class _Recurrent(Gate):
         found: int = x.size + steps * of_step
         return found
 
-    def workspace(self, x: TensorSpec, w: TensorSpec, r: TensorSpec, *_: Any, **how: Any) -> int:
+    def _held(self, x: TensorSpec, w: TensorSpec, r: TensorSpec, *_: Any, **how: Any) -> int:
         parts: int = self.held_parts * x.shape[0] * x.shape[1] * r.shape[2]
         return parts
 
@@ -557,6 +568,7 @@ class RNN(_Recurrent):
     """
 
     operator = "RNN"
+    shares_held = (0.22, 0.65)
     held_parts = 10
     gate_count = 1
     defaults = ("Tanh",)
@@ -616,6 +628,7 @@ class GRU(_Recurrent):
     """
 
     operator = "GRU"
+    shares_held = (0.45, 1.0)
     held_parts = 24
     gate_count = 3
     defaults = ("Sigmoid", "Tanh")
@@ -719,6 +732,7 @@ class LSTM(_Recurrent):
     """
 
     operator = "LSTM"
+    shares_held = (0.5, 0.8)
     held_parts = 32
     gate_count = 4
     state_count = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, prod
 from typing import Any
 
@@ -16,6 +17,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
     guarded,
 )
 from gradwire_server.specs import (
@@ -159,6 +161,7 @@ class ReduceSum(Reduction):
     """
 
     operator = "ReduceSum"
+    passes_grad = "to the first"
     inputs = _inputs()
     examples = (
         Example(([[1.0, 2.0], [3.0, 4.0]],), [[10.0]], gradients=([[1.0, 1.0], [1.0, 1.0]],)),
@@ -184,6 +187,7 @@ class ReduceMean(Reduction):
     """
 
     operator = "ReduceMean"
+    passes_grad = "to the first"
     inputs = _inputs()
     examples = (
         Example(([[1.0, 2.0], [3.0, 6.0]],), [[3.0]], gradients=([[0.25, 0.25], [0.25, 0.25]],)),
@@ -214,6 +218,7 @@ class ReduceMax(Reduction):
     """
 
     operator = "ReduceMax"
+    scratch_arrays = (0, 1.2)
     inputs = _inputs(_ORDERED)
     examples = (
         Example(([[1.0, 5.0], [4.0, 3.0]], [1]), [[5.0], [4.0]],
@@ -242,6 +247,7 @@ class ReduceMin(Reduction):
     """
 
     operator = "ReduceMin"
+    scratch_arrays = (0, 1.2)
     inputs = _inputs(_ORDERED)
     examples = (
         Example(([[1.0, 5.0], [4.0, 3.0]], [1]), [[1.0], [3.0]],
@@ -271,6 +277,7 @@ class ReduceProd(Reduction):
     """
 
     operator = "ReduceProd"
+    scratch_arrays = (0, 2)
     inputs = _inputs()
     examples = (
         Example(([[1.0, 2.0], [3.0, 4.0]],), [[24.0]], gradients=([[24.0, 12.0], [8.0, 6.0]],)),
@@ -311,6 +318,7 @@ class ReduceL1(Reduction):
     """
 
     operator = "ReduceL1"
+    scratch_arrays = (1, 1)
     inputs = _inputs()
     examples = (
         Example(([[1.0, -2.0], [-3.0, 4.0]],), [[10.0]], gradients=([[1.0, -1.0], [-1.0, 1.0]],)),
@@ -337,6 +345,7 @@ class ReduceL2(Reduction):
     """
 
     operator = "ReduceL2"
+    scratch_arrays = (2, 2.5)
     inputs = _inputs()
     examples = (
         Example(([[3.0, 4.0], [5.0, -12.0]], [1]), [[5.0], [13.0]],
@@ -376,6 +385,7 @@ class ReduceLogSum(Reduction):
     """
 
     operator = "ReduceLogSum"
+    passes_grad = "to the first"
     inputs = _inputs(FLOATS, domain=(0.5, 3.0))
     examples = (
         Example(([[1.0, 3.0], [2.0, 8.0]], [1]), [[1.3862943611198906], [2.302585092994046]],
@@ -403,6 +413,7 @@ class ReduceLogSumExp(Reduction):
     """
 
     operator = "ReduceLogSumExp"
+    scratch_arrays = (2, 4)
     inputs = _inputs(FLOATS)
     examples = (
         Example(([[1.0, 1.0], [0.0, 1.0]], [1]), [[1.6931471805599454], [1.3132616875182228]],
@@ -441,6 +452,7 @@ class ReduceSumSquare(Reduction):
     """
 
     operator = "ReduceSumSquare"
+    scratch_arrays = (1, 0)
     inputs = _inputs()
     examples = (
         Example(([[1.0, -2.0], [3.0, 4.0]],), [[30.0]], gradients=([[2.0, -4.0], [6.0, 8.0]],)),
@@ -545,6 +557,7 @@ class CumProd(CumSum):
     """
 
     operator = "CumProd"
+    scratch_arrays = (0, 3)
     attributes = (
         Attribute("exclusive", "int", 0, choices=(0, 1), doc="1 leaves x[i] out of y[i]."),
         Attribute("reverse", "int", 0, choices=(0, 1), doc="1 multiplies from the end."),
@@ -638,6 +651,10 @@ class Choice(Gate):
         if not data.shape[along]:
             raise Invalid("SHAPE_MISMATCH", f"axis {axis} of {data} has no elements to choose from")
         return TensorSpec(_without(data.shape, (along,), keepdims), "int64")
+
+    def scratch(self, outs: Sequence[TensorSpec], data: TensorSpec, **attributes: Any) -> Scratch:
+        in_order = attributes["axis"] in (-1, data.rank - 1) and not attributes["select_last_index"]
+        return Scratch(0 if in_order else data.nbytes, 0)
 
     def forward(
         self, xp: Namespace, data: Array, *, axis: int, keepdims: int, select_last_index: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import nan, prod
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import (
     Ints,
@@ -29,7 +30,7 @@ from gradwire_server.gates.common import (
     steps_along,
     vector_shape,
 )
-from gradwire_server.specs import Shape, TensorSpec
+from gradwire_server.specs import ITEM_SIZES, Shape, TensorSpec
 
 
 class AffineGrid(Gate):
@@ -44,6 +45,7 @@ class AffineGrid(Gate):
     """
 
     operator = "AffineGrid"
+    scratch_arrays = (2, 3)
     inputs = (Input("theta"), known("size"))
     attributes = (
         Attribute("align_corners", "int", 0, choices=(0, 1),
@@ -197,6 +199,14 @@ class GridSample(Gate):
             raise Invalid("SHAPE_MISMATCH", f"X has no elements to sample: its shape is {x.shape}")
         return TensorSpec((*x.shape[:2], *grid.shape[1:-1]), x.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, grid: TensorSpec, **attributes: Any
+    ) -> Scratch:
+        held = self._held(x, grid, **attributes) * ITEM_SIZES[x.dtype]
+        return Scratch(
+            int(0.5 * held), int((1.2 if attributes["mode"] == "nearest" else 1.0) * held)
+        )
+
     def forward(self, xp: Namespace, x: Array, grid: Array, **attributes: Any) -> Array:
         taps = self._taps(xp, x.shape[2:], grid, attributes)
         out = xp.sum(taps.take(x) * xp.astype(taps.weights(), str(x.dtype)), axis=(2,))
@@ -226,9 +236,9 @@ class GridSample(Gate):
     def operations(
         self, outs: tuple[TensorSpec, ...], x: TensorSpec, grid: TensorSpec, **attributes: Any
     ) -> int:
-        return x.size + grid.size + 2 * self.workspace(x, grid, **attributes)
+        return x.size + grid.size + 2 * self._held(x, grid, **attributes)
 
-    def workspace(self, x: TensorSpec, grid: TensorSpec, **attributes: Any) -> int:
+    def _held(self, x: TensorSpec, grid: TensorSpec, **attributes: Any) -> int:
         taps = len(_FILTERS[attributes["mode"]][0]) ** (x.rank - 2)
         return _sampled(grid.shape[0], x.shape[1], taps, prod(grid.shape[1:-1]))
 
@@ -515,6 +525,19 @@ class RoiAlign(Gate):
         shape = (count, x.shape[1], attributes["output_height"], attributes["output_width"])
         return TensorSpec(checked_shape(shape, "output_height"), x.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        rois: TensorSpec,
+        batch_indices: TensorSpec,
+        **attributes: Any,
+    ) -> Scratch:
+        held = self._held(x, rois, batch_indices, **attributes) * ITEM_SIZES[x.dtype]
+        if not attributes["sampling_ratio"]:
+            return Scratch(held, held)
+        return Scratch(int(x.nbytes + 0.55 * held), int(x.nbytes + 1.3 * held))
+
     def forward(
         self, xp: Namespace, x: Array, rois: Array, batch_indices: Array, **attributes: Any
     ) -> Array:
@@ -566,14 +589,14 @@ class RoiAlign(Gate):
     ) -> int:
         _, channels, height, width = x.shape
         regions, bins = rois.shape[0], attributes["output_height"] + attributes["output_width"]
-        held = self.workspace(x, rois, batch_indices, **attributes)
+        held = self._held(x, rois, batch_indices, **attributes)
         found: int = x.size + 2 * held + bins * attributes["sampling_ratio"] * STEP
         if not attributes["sampling_ratio"]:
             sums = height + attributes["output_width"]  # of a row of bins, and of each of them
             found += regions * channels * attributes["output_height"] * width * sums
         return found
 
-    def workspace(
+    def _held(
         self, x: TensorSpec, rois: TensorSpec, batch_indices: TensorSpec, **attributes: Any
     ) -> int:
         bins = attributes["output_height"] * attributes["output_width"]
@@ -582,7 +605,7 @@ class RoiAlign(Gate):
             rows = rois.shape[0] * attributes["output_height"]
             lines = rows * images * height + rois.shape[0] * attributes["output_width"] * width
             places = rois.shape[0] * 2 * (height + width + bins)
-            found: int = 3 * x.size + 3 * rows * channels * width + 4 * lines + 32 * places
+            found: int = 2 * x.size + 3 * rows * channels * width + 4 * lines + 32 * places
             return found
         ratio = attributes["sampling_ratio"]
         parts: int = 8 * ratio * (attributes["output_height"] + attributes["output_width"])
@@ -954,6 +977,17 @@ class DeformConv(Gate):
                 )
         return TensorSpec(checked_shape((rows, w.shape[0], *layout.blocks), "pads"), x.dtype)
 
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        x: TensorSpec,
+        w: TensorSpec,
+        *rest: Any,
+        **attributes: Any,
+    ) -> Scratch:
+        held = self._held(x, w, *rest, **attributes) * ITEM_SIZES[x.dtype]
+        return Scratch(int(0.42 * held), int((1 if x.dtype == "float64" else 1.4) * held))
+
     def forward(
         self, xp: Namespace, x: Array, w: Array, offset: Array, *rest: Any, **attributes: Any
     ) -> Array:
@@ -1033,9 +1067,9 @@ class DeformConv(Gate):
     ) -> int:
         layout = _Layout.of(x.shape, w.shape, attributes)
         products = x.shape[0] * prod(layout.blocks) * w.size
-        return products + x.size + 2 * self.workspace(x, w, *rest, **attributes)
+        return products + x.size + 2 * self._held(x, w, *rest, **attributes)
 
-    def workspace(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
+    def _held(self, x: TensorSpec, w: TensorSpec, *_: Any, **attributes: Any) -> int:
         layout = _Layout.of(x.shape, w.shape, attributes)
         parts = layout.offset_groups
         places = prod(layout.kernel) * prod(layout.blocks)
@@ -1174,6 +1208,11 @@ class MaxRoiPool(Gate):
     ) -> TensorSpec:
         return TensorSpec(_pooled_shape(x, rois, pooled_shape), x.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        return Scratch(x.nbytes + 2 * x.nbytes // max(x.shape[0], 1), x.nbytes)
+
     def operations(
         self,
         outs: tuple[TensorSpec, ...],
@@ -1242,6 +1281,12 @@ class RoiArgMax(Gate):
         self, x: TensorSpec, rois: TensorSpec, pooled_shape: Ints, spatial_scale: float
     ) -> TensorSpec:
         return TensorSpec(_pooled_shape(x, rois, pooled_shape), "int64")
+
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        part = x.nbytes // max(x.shape[0], 1)  # of one image, while the next is made
+        return Scratch(2 * part, 0)
 
     def operations(self, outs: tuple[TensorSpec, ...], *specs: Any, **attributes: Any) -> int:
         return MaxRoiPool().operations(outs, *specs, **attributes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -19,6 +19,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import (
     Ints,
@@ -67,6 +68,8 @@ class Identity(ElementwiseGate):
     """
 
     operator = "Identity"
+    shows_input = "as it is"
+    passes_grad = "to the first"
     takes_halves = True
     inputs = (Input("input", EVERY),)
     examples = (Example((2.0,), 2.0, gradients=(1.0,)), Example(([True, False],), [True, False]))
@@ -88,6 +91,7 @@ class Cast(ElementwiseGate):
     """
 
     operator = "Cast"
+    scratch_arrays = (0.1, 0)
     takes_halves = True
     output_dtypes = ("attribute:to",)
     inputs = (Input("input", EVERY),)
@@ -140,6 +144,7 @@ class CastLike(Gate):
     """
 
     operator = "CastLike"
+    scratch_arrays = (0.1, 0)
     takes_halves = True
     output_dtypes = ("input:1",)
     inputs = (Input("input", EVERY), Input("target_type", EVERY, "U", elements=False))
@@ -187,6 +192,7 @@ class BitCast(ElementwiseGate):
     """
 
     operator = "BitCast"
+    shows_input = "as it is"
     takes_halves = True
     output_dtypes = ("attribute:to",)
     inputs = (Input("input", EVERY),)
@@ -246,6 +252,8 @@ class Reshape(Gate):
     """
 
     operator = "Reshape"
+    shows_input = "reshaped"
+    passes_grad = "to the first"
     takes_halves = True
     inputs = (Input("data", EVERY), known("shape"))
     attributes = (Attribute("allowzero", "int", 0, choices=(0, 1), doc="0 means 0."),)
@@ -312,6 +320,8 @@ class Transpose(Gate):
     """
 
     operator = "Transpose"
+    shows_input = "turned"
+    passes_grad = "to the first"
     takes_halves = True
     inputs = (Input("data", EVERY),)
     attributes = (Attribute("perm", "ints", doc="Old axis at each new place."),)
@@ -364,6 +374,7 @@ class Expand(Gate):
     """
 
     operator = "Expand"
+    shows_input = "in parts"
     takes_halves = True
     inputs = (Input("input", ANY), known("shape"))
     examples = (
@@ -399,6 +410,8 @@ class Squeeze(Gate):
     """
 
     operator = "Squeeze"
+    shows_input = "as it is"
+    passes_grad = "to the first"
     takes_halves = True
     inputs = (Input("data", EVERY), known("axes", optional=True))
     examples = (
@@ -443,6 +456,8 @@ class Unsqueeze(Gate):
     """
 
     operator = "Unsqueeze"
+    shows_input = "as it is"
+    passes_grad = "to the first"
     takes_halves = True
     inputs = (Input("data", EVERY), known("axes"))
     examples = (
@@ -482,6 +497,8 @@ class Flatten(Gate):
     """
 
     operator = "Flatten"
+    shows_input = "reshaped"
+    passes_grad = "to the first"
     takes_halves = True
     inputs = (Input("input", EVERY),)
     attributes = (Attribute("axis", "int", 1, doc="First axis of the columns."),)
@@ -525,6 +542,7 @@ class Concat(Gate):
     """
 
     operator = "Concat"
+    passes_grad = "to all"
     takes_halves = True
     inputs = (Input("inputs_0", ANY, variadic=True),)
     attributes = (Attribute("axis", "int", required=True, doc="Where they are joined."),)
@@ -582,6 +600,7 @@ class Split(Gate):
     """
 
     operator = "Split"
+    shows_input = "in parts"
     takes_halves = True
     inputs = (Input("input", ANY), known("split", optional=True))
     attributes = (
@@ -663,6 +682,8 @@ class Slice(Gate):
     """
 
     operator = "Slice"
+    scratch_arrays = (0, 1)
+    shows_input = "in parts"
     takes_halves = True
     inputs = (
         Input("data", ANY),
@@ -801,6 +822,27 @@ class Pad(Gate):
         around = self._around(data.shape, pads.value, None if axes is None else axes.value, mode)
         sizes = (b + size + a for size, (b, a) in zip(data.shape, around, strict=True))
         return TensorSpec(checked_shape(tuple(sizes), "pads"), data.dtype)
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        data: TensorSpec,
+        pads: Any,
+        fill: Any = None,
+        *_: Any,
+        mode: str,
+    ) -> Scratch:
+        out = outs[0].nbytes
+        if mode == "constant":
+            return Scratch(0, 0 if fill is None else 3 * out)
+        changed = [
+            after
+            for before, after in zip(data.shape, outs[0].shape, strict=True)
+            if before != after
+        ]
+        longest = max(changed, default=0)  # whose positions are numbers of Python's
+        pulling = 45 * longest + data.nbytes + int(3.1 * 8 * outs[0].size)
+        return Scratch(73 * longest + (out if len(changed) > 1 else 0), max(73 * longest, pulling))
 
     def forward(self, xp: Namespace, data: Array, *rest: Any, mode: str) -> Array:
         pads, fill, axes = (*rest, None, None)[:3]
@@ -947,6 +989,12 @@ class Tile(Gate):
         shape = tuple(size * each for size, each in zip(x.shape, times, strict=True))
         return TensorSpec(checked_shape(shape, "repeats"), x.dtype)
 
+    def scratch(self, outs: Sequence[TensorSpec], data: TensorSpec, repeats: TensorSpec) -> Scratch:
+        times = [each for each in repeats.value or () if each > 1]
+        if len(times) < 2:
+            return Scratch(0, 0)
+        return Scratch(outs[0].nbytes // int(times[-1]), data.nbytes)
+
     def forward(self, xp: Namespace, x: Array, repeats: Ints) -> Array:
         return xp.tile(x, repeats)
 
@@ -969,6 +1017,7 @@ class Trilu(Gate):
     """
 
     operator = "Trilu"
+    scratch_arrays = (0.15, 0.15)
     inputs = (Input("input", ANY), known("k", optional=True))
     attributes = (Attribute("upper", "int", 1, choices=(0, 1), doc="0 keeps the lower one."),)
     examples = (

@@ -5,6 +5,7 @@ A complex number is a last axis of size 2, its real part and its imaginary part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import expm1, floor, isfinite, log, log1p, pi
 from typing import Any
 
@@ -18,6 +19,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.gates.common import (
     Ints,
@@ -122,6 +124,17 @@ class DFT(Gate):
         shape[-1] = 1 if onesided and inverse else 2
         return TensorSpec(checked_shape(tuple(shape), "dft_length"), x.dtype)
 
+    def scratch(
+        self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
+    ) -> Scratch:
+        (out,) = outs
+        whole = x.nbytes if x.shape[-1] == 2 else 0  # as complex numbers
+        if attributes["onesided"] and attributes["inverse"]:
+            return Scratch(whole + out.nbytes // 2, 2 * x.nbytes)
+        if attributes["onesided"]:
+            return Scratch(whole + 2 * out.nbytes, 9 * out.nbytes)
+        return Scratch(whole + 2 * out.nbytes, 3 * out.nbytes + (0 if whole else x.nbytes))
+
     def forward(self, xp: Namespace, x: Array, *known: Any, **attributes: int) -> Array:
         length, axis = self._length_and_axis(x.shape, *known, **attributes)
         return xp.dft(x, length, axis, attributes["inverse"], attributes["onesided"])
@@ -222,6 +235,7 @@ class STFT(Gate):
     """
 
     operator = "STFT"
+    scratch_arrays = (3, 9.5)
     inputs = (
         Input("signal"),
         Input("frame_step", INDICES, "I", known=True),
@@ -388,6 +402,9 @@ class Window(Gate):
         length = int(_number("size", size, 0))
         return TensorSpec(checked_shape((length,), "size"), dtype_numbered(output_datatype))
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        return Scratch(28 * outs[0].size, 0)
+
     def forward(self, xp: Namespace, size: Ints, output_datatype: int, periodic: int) -> Array:
         length = int(size[0])
         period = length if periodic else length - 1
@@ -500,6 +517,9 @@ class MelWeightMatrix(Gate):
                 )
         shape = (int(length) // 2 + 1, int(bins))
         return TensorSpec(checked_shape(shape, "dft_length"), dtype_numbered(output_datatype))
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        return Scratch(39 * outs[0].size, 0)
 
     def forward(self, xp: Namespace, *known: Any, output_datatype: int) -> Array:
         bins, length, rate, lower, upper = (each[0] for each in known)

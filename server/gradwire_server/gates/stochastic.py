@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradwire_server.errors import Invalid
@@ -14,6 +15,7 @@ from gradwire_server.gates.base import (
     Namespace,
     Rejection,
     Sample,
+    Scratch,
 )
 from gradwire_server.specs import BOOLS, FLOATS, TensorSpec
 
@@ -80,6 +82,10 @@ class Dropout(Gate):
                 attribute="seed",
             )
         return data, TensorSpec(data.shape, "bool")
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        # a mask is drawn as float64s
+        return Scratch(8 * outs[0].size, 8 * outs[0].size)
 
     def forward(
         self, xp: Namespace, data: Array, *known: Any, seed: int | None

@@ -16,6 +16,7 @@ class Exp(ElementwiseGate):
     """
 
     operator = "Exp"
+    scratch_arrays = (0, 1.3)
     examples = (Example((1.0,), 2.718281828459045, gradients=(2.718281828459045,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -35,6 +36,7 @@ class Log(ElementwiseGate):
     """
 
     operator = "Log"
+    scratch_arrays = (0, 1.2)
     inputs = (Input("X", domain=(0.2, 3.0)),)
     examples = (
         Example((2.0,), 0.6931471805599453, gradients=(0.5,)),
@@ -76,6 +78,7 @@ class Cos(ElementwiseGate):
     """
 
     operator = "Cos"
+    scratch_arrays = (0, 1)
     examples = (Example((1.0,), 0.5403023058681398, gradients=(-0.8414709848078965,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -114,6 +117,7 @@ class Asin(ElementwiseGate):
     """
 
     operator = "Asin"
+    scratch_arrays = (0, 2.3)
     inputs = (Input("X", domain=(-0.9, 0.9)),)
     examples = (
         Example((0.5,), 0.5235987755982989, gradients=(1.1547005383792517,)),
@@ -137,6 +141,7 @@ class Acos(ElementwiseGate):
     """
 
     operator = "Acos"
+    scratch_arrays = (0, 2.3)
     inputs = (Input("X", domain=(-0.9, 0.9)),)
     examples = (
         Example((0.5,), 1.0471975511965979, gradients=(-1.1547005383792517,)),
@@ -159,6 +164,7 @@ class Atan(ElementwiseGate):
     """
 
     operator = "Atan"
+    scratch_arrays = (0, 1)
     examples = (Example((0.5,), 0.4636476090008061, gradients=(0.8,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -177,6 +183,7 @@ class Sinh(ElementwiseGate):
     """
 
     operator = "Sinh"
+    scratch_arrays = (0, 2.3)
     examples = (Example((1.0,), 1.1752011936438014, gradients=(1.5430806348152437,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -195,6 +202,7 @@ class Cosh(ElementwiseGate):
     """
 
     operator = "Cosh"
+    scratch_arrays = (0, 2.3)
     examples = (Example((1.0,), 1.5430806348152437, gradients=(1.1752011936438014,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -213,6 +221,7 @@ class Tanh(ElementwiseGate):
     """
 
     operator = "Tanh"
+    scratch_arrays = (0, 2.2)
     examples = (Example((0.5,), 0.46211715726000974, gradients=(0.7864477329659274,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -231,6 +240,7 @@ class Asinh(ElementwiseGate):
     """
 
     operator = "Asinh"
+    scratch_arrays = (0, 4.2)
     examples = (Example((0.5,), 0.48121182505960347, gradients=(0.8944271909999159,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
@@ -254,6 +264,7 @@ class Acosh(ElementwiseGate):
     """
 
     operator = "Acosh"
+    scratch_arrays = (0, 2.3)
     inputs = (Input("X", domain=(1.2, 3.0)),)
     examples = (
         Example((2.0,), 1.3169578969248166, gradients=(0.5773502691896258,)),
@@ -277,6 +288,7 @@ class Atanh(ElementwiseGate):
     """
 
     operator = "Atanh"
+    scratch_arrays = (0, 2.3)
     inputs = (Input("X", domain=(-0.9, 0.9)),)
     examples = (
         Example((0.5,), 0.5493061443340548, gradients=(1.3333333333333333,)),
@@ -299,6 +311,7 @@ class Erf(ElementwiseGate):
     """
 
     operator = "Erf"
+    scratch_arrays = (0, 2)
     examples = (Example((0.5,), 0.5204998778130465, gradients=(0.8787825789354448,)),)
 
     def forward(self, xp: Namespace, x: Array) -> Array:
