@@ -80,6 +80,7 @@ ADVICE = {
     "max-graph-bytes": "save a smaller graph",
     "max-stored-bytes": "delete graphs that are not needed",
     "max-stored-graphs": "delete some that are not needed",
+    "max-held-bytes": "read the answers that are under way, ask again later",
     "max-waiting": "ask again later",
     "max-streams": "read one to its end, ask again later",
     "max-transfers": "wait for one to end",

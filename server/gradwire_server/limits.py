@@ -56,6 +56,12 @@ class Limits:
     max_shared_bytes: int = _limit(
         1024 * _MIB, "bytes", "Most memory that all clients together may share with the server."
     )
+    max_held_bytes: int = _limit(
+        4096 * _MIB,
+        "bytes",
+        "Most memory for what clients have not read: answers, and evaluations of streams and "
+        "sessions.",
+    )
     max_evaluations: int = _limit(8, "evaluations", "Evaluations that compute at the same time.")
     max_waiting: int = _limit(1024, "evaluations", "Evaluations that may wait for their turn.")
     max_streams: int = _limit(256, "streams", "Streamed evaluations answered at the same time.")

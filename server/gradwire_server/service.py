@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
@@ -26,10 +26,12 @@ from gradwire.holes import request_id_of
 from gradwire.payloads import LIFTED_BYTES
 from gradwire.v1 import service_pb2 as pb
 from gradwire.version import __version__
+from gradwire_server.allocator import returns_freed_memory
 from gradwire_server.arrivals import Arrivals, Arriving
 from gradwire_server.cache import Entry, GraphCache
 from gradwire_server.catalogue import describe
 from gradwire_server.codec.answers import (
+    COLUMN_BYTES,
     encode_answer,
     encode_description,
     encode_error,
@@ -60,6 +62,8 @@ from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped, within
 from gradwire_server.gates import GATES
+from gradwire_server.held import IDLE_SECONDS, UNHELD, Held, Holding, NeedsRoom, whole
+from gradwire_server.held import LIMIT as HELD
 from gradwire_server.limits import Limits
 from gradwire_server.saved import SavedGraphs
 from gradwire_server.segments import Segments, Sink
@@ -67,6 +71,7 @@ from gradwire_server.session import Session as OpenSession
 from gradwire_server.silence import Silence, SilenceWatch
 from gradwire_server.stopping import asked
 from gradwire_server.store import Store
+from gradwire_server.store.base import PIECE_BYTES
 from gradwire_server.threads import Lane, Turns, ahead
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GradientService"].full_name
@@ -83,7 +88,11 @@ _DESCRIBE_THREADS = 4
 
 #: A streamed evaluation that takes longer is worth a second thread.
 _LONG_SECONDS = 0.005
-_BATCHES_AHEAD = 1
+_MESSAGES_AHEAD = 8
+
+#: Of the messages of a stream, made and not sent yet.
+_STREAM_BYTES = (_MESSAGES_AHEAD + 3) * COLUMN_BYTES
+_GET_BYTES = 3 * PIECE_BYTES
 
 log = logging.getLogger("gradwire")
 
@@ -106,6 +115,7 @@ class GradientService(grpc.GenericRpcHandler):
         self._limits = limits
         self._segments = segments
         self._turns = Turns(limits.max_evaluations, limits.max_waiting)
+        self.held = Held(limits.max_held_bytes, freed=returns_freed_memory.freed)
         self._cache = GraphCache(limits.max_cache_bytes, lambda data: decode_graph(data, limits))
         self._saved = SavedGraphs(store, self._cache, self._turns, limits)
         self.silence = SilenceWatch(limits.session_idle_seconds)
@@ -123,6 +133,7 @@ class GradientService(grpc.GenericRpcHandler):
         if method is None:
             return None
         if method.lane.full:
+            self.held.end_latest(method.lane)
             return method.refusal
         return method.handler
 
@@ -136,21 +147,21 @@ class GradientService(grpc.GenericRpcHandler):
     def _described_methods(self) -> dict[str, _Method]:
         limits = self._limits
         calls = Lane("gradwire-call", limits.max_evaluations + limits.max_waiting)
-        streams = Lane("gradwire-stream", limits.max_streams)
+        streams = self._streams = Lane("gradwire-stream", limits.max_streams)
         sessions = Lane("gradwire-session", limits.max_sessions)
         # lanes of their own: uploads that send nothing keep nobody from fetching
         uploads = Lane("gradwire-upload", limits.max_transfers)
-        downloads = Lane("gradwire-download", limits.max_transfers)
+        downloads = self._downloads = Lane("gradwire-download", limits.max_transfers)
         descriptions = Lane("gradwire-describe", _DESCRIBE_THREADS)
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         waiting = "max-waiting", limits.max_waiting, "calls waiting"
         transfers = "max-transfers", limits.max_transfers
         answers = {
             "Evaluate": self.evaluate,
-            "DifferentiateGraph": self._differentiate,
-            "SaveGraph": self._saved.save,
-            "ListGraphs": self._saved.page,
-            "DeleteGraph": self._saved.delete,
+            "DifferentiateGraph": _at_once(self._differentiate),
+            "SaveGraph": _at_once(self._saved.save),
+            "ListGraphs": _at_once(self._saved.page),
+            "DeleteGraph": _at_once(self._saved.delete),
         }
         both = grpc.stream_stream_rpc_method_handler
         found = {
@@ -173,7 +184,7 @@ class GradientService(grpc.GenericRpcHandler):
                 "GetGraph", stream, self._get, downloads, *transfers, "open downloads"
             ),
             "DescribeServer": self._method(
-                "DescribeServer", unary, self._unary("DescribeServer", self._describe),
+                "DescribeServer", unary, self._unary("DescribeServer", _at_once(self._describe)),
                 descriptions, "", _DESCRIBE_THREADS, "descriptions of the server",
             ),
         }  # fmt: skip
@@ -217,28 +228,55 @@ class GradientService(grpc.GenericRpcHandler):
         return refuse
 
     def _unary(
-        self, name: str, answer: Callable[[bytes, Callable[[], bool]], bytes]
+        self, name: str, answer: Callable[[bytes, Callable[[], bool], Holding], bytes]
     ) -> Callable[[bytes, Any], bytes]:
         def handle(data: bytes, context: Any) -> bytes:
             # asked from here on: it may be late already, or become so while it waits for its turn
             with self._answering(name, context) as stopped, asked(stopped):
-                return answer(data, stopped)
+                holding = self.held.holding(context.cancel)
+                try:
+                    found = answer(data, stopped, holding)
+                    holding.resize(whole(len(found)))
+                    holding.offer(len(found))
+                    if context.add_callback(holding.close):  # once it is sent, or nobody is there
+                        return found
+                    raise Stopped
+                except BaseException:
+                    holding.close()
+                    raise
 
         return handle
 
-    def evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+    def evaluate(
+        self, data: bytes, stopped: Callable[[], bool], holding: Holding = UNHELD
+    ) -> bytes:
         """One EvaluateRequest, serialized, to one EvaluateResponse (Refusal, Stopped)."""
         job = self._cache.pour(data)
         if job is None:
-            return self._evaluate(data, stopped)
+            return self._evaluate(data, stopped, holding)
         try:
+            holding.take(whole(job.choice.nbytes), stopped)
             with self._turns, asked(stopped):
                 return encode_response(Run(job).complete(stopped))
         except Refusal as refusal:
             raise sent_as(refusal, "graph") from None  # a request with a mould holds its graph
 
-    def _evaluate(self, data: bytes, stopped: Callable[[], bool]) -> bytes:
+    def _evaluate(self, data: bytes, stopped: Callable[[], bool], holding: Holding) -> bytes:
         request, payloads = self._decoded(pb.EvaluateRequest, data)
+        while True:
+            try:
+                return self._evaluated(data, request, payloads, stopped, holding)
+            except NeedsRoom as needed:  # who waits for it keeps no turn
+                holding.take(needed.nbytes, stopped)
+
+    def _evaluated(
+        self,
+        data: bytes,
+        request: pb.EvaluateRequest,
+        payloads: Payloads,
+        stopped: Callable[[], bool],
+        holding: Holding,
+    ) -> bytes:
         sink = results_sink(request, self._segments)
         with graph_of(request.graph), self._turns, asked(stopped):
             entry = self._saved.entry(request.graph, payloads, stopped)
@@ -254,6 +292,7 @@ class GradientService(grpc.GenericRpcHandler):
                 and entry.wants_mould(job, data)
             ):
                 self._cast(entry, job, data, wanted)
+            holding.take_now(whole(job.choice.nbytes))
             return encode_response(Run(job).complete(stopped), sink, packed=packed)
 
     def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
@@ -267,62 +306,79 @@ class GradientService(grpc.GenericRpcHandler):
         return decode_request(kind, data, self._segments, self._limits.max_message_bytes)
 
     def _evaluate_stream(self, data: bytes, context: Any) -> Iterator[bytes]:
-        with self._answering("EvaluateStream", context) as stopped:
+        with (
+            self._answering("EvaluateStream", context) as stopped,
+            self.held.holding(context.cancel, self._streams) as holding,
+        ):
             request, payloads = self._decoded(pb.EvaluateStreamRequest, data)
-            batches = self._batches(self._events(request, payloads, stopped), stopped)
-            began = monotonic()
+            sink = results_sink(request, self._segments)
             with graph_of(request.graph):
+                entry, job = self._streamed(request, payloads, stopped)
+                choice = job.choice
+                held = choice.lifetimes.total_nbytes + whole(choice.named_nbytes) + _STREAM_BYTES
+                holding.take(held, stopped)
+                batches = self._batches(self._events(entry, job, sink), stopped)
+                began = monotonic()
                 for batch in batches:
-                    yield from batch
+                    yield from _offered(batch, holding)
                     if monotonic() - began > _LONG_SECONDS:
                         break
                 # a longer one computes its next block while the last is sent
-                for batch in ahead(batches, self._ahead, _BATCHES_AHEAD):
-                    yield from batch
+                messages = chain.from_iterable(batches)
+                yield from _offered(ahead(messages, self._ahead, _MESSAGES_AHEAD), holding)
+
+    def _streamed(
+        self, request: pb.EvaluateStreamRequest, payloads: Payloads, stopped: Callable[[], bool]
+    ) -> tuple[Entry, engine.Job]:
+        """The graph of a streamed evaluation, and all that can be refused of it."""
+        with self._turns, asked(stopped), np.errstate(all="ignore"):
+            if stopped():
+                raise Stopped
+            entry = self._saved.entry(request.graph, payloads, stopped)
+            wanted = decode_evaluation(request.evaluation, payloads)
+            chosen = request.evaluation.HasField("values"), request.evaluation.HasField("gradients")
+            if not any(chosen):
+                wanted = engine.everything(wanted)
+            return entry, entry.again(wanted) or self._prepared(entry, wanted)
 
     def _batches(
-        self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
-    ) -> Iterator[list[bytes]]:
+        self, events: Iterator[Iterable[bytes]], stopped: Callable[[], bool]
+    ) -> Iterator[Iterable[bytes]]:
         while (batch := self._next(events, stopped)) is not None:
             yield batch
             if stopped():
                 raise Stopped
 
     def _next(
-        self, events: Iterator[list[bytes]], stopped: Callable[[], bool]
-    ) -> list[bytes] | None:
+        self, events: Iterator[Iterable[bytes]], stopped: Callable[[], bool]
+    ) -> Iterable[bytes] | None:
         """One block of computing; a slow reader keeps no turn."""
         # NaN and infinity are values, not errors
         with self._turns, asked(stopped), np.errstate(all="ignore"):
             return next(events, None)
 
     def _events(
-        self,
-        request: pb.EvaluateStreamRequest,
-        payloads: Payloads,
-        stopped: Callable[[], bool],
-    ) -> Iterator[list[bytes]]:
-        """The events of a streamed evaluation, in batches, each after one block of computing."""
-        sink = results_sink(request, self._segments)
-        entry = self._saved.entry(request.graph, payloads, stopped)
-        wanted = decode_evaluation(request.evaluation, payloads)
-        if not request.evaluation.HasField("values") and not request.evaluation.HasField(
-            "gradients"
-        ):
-            wanted = engine.everything(wanted)
-        job = entry.again(wanted) or self._prepared(entry, wanted)
+        self, entry: Entry, job: engine.Job, sink: Sink | None
+    ) -> Iterator[Iterable[bytes]]:
+        """The events of a streamed evaluation, in batches, each after one block of computing.
+
+        Elements are copied as messages are made, a few ahead of the reader: a slow one holds no
+        second copy of them all.
+        """
         started = encode_started(entry.graph)
         yield [pb.EvaluateStreamResponse(started=started).SerializeToString()]
-        sent = [0, 0]
-        run = Run(job)
+        choice = job.choice
+        run, sent = Run(job), [0, 0]
         for slabs in run.forward():
-            yield [*encode_events("node_values", _counted(slabs, sent, 0))]
+            sent[0] += _count(slabs)
+            yield _encoded("node_values", slabs, choice.values_as_summary)
         gradients: list[tuple[str, Any]] = []
-        if not wanted.forward_only:
+        if not job.forward_only:
             for slabs in run.backward(job.seeds):
-                yield [*encode_events("node_gradients", _counted(slabs, sent, 1))]
+                sent[1] += _count(slabs)
+                yield _encoded("node_gradients", slabs, choice.gradients_as_summary)
             gradients = run.gradients()
-        packed = wanted.packed is not None
+        packed = job.packing is not None
         yield [encode_finished(run.outputs(), gradients, sent, sink, packed=packed)]
 
     def _session(self, requests: Iterator[bytes], context: Any, end: End) -> Iterator[bytes]:
@@ -330,30 +386,46 @@ class GradientService(grpc.GenericRpcHandler):
         with (
             self._answering("Session", context) as stopped,
             self.silence.over(end) as silence,
+            self.held.holding(lambda: self._make_room(silence, context)) as holding,
         ):
-            yield from self._converse(requests, stopped, silence)
+            yield from self._converse(requests, stopped, silence, holding)
+
+    def _make_room(self, silence: Silence, context: Any) -> None:
+        """Ends a session whose room others need: with a sentence, where its client waits."""
+        refusal = OverLimit.because(
+            f"no request came for {int(IDLE_SECONDS)} seconds, and others need the memory that "
+            "this session keeps, so the server ended it; open another one, or start the server "
+            f"with a larger --{HELD}",
+            HELD, self._limits.max_held_bytes, self.held.nbytes,
+        )  # fmt: skip
+        if not silence.end(refusal):
+            context.cancel()
 
     def _converse(
-        self, requests: Iterator[bytes], stopped: Callable[[], bool], silence: Silence
+        self,
+        requests: Iterator[bytes],
+        stopped: Callable[[], bool],
+        silence: Silence,
+        holding: Holding,
     ) -> Iterator[bytes]:
         session: OpenSession | None = None
-        for data in heard(requests, silence):
+        for data in heard(requests, silence, holding):
             if session is not None and (known := self._poured(session, data, stopped)) is not None:
-                yield known
+                yield from _offered([known], holding)
                 continue
             request, payloads = self._decoded(pb.SessionRequest, data)
             with self._turns, asked(stopped):
                 if session is not None:
-                    answer = self._answer(session, request, payloads, stopped, data)
+                    answer = self._answer(session, request, payloads, stopped, data, holding)
                 elif request.WhichOneof("action") == "open":
-                    session = self._open(request.open, payloads, stopped)
+                    session = self._open(request.open, payloads, stopped, holding)
                     started = encode_started(session.graph)
                     answer = pb.SessionResponse(
                         request_id=request.request_id, started=started
                     ).SerializeToString()
                 else:
                     raise Invalid("REQUEST_INVALID", "the first message of a session is open")
-            yield answer
+            yield from _offered([answer], holding)
 
     def _poured(
         self, session: OpenSession, data: bytes, stopped: Callable[[], bool]
@@ -373,12 +445,20 @@ class GradientService(grpc.GenericRpcHandler):
                 return _refused(request_id, refusal)
 
     def _open(
-        self, request: pb.Open, payloads: Payloads, stopped: Callable[[], bool]
+        self,
+        request: pb.Open,
+        payloads: Payloads,
+        stopped: Callable[[], bool],
+        holding: Holding,
     ) -> OpenSession:
         with within("open"), graph_of(request.graph):
             entry = self._saved.entry(request.graph, payloads, stopped)
             wanted = decode_evaluation(request.evaluation, payloads)
-            return OpenSession(entry.graph, wanted, self._limits, entry.job)
+
+            def hold(evaluation_nbytes: int, answer_nbytes: int) -> None:
+                holding.grow(evaluation_nbytes + whole(answer_nbytes))
+
+            return OpenSession(entry.graph, wanted, self._limits, entry.job, hold)
 
     def _answer(
         self,
@@ -387,6 +467,7 @@ class GradientService(grpc.GenericRpcHandler):
         payloads: Payloads,
         stopped: Callable[[], bool],
         data: bytes,
+        holding: Holding,
     ) -> bytes:
         """The answer to one request of an open session; a refusal is an answer too."""
 
@@ -405,7 +486,7 @@ class GradientService(grpc.GenericRpcHandler):
                     if sink is None and len(data) < LIFTED_BYTES:
                         _learn_step(session, data, request.step, payloads)
                 case "steps":
-                    outcomes = self._outcomes(request.steps.steps, step, sink)
+                    outcomes = self._outcomes(request.steps.steps, step, sink, holding)
                     return encode_outcomes(request.request_id, outcomes)
                 case "backward":
                     seeds = decode_seeds(request.backward.seeds, payloads)
@@ -419,12 +500,16 @@ class GradientService(grpc.GenericRpcHandler):
             return _refused(request.request_id, refusal)
 
     def _outcomes(
-        self, steps: Sequence[pb.Step], run: Callable[[pb.Step], Found], sink: Sink | None
+        self,
+        steps: Sequence[pb.Step],
+        run: Callable[[pb.Step], Found],
+        sink: Sink | None,
+        holding: Holding,
     ) -> list[bytes]:
         """What became of each step; once the results are too large, the rest is refused."""
         if not steps:
             raise Invalid("REQUEST_INVALID", "steps holds no step")
-        limit, held = self._limits.max_memory_bytes, 0
+        limit, held, kept = self._limits.max_memory_bytes, 0, holding.nbytes
         outcomes = []
         for message in steps:
             found: Found | Refusal
@@ -433,6 +518,7 @@ class GradientService(grpc.GenericRpcHandler):
                     advice = "send fewer steps in one message"
                     what = "bytes of the results before this one"
                     raise OverLimit.of("max-memory-bytes", limit, held, what, advice)
+                holding.grow(kept + whole(held))
                 found = run(message)
             except Refusal as refusal:
                 found = refusal
@@ -479,8 +565,12 @@ class GradientService(grpc.GenericRpcHandler):
                 yield answer
 
     def _get(self, data: bytes, context: Any) -> Iterator[bytes]:
-        with self._answering("GetGraph", context) as stopped:
-            yield from self._saved.get(data, stopped)
+        with (
+            self._answering("GetGraph", context) as stopped,
+            self.held.holding(context.cancel, self._downloads) as holding,
+        ):
+            holding.take(_GET_BYTES, stopped)
+            yield from _offered(self._saved.get(data, stopped), holding)
 
     def _prepared(self, entry: Entry, wanted: engine.Evaluation) -> engine.Job:
         job = engine.prepare(entry.graph, wanted, self._limits, entry.job)
@@ -574,11 +664,15 @@ def sending(converse: Callable[[Any, Any, End], Iterator[Any]]) -> Callable[...,
     return behavior
 
 
-def heard(requests: Iterator[bytes], silence: Silence) -> Iterator[bytes]:
+def heard(
+    requests: Iterator[bytes], silence: Silence, holding: Holding = UNHELD
+) -> Iterator[bytes]:
     """The messages of a client, as long as none comes too late."""
     while True:
         silence.begins()
+        holding.idle()
         data = next(requests, None)
+        holding.go_on()
         if not silence.breaks() or data is None:
             return
         yield data
@@ -614,10 +708,29 @@ def _refused(request_id: int, refusal: Refusal) -> bytes:
     return pb.SessionResponse(request_id=request_id, error=error).SerializeToString()
 
 
-def _counted(slabs: Iterable[Slab], sent: list[int], kind: int) -> Iterator[Slab]:
-    for slab in slabs:
-        sent[kind] += len(slab.part.ids)
-        yield slab
+def _count(slabs: Iterable[Slab]) -> int:
+    return sum(len(slab.part.ids) for slab in slabs)
+
+
+def _encoded(kind: str, slabs: Sequence[Slab], as_summary: bool) -> Iterable[bytes]:
+    """Columns, made as they are sent; figures, which are small and take work, now."""
+    events = encode_events(kind, slabs)
+    return [*events] if as_summary else events
+
+
+def _offered(messages: Iterable[bytes], holding: Holding) -> Iterator[bytes]:
+    """The messages of a stream, each of which waits for its reader."""
+    for message in messages:
+        holding.offer(len(message))
+        yield message
+        holding.go_on()
+
+
+def _at_once(
+    answer: Callable[[bytes, Callable[[], bool]], bytes],
+) -> Callable[[bytes, Callable[[], bool], Holding], bytes]:
+    """What finds room for its answer when that is made."""
+    return lambda data, stopped, _: answer(data, stopped)
 
 
 def status_of(refusal: Refusal) -> Any:

@@ -22,8 +22,14 @@ class Session:
     """Steps take effect whole or not at all: a refused step leaves the last good point."""
 
     def __init__(
-        self, graph: Graph, evaluation: Evaluation, limits: Limits, before: Job | None = None
+        self,
+        graph: Graph,
+        evaluation: Evaluation,
+        limits: Limits,
+        before: Job | None = None,
+        hold: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
+        """`hold` finds room for an evaluation that is kept, and its answer (LIMIT_EXCEEDED)."""
         with within("evaluation"):
             evaluate.require_known(graph, evaluation)
         self.graph = graph
@@ -36,6 +42,7 @@ class Session:
             with within("evaluation"):
                 self._fix_order(evaluation.packed)
         self._limits = limits
+        self._hold = hold
         self._before = before  # a job that may lend its plan
         self._movable = movable(graph)
         self._run: Run | None = None
@@ -80,6 +87,7 @@ class Session:
 
     def advance(self, job: Job, stopped: Callable[[], bool]) -> Found:
         """A step to where a job is."""
+        self._hold(job.choice.lifetimes.total_nbytes, job.choice.nbytes)
         run = Run(job)
         found = run.complete(stopped)
         self._run = run

@@ -36,16 +36,24 @@ class Silence:
         """Ends a session that waits for longer than this (LIMIT_EXCEEDED)."""
         with self._lock:
             silent = 0.0 if self._since is None else monotonic() - self._since
-            if self.ended or silent <= seconds:
+            if silent <= seconds:
                 return
-            self.ended = True
-        self._end(
+        self.end(
             OverLimit.because(
                 f"no request came for {int(seconds)} seconds, so the server ended the call; begin "
                 "again, or start the server with a larger --session-idle-seconds",
                 "session-idle-seconds", int(seconds), int(silent),
             )
         )  # fmt: skip
+
+    def end(self, refusal: Refusal) -> bool:
+        """Ends a session that waits for its client; False where it does not, or no longer."""
+        with self._lock:
+            if self.ended or self._since is None:
+                return False
+            self.ended = True
+        self._end(refusal)
+        return True
 
 
 class SilenceWatch:

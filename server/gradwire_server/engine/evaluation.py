@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +46,14 @@ from gradwire_server.plan import (
     reached,
     static_leaves,
 )
-from gradwire_server.specs import HALVES, Shape, TensorSpec
+from gradwire_server.specs import HALVES, ITEM_SIZES, Shape, TensorSpec
 
 #: Bytes read and written after which values that are complete are handed out.
 BLOCK_BYTES = 8 << 20
 _LEAST_BYTES = 64  # of a value: a smaller one takes as long
+
+#: Of an answer, beside elements: a named tensor's, a chosen value's, figures in place of elements.
+_HEAD_BYTES, _ID_BYTES, _SUMMARY_BYTES = 128, 8, 48
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,37 @@ class Choice:
         """Where the gradients of the leaves are, and the shapes that they are returned in."""
         plan = self.lifetimes.plan
         return [_place(plan, position) for position in self.leaves]
+
+    @cached_property
+    def named_nbytes(self) -> int:
+        """About the bytes of outputs and leaf gradients, serialized."""
+        plan = self.lifetimes.plan
+        found = sum(
+            _HEAD_BYTES + prod(_output_shape(plan, output)) * ITEM_SIZES[plan.spec(i).dtype]
+            for output in plan.graph.outputs
+            for i in output.value_ids[:1].tolist()
+        )
+        return found + sum(
+            _HEAD_BYTES + prod(leaf.shape) * ITEM_SIZES[leaf.dtype] for leaf in self.leaf_places
+        )
+
+    @cached_property
+    def nbytes(self) -> int:
+        """About the bytes of all that is returned, serialized."""
+        return (
+            self.named_nbytes
+            + self._chosen_nbytes(self.values, self.values_as_summary)
+            + self._chosen_nbytes(self.gradients, self.gradients_as_summary)
+        )
+
+    def _chosen_nbytes(self, chosen: Chosen, as_summary: bool) -> int:
+        if as_summary:
+            return len(chosen.ids) * (_ID_BYTES + _SUMMARY_BYTES)
+        plan = self.lifetimes.plan
+        sizes = np.array([float(spec.nbytes) for spec in plan.specs])[plan.spec_ids]
+        if plan.batch_size:
+            sizes[plan.batched] *= plan.batch_size
+        return int(sizes[chosen.flat_ids].sum()) + len(chosen.ids) * _ID_BYTES
 
     def values_before(self, stop: int) -> int:
         """How many of `values` are in parts that are complete once flat ids below `stop` are."""
