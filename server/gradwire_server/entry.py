@@ -22,6 +22,7 @@ from gradwire_server.engine import kernels
 from gradwire_server.engine.blas import serve_with_one_thread
 from gradwire_server.health import Health, Reflection
 from gradwire_server.limits import Limits
+from gradwire_server.repeats import Repeats
 from gradwire_server.segments import Segments, require_directory
 from gradwire_server.service import GradientService
 from gradwire_server.store import MemoryStore, Store, open_store
@@ -245,7 +246,9 @@ def _remove_dead_socket(address: str) -> None:
 def _log_as_json(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
-    for name, lowest in (("gradwire", level.upper()), ("uvicorn.error", "ERROR")):
+    handler.addFilter(Repeats())
+    others = ("uvicorn.error", "ERROR"), ("asyncio", "ERROR"), ("grpc", "ERROR")
+    for name, lowest in (("gradwire", level.upper()), *others):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(lowest)
@@ -254,7 +257,7 @@ def _log_as_json(level: str) -> None:
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
-    _FIELDS = ("request_id", "method", "outcome", "peer", "milliseconds")
+    _FIELDS = ("request_id", "method", "outcome", "peer", "milliseconds", "repeats")
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {

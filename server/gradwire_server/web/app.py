@@ -15,6 +15,7 @@ from starlette.types import Scope
 from starlette.websockets import WebSocket
 
 from gradwire_server.limits import Limits
+from gradwire_server.web.bodies import Bodies
 from gradwire_server.web.calls import Servicer
 from gradwire_server.web.guard import Guard
 from gradwire_server.web.page import Readers, Web
@@ -45,7 +46,8 @@ def application(service: Servicer, limits: Limits, web: Web, readers: Readers) -
         Mount(PATH, rpc),
         Mount("/", _Files(directory=web.ui, check_dir=False)),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _error}), web.names)
+    served = Starlette(routes=routes, exception_handlers={HTTPException: _error})
+    return Guard(Bodies(served, service.held), web.names)
 
 
 async def _index(ui: Path, _: Request) -> Response:

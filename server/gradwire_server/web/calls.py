@@ -12,14 +12,16 @@ from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from math import inf
 from queue import SimpleQueue
-from threading import Semaphore
+from threading import Lock, Semaphore
 from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from gradwire_server.held import Held
 from gradwire_server.threads import Lane
+from gradwire_server.web.bodies import once_sent
 
 log = logging.getLogger("gradwire")
 
@@ -32,6 +34,7 @@ class Servicer(Protocol):
     """What the page needs of the gRPC service."""
 
     light: Lane
+    held: Held
 
     def service(self, handler_call_details: Any) -> Any:
         """The RpcMethodHandler of a call."""
@@ -63,6 +66,23 @@ class Context:
         self._active = True
         self._code, self._message = "OK", ""
         self._metadata: Any = ()
+        self._lock = Lock()
+        self._callbacks: list[Callable[[], None]] | None = []
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Calls this once the answer is sent; False where it was, or nobody waits for it."""
+        with self._lock:
+            if self._callbacks is None:
+                return False
+            self._callbacks.append(callback)
+            return True
+
+    def sent(self) -> None:
+        """The answer is on its way."""
+        with self._lock:
+            callbacks, self._callbacks = self._callbacks or [], None
+        for each in callbacks:
+            each()
 
     def is_active(self) -> bool:
         return self._active
@@ -205,6 +225,7 @@ async def answers(
     finally:
         context.cancel()
         outbox.close()
+        once_sent(context.sent)
 
 
 def converse(service: Servicer, method: str, inbox: Inbox, outbox: Outbox, peer: str) -> Context:

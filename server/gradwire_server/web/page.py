@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gradwire_server.limits import Limits
 from gradwire_server.workers import AddressError, reserve
@@ -33,6 +33,8 @@ FILES, EXPRESSIONS = 2, 1
 
 _BACKLOG = 128
 _CONNECTIONS = 512  # at the same time; a page uses about seven
+#: Of the descriptors that this process may have, those that the page's connections may take.
+_DESCRIPTORS_SHARE = 4
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = ("0.0.0.0", "::", "*")
 
@@ -172,6 +174,18 @@ def _not_shown(host: str, port: int, why: str) -> AddressError:
     )
 
 
+def most_connections() -> int:
+    """Of the page at once: a share of the descriptors, so that gRPC has the others."""
+    try:
+        import resource  # not on every system
+    except ImportError:
+        return _CONNECTIONS
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return _CONNECTIONS
+    return max(1, min(_CONNECTIONS, descriptors // _DESCRIPTORS_SHARE))
+
+
 class Page:
     """The web server of one process."""
 
@@ -215,20 +229,21 @@ class Page:
         import uvicorn
 
         from gradwire_server.web.app import application
+        from gradwire_server.web.connections import Connections
 
+        connections = Connections(most_connections())
         readers = self._web.readers(self._limits)
         config = uvicorn.Config(
             application(self._service, self._limits, self._web, readers),
             access_log=False,
             backlog=_BACKLOG,
-            http="h11",
+            http=cast("Any", connections.http),
             lifespan="off",
-            limit_concurrency=_CONNECTIONS,
             log_config=None,
             loop="asyncio",
             proxy_headers=False,
             server_header=False,
-            ws="websockets-sansio",
+            ws=cast("Any", connections.websocket),
             ws_max_size=self._limits.max_message_bytes,
             ws_ping_timeout=None,  # a page that waits for a long answer reads nothing else
             ws_per_message_deflate=False,  # a bomb would be unpacked on the event loop

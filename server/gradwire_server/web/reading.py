@@ -21,7 +21,7 @@ from gradwire_server.threads import Lane
 from gradwire_server.web.guard import refused
 from gradwire_server.web.page import EXPRESSIONS, FILES, Job, Readers
 
-#: Bodies held at the same time.
+#: Bodies that are read at the same time.
 _BODIES = 4
 _BODY_SECONDS = 120
 _LONGEST_NAME = 200
@@ -68,9 +68,9 @@ class Reading:
     ) -> Response:
         try:
             self._check_size(int(request.headers.get("content-length", "0")))
-            async with self._bodies:
-                async with asyncio.timeout(_BODY_SECONDS):
-                    body = await self._body(request)
+            async with asyncio.timeout(_BODY_SECONDS):
+                body = await self._body(request)
+            async with self._bodies:  # whoever is silent has none of them
                 graph = await self._while_here(request, lane, begin(body))
         except OverLimit as refusal:
             return refused(refusal, 413)
