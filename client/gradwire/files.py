@@ -52,7 +52,8 @@ def _replace(target: Path, pieces: Iterable[Buffer]) -> None:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(draft, 0o644)
+            if hasattr(os, "fchmod"):  # by the path, it could be that of another file by now
+                os.fchmod(file.fileno(), 0o644)
         os.replace(draft, target)
     except BaseException:
         Path(draft).unlink(missing_ok=True)

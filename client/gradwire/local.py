@@ -54,6 +54,8 @@ def local(
             raise InvalidRequestError("OPTION_UNKNOWN", message)
     try:
         server = EmbeddedServer(Limits(**limits), shares_memory=shared_memory)
+    except AddressError as failure:
+        raise UnavailableError("UNAVAILABLE", str(failure)) from None
     except SharedMemoryError as failure:
         raise _unshared(failure) from None
     return Connection(

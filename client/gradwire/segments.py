@@ -15,6 +15,7 @@ import socket
 import weakref
 from collections import deque
 from math import prod
+from struct import Struct
 from threading import Lock
 from typing import Self
 
@@ -36,6 +37,7 @@ _MOST_FREE = 6
 _ALIGNMENT = 64
 _SECONDS = 10.0
 _NAME = re.compile(rb"[0-9a-f]{32}")
+_CREDENTIALS = Struct("3i")  # process, user, group
 
 
 class Segment:
@@ -54,6 +56,7 @@ class Segment:
             try:
                 self._server.settimeout(_SECONDS)
                 self._server.connect(path)
+                _require_trusted(self._server)
                 socket.send_fds(self._server, [b"segment"], [descriptor])
                 answer = self._server.recv(1024)
                 if not _NAME.fullmatch(answer):
@@ -68,6 +71,14 @@ class Segment:
     def close(self) -> None:
         """The server gives it up; views of it stay."""
         self._server.close()
+
+
+def _require_trusted(server: socket.socket) -> None:
+    """Refuses to hand memory to another user (OSError), whatever path a server has named."""
+    credentials = server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    if os.geteuid() not in (0, user) and user != 0:
+        raise OSError(f"its socket belongs to user {user}, and this program runs as another")
 
 
 class Pool:

@@ -20,6 +20,7 @@ import grpc
 from gradwire_server.allocator import keep_freed_memory, spare_what_stays
 from gradwire_server.engine import kernels
 from gradwire_server.engine.blas import serve_with_one_thread
+from gradwire_server.folders import FolderError, is_own_socket, require_private
 from gradwire_server.health import Health, Reflection
 from gradwire_server.limits import Limits
 from gradwire_server.repeats import Repeats
@@ -107,7 +108,7 @@ class EmbeddedServer:
         store: Store | None = None,
     ) -> None:
         """Graphs are saved in memory, unless there is another store."""
-        self._folder = tempfile.mkdtemp(prefix="gradwire-")
+        self._folder = _private_folder()
         shared_memory = self._folder if shares_memory else None
         limits = limits or Limits()
         self._server = Server(
@@ -119,6 +120,19 @@ class EmbeddedServer:
         """Cancels what still runs, and removes the socket."""
         self._server.stop(grace_seconds=0)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _private_folder() -> str:
+    """A new folder that only this user can enter or replace (AddressError)."""
+    folder = tempfile.mkdtemp(prefix="gradwire-")
+    try:
+        require_private(folder)
+    except FolderError as failure:
+        os.rmdir(folder)
+        raise AddressError(
+            f"cannot listen in {folder}: {failure}: set TMPDIR to a folder of this user's"
+        ) from None
+    return folder
 
 
 def serve(
@@ -230,10 +244,13 @@ def _options(limits: Limits, shares_port: bool) -> list[tuple[str, int]]:
 def _remove_dead_socket(address: str) -> None:
     """A socket file that nobody listens on, left by a server that was killed."""
     path = Path(address.removeprefix("unix:"))
-    if not address.startswith("unix:") or not path.is_socket():
+    if not address.startswith("unix:"):
         return
-    import socket
-
+    try:
+        if not is_own_socket(os.fspath(path)):
+            return
+    except FolderError as failure:
+        raise AddressError(f"cannot listen on {address}: {failure}; give another path") from None
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(os.fspath(path))

@@ -23,6 +23,7 @@ from time import sleep
 from typing import NamedTuple
 
 from gradwire_server.errors import Invalid
+from gradwire_server.folders import FolderError, open_ours
 
 log = logging.getLogger("gradwire")
 
@@ -53,11 +54,12 @@ class Segments:
         self._mapped: dict[str, mmap.mmap] = {}
         self._names: dict[socket.socket, str] = {}
         self._room = most_bytes
-        require_directory(directory)
+        self._folder = _opened(directory)
         try:
-            _remove_dead_sockets(directory)
-            self.path, self._listener = _listen(directory)
+            _remove_dead_sockets(directory, self._folder)
+            self.path, self._listener = _listen(directory, self._folder)
         except OSError as failure:
+            os.close(self._folder)
             raise _unusable(directory, failure) from None
         self._woken, self._wake = os.pipe()
         self._thread = Thread(target=self._attend, name="gradwire-segments", daemon=True)
@@ -113,7 +115,8 @@ class Segments:
             self._forget(each)
         self._listener.close()
         with contextlib.suppress(OSError):
-            os.unlink(self.path)
+            os.unlink(os.path.basename(self.path), dir_fd=self._folder)
+        os.close(self._folder)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         try:
@@ -207,27 +210,19 @@ def _keeps_its_size(descriptor: int) -> bool:
 
 
 def require_directory(directory: str) -> None:
-    """Makes the directory where it is missing (SharedMemoryError where others can enter it)."""
+    """Makes the directory where it is missing (SharedMemoryError where it may be others')."""
+    os.close(_opened(directory))
+
+
+def _opened(directory: str) -> int:
     if not hasattr(os, "memfd_create"):
         raise SharedMemoryError("cannot share memory: this system has no memfd, Linux has")
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
-        found = os.lstat(directory)
+        return open_ours(directory, make=True)
+    except FolderError as failure:
+        raise SharedMemoryError(f"cannot share memory in {directory}: {failure}") from None
     except OSError as failure:
         raise _unusable(directory, failure) from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise SharedMemoryError(f"cannot share memory in {directory}: it is not a directory")
-    if found.st_uid != os.geteuid():
-        raise SharedMemoryError(
-            f"cannot share memory in {directory}: it belongs to user {found.st_uid} and the "
-            f"server runs as {os.geteuid()}; name one of its own"
-        )
-    if found.st_mode & 0o077:
-        raise SharedMemoryError(
-            f"cannot share memory in {directory}: others can enter it (mode "
-            f"{stat.S_IMODE(found.st_mode):04o}); make it 0700, or name one that is missing"
-        )
 
 
 def _unusable(directory: str, failure: OSError) -> SharedMemoryError:
@@ -237,34 +232,34 @@ def _unusable(directory: str, failure: OSError) -> SharedMemoryError:
     )
 
 
-def _listen(directory: str) -> tuple[str, socket.socket]:
+def _listen(directory: str, folder: int) -> tuple[str, socket.socket]:
     """A socket of this process alone, in the directory."""
-    path = os.path.join(os.path.abspath(directory), f"{token_hex(8)}.socket")
+    name = f"{token_hex(8)}.socket"
+    path = os.path.join(os.path.abspath(directory), name)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         # under its name only once it listens: until then another server would take it for dead
         listener.bind(f"{path}.new")
         listener.listen()
         listener.setblocking(False)
-        os.rename(f"{path}.new", path)
+        os.rename(f"{name}.new", name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         listener.close()
         raise
     return path, listener
 
 
-def _remove_dead_sockets(directory: str) -> None:
+def _remove_dead_sockets(directory: str, folder: int) -> None:
     """Those of servers that were killed."""
-    for name in filter(_SOCKET.fullmatch, os.listdir(directory)):
-        path = os.path.join(directory, name)
+    for name in filter(_SOCKET.fullmatch, os.listdir(folder)):
         # other errors: a full queue is alive, and a file that went is gone
         with (
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe,
             contextlib.suppress(OSError),
         ):
             probe.setblocking(False)
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
+            if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
                 try:
-                    probe.connect(path)
+                    probe.connect(os.path.join(directory, name))
                 except ConnectionRefusedError:
-                    os.unlink(path)
+                    os.unlink(name, dir_fd=folder)

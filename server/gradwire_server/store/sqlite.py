@@ -22,6 +22,7 @@ from time import time
 from typing import NamedTuple, TypeVar
 
 from gradwire_server.errors import Unavailable
+from gradwire_server.folders import FolderError, require_kept
 from gradwire_server.limits import Limits
 from gradwire_server.store.base import (
     ABSENT,
@@ -122,6 +123,8 @@ class SqliteStore:
                 if not self._give_up_reserve():
                     raise
                 self._open()
+        except FolderError as failure:
+            raise StoreError(f"the store in {directory} cannot be opened: {failure}") from None
         except (OSError, sqlite3.Error, *_ODD) as failure:
             # what is not a database at all may be anything
             is_other = isinstance(failure, sqlite3.Error) and _code(failure) == _NOT_A_DATABASE
@@ -468,7 +471,9 @@ def _advice(failure: Exception) -> str:
 def _opened(directory: Path) -> _Connection:
     """A connection to the database, of the right version, made while nobody else makes it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    require_kept(directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(directory / "lock", flags, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         database = sqlite3.connect(
