@@ -17,7 +17,7 @@ from wire import chain, module_neuron, neuron, source
 
 import gradwire as gw
 from gradwire.v1 import service_pb2, service_pb2_grpc
-from gradwire_server import allocator, held
+from gradwire_server import allocator, held, service
 from gradwire_server.allocator import ReturnsFreedMemory
 from gradwire_server.codec.answers import encode_response
 from gradwire_server.codec.graphs import decode_graph
@@ -457,3 +457,17 @@ def test_embedded_server_leaves_the_memory_of_its_host_alone() -> None:
     returns = ReturnsFreedMemory()
     returns.freed(1 << 40)
     returns.wait()
+
+
+def test_memory_that_the_system_lacks_is_said(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(service, "Run", lacks)
+    with gw.connect(started.address, timeout=PATIENCE) as connection:
+        with pytest.raises(gw.GradwireError, match="no memory left") as failed:
+            connection.evaluate(gw.parse("x*x"), {"x": 3.0})
+        assert failed.value.reason == "LIMIT_EXCEEDED"
+    started.wait(lambda: not started.held.nbytes)

@@ -22,7 +22,6 @@ _KEPT_BYTES = 512 << 20
 #: ... and all free memory but this, when it is quiet for a moment after so much was freed.
 _KEPT_AFTER_BYTES = 64 << 20
 _QUIET_SECONDS = 1.0
-_LONGEST_QUIETS = 10
 #: All threads share one arena, or each would keep memory of its own.
 _ARENAS = 1
 
@@ -55,7 +54,7 @@ class ReturnsFreedMemory:
         self._more = Event()
 
     def freed(self, nbytes: int) -> None:
-        """Takes note of memory that was freed."""
+        """Takes note of much memory that was freed, or is about to be."""
         trim = self.trim
         if trim is None:
             return
@@ -75,10 +74,9 @@ class ReturnsFreedMemory:
             thread.join()
 
     def _run(self, trim: Callable[[int], Any]) -> None:
-        for _ in range(_LONGEST_QUIETS):
+        self._more.clear()
+        while self._more.wait(_QUIET_SECONDS):  # what is needed again at once is kept
             self._more.clear()
-            if not self._more.wait(_QUIET_SECONDS):
-                break
         with self._lock:
             self._freed, self._thread = 0, None
         trim(_KEPT_AFTER_BYTES)

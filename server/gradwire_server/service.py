@@ -62,7 +62,7 @@ from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped, within
 from gradwire_server.gates import GATES
-from gradwire_server.held import IDLE_SECONDS, UNHELD, Held, Holding, NeedsRoom, whole
+from gradwire_server.held import IDLE_SECONDS, SMALL_BYTES, UNHELD, Held, Holding, NeedsRoom, whole
 from gradwire_server.held import LIMIT as HELD
 from gradwire_server.limits import Limits
 from gradwire_server.saved import SavedGraphs
@@ -257,7 +257,7 @@ class GradientService(grpc.GenericRpcHandler):
         try:
             holding.take(whole(job.choice.nbytes), stopped)
             with self._turns, asked(stopped):
-                return encode_response(Run(job).complete(stopped))
+                return encode_response(_complete(job, stopped))
         except Refusal as refusal:
             raise sent_as(refusal, "graph") from None  # a request with a mould holds its graph
 
@@ -293,7 +293,7 @@ class GradientService(grpc.GenericRpcHandler):
             ):
                 self._cast(entry, job, data, wanted)
             holding.take_now(whole(job.choice.nbytes))
-            return encode_response(Run(job).complete(stopped), sink, packed=packed)
+            return encode_response(_complete(job, stopped), sink, packed=packed)
 
     def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
         """The next request like this one need not be parsed."""
@@ -603,6 +603,14 @@ class GradientService(grpc.GenericRpcHandler):
             context.abort(grpc.StatusCode.CANCELLED, "the client cancelled the call")
         except (grpc.RpcError, GeneratorExit):
             raise
+        except MemoryError:
+            outcome = "LIMIT_EXCEEDED"
+            log.error("the system has no memory left for a call")
+            message = (
+                "the system that the server runs on has no memory left for this call; ask again "
+                "later, or for fewer values and gradients, or for fewer rows at once"
+            )
+            context.abort_with_status(_status(OverLimit("LIMIT_EXCEEDED", message)))
         except Exception:
             outcome = "INTERNAL"
             request_id = f"{self._run}-{number}"
@@ -706,6 +714,16 @@ def _learn_step(session: OpenSession, data: bytes, step: pb.Step, payloads: Payl
 def _refused(request_id: int, refusal: Refusal) -> bytes:
     error = encode_error(refusal)
     return pb.SessionResponse(request_id=request_id, error=error).SerializeToString()
+
+
+def _complete(job: engine.Job, stopped: Callable[[], bool]) -> Found:
+    """A whole evaluation, whose memory is free soon after."""
+    try:
+        return Run(job).complete(stopped)
+    finally:
+        nbytes = job.choice.lifetimes.total_nbytes
+        if nbytes > SMALL_BYTES:
+            returns_freed_memory.freed(nbytes)
 
 
 def _count(slabs: Iterable[Slab]) -> int:
