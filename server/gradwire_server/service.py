@@ -610,7 +610,7 @@ class GradientService(grpc.GenericRpcHandler):
                 "the system that the server runs on has no memory left for this call; ask again "
                 "later, or for fewer values and gradients, or for fewer rows at once"
             )
-            context.abort_with_status(_status(OverLimit("LIMIT_EXCEEDED", message)))
+            context.abort_with_status(status_of(OverLimit("LIMIT_EXCEEDED", message)))
         except Exception:
             outcome = "INTERNAL"
             request_id = f"{self._run}-{number}"
