@@ -1,0 +1,27 @@
+"""Repeated, nearly equal, damaged, hostile and cancelled requests at once: nobody is answered wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from mixed_requests import KINDS, Server, attack, memory_bound, wait_until
+
+REQUESTS = 4000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what a process takes from /proc")
+def test_mixed_requests_are_answered_as_by_a_fresh_service() -> None:
+    server = Server()
+    try:
+        attack(server, 80, {"repeated": 1}, 1000)
+        before, descriptors = server.status("VmRSS") << 10, server.descriptors()
+        found = attack(server, REQUESTS, KINDS, 1)
+        assert not found.wrong, found.wrong[:3]
+        assert found.compared > REQUESTS // 40
+        assert {outcome.partition(":")[0] for outcome in found.outcomes} == KINDS.keys()
+        assert server.status("VmHWM") << 10 < before + memory_bound()
+        assert wait_until(lambda: server.descriptors() <= descriptors), server.descriptors()
+    finally:
+        server.close()
