@@ -270,7 +270,7 @@ class Client:
     def _step(self, data: bytes) -> None:
         """A session of a few steps, whose last answer is that of Evaluate."""
         request = pb.EvaluateRequest.FromString(data)
-        bindings = request.evaluation.bindings
+        bindings = [*request.evaluation.bindings]
         del request.evaluation.bindings[:]
         if request.evaluation.forward_only:
             return
