@@ -1,4 +1,4 @@
-"""Repeated, nearly equal, damaged, hostile and cancelled requests at once: nobody is answered wrong."""
+"""Requests of every kind at once: nobody is answered wrong, and nothing stays behind."""
 
 from __future__ import annotations
 
