@@ -111,7 +111,7 @@ def hostile() -> list[bytes]:
     batch = graph.parameter("b", np.zeros((0,), np.int64))
     image = graph.parameter("x", np.ones((1, 1, 3, 3)))
     graph.output("f", gw.reduce_sum(gw.roi_align(image, regions, batch, sampling_ratio=1 << 62)))
-    graphs += [graph.to_bytes(), _doubling(5000), chain(30_000).SerializeToString()]
+    graphs += [graph.to_bytes(), _doubling(5000), chain(LIMITS.max_nodes + 1).SerializeToString()]
     requests = [
         pb.EvaluateRequest(graph=pb.GraphSource(graph=each)).SerializeToString() for each in graphs
     ]
@@ -369,7 +369,7 @@ class Server:
 
     def close(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(PATIENCE)
+        self._process.communicate(timeout=PATIENCE)
 
 
 @dataclass
@@ -412,6 +412,11 @@ def _said_by(process: subprocess.Popen[str]) -> Any:
     return json.loads(said)
 
 
+def warm_up(server: Server) -> None:
+    """Everything is there that a first call makes."""
+    Client(server.address, 0).run(100, {"repeated": 1})
+
+
 def memory_bound() -> int:
     """Bytes that the limits allow above what a server takes that has done little."""
     evaluations = LIMITS.max_evaluations * (LIMITS.max_memory_bytes + LIMITS.max_message_bytes)
@@ -446,7 +451,7 @@ def report_on(requests: int) -> int:
     """Prints what became of so many requests; 1 where something is not as it must be."""
     server = Server()
     try:
-        attack(server, requests // 100, {"repeated": 1}, 1000)  # what a first call makes is made
+        warm_up(server)
         start = server.status("VmRSS") >> 10
         descriptors, threads = server.descriptors(), server.status("Threads")
         honest_victim = attack(server, requests // 10, {"repeated": 1}, 2000).victim

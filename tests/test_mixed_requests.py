@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from mixed_requests import KINDS, Server, attack, memory_bound, wait_until
+from mixed_requests import KINDS, Server, attack, memory_bound, wait_until, warm_up
 
-REQUESTS = 4000
+REQUESTS = 2000
 
 
 @pytest.mark.slow
@@ -15,7 +15,7 @@ REQUESTS = 4000
 def test_mixed_requests_are_answered_as_by_a_fresh_service() -> None:
     server = Server()
     try:
-        attack(server, 80, {"repeated": 1}, 1000)
+        warm_up(server)
         before, descriptors = server.status("VmRSS") << 10, server.descriptors()
         found = attack(server, REQUESTS, KINDS, 1)
         assert not found.wrong, found.wrong[:3]
