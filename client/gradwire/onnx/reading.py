@@ -6,6 +6,7 @@ arrays until a gate uses them, floating initializers become parameters when one 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -295,6 +296,8 @@ class Reader:
 
     def _read_inputs(self, graph: onnx.GraphProto, scope: Scope, options: Options) -> None:
         names = [each.name for each in graph.input]
+        if repeated := [name for name, times in Counter(names).items() if times > 1]:
+            raise InvalidRequestError("MODEL_INVALID", f"has two inputs {repeated[0]!r}")
         fixed, sizes = options.fixed, options.sizes
         for name in (*fixed, *options.shapes):
             if name not in names:
