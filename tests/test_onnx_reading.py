@@ -785,6 +785,31 @@ def test_models_that_are_not_whole_are_refused(change: Any, message: str | None)
         gw.from_onnx(given)
 
 
+def add_graphs(m: onnx.ModelProto, name: str) -> None:
+    m.graph.node[0].attribute.append(
+        onnx.AttributeProto(name=name, type=onnx.AttributeProto.GRAPHS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.graph.input.append(m.graph.input[0]), "has two inputs 'x'"),
+        (lambda m: setattr(m.opset_import[0], "version", 1 << 40), "imports operator set 10995116"),
+        (lambda m: setattr(m.opset_import[0], "version", -1), "imports operator set -1"),
+        (lambda m: m.graph.node[0].ClearField("output"), "has no output"),
+        (lambda m: add_graphs(m, "dtype"), "no attribute 'dtype'"),
+        (lambda m: setattr(m.graph.node[0], "op_type", "NonZero"), "takes 1 inputs"),
+        (lambda m: setattr(m.graph.node[0], "op_type", "Unique"), "takes 1 inputs"),
+        (lambda m: setattr(m.graph.node[2], "op_type", "Compress"), "takes 2 inputs"),
+        (lambda m: setattr(m.graph.node[2], "op_type", "Range"), "takes 3 inputs"),
+    ],
+)
+def test_what_fuzzing_found_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(gw.InvalidRequestError, match=message):
+        gw.from_onnx(changed(change))
+
+
 @pytest.mark.parametrize("equation", ["b.ij,bjk->bik", "bi\tj,bjk->bik", "bij>,bjk->", "b....,b"])
 def test_equations_that_onnx_would_read_forever_are_refused(equation: str) -> None:
     given = model("g (float[5, 2, 3] x, float[5, 3, 4] y) => (float[n] z) { z = Add(x, y) }")

@@ -25,6 +25,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 _KINDS = onnx.AttributeProto
 #: How many elements ONNX puts into a byte, by data type.
 PACKED = {"float4_e2m1fn": 2, "int4": 2, "uint4": 2, "int2": 4, "uint2": 4}
+_LATEST = 2**31 - 1  # as ONNX counts operator sets
 _EQUATION = re.compile(r"([A-Za-z,]|\.\.\.)*(->([A-Za-z]|\.\.\.)*)?")
 
 #: A path, a serialized model, or the message.
@@ -109,7 +110,14 @@ def domain_of(name: str) -> str:
 
 
 def versions_of(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    """Operator sets by domain."""
+    """Operator sets by domain (MODEL_INVALID)."""
+    for each in imports:
+        if not 0 <= each.version <= _LATEST:
+            raise InvalidRequestError(
+                "MODEL_INVALID",
+                f"imports operator set {each.version} of {each.domain or 'ai.onnx'!r}, which "
+                "cannot be: they are counted from 1",
+            )
     return {domain_of(each.domain): each.version for each in imports}
 
 
@@ -309,16 +317,71 @@ def _real(number: float) -> float:
     return float(str(np.float32(number)))
 
 
+class Declared(NamedTuple):
+    """What ONNX says of an operator."""
+
+    #: The kind of each attribute.
+    kinds: Mapping[str, int]
+    #: Slots of inputs that must be given.
+    required: frozenset[int]
+    most_inputs: int
+    inputs: tuple[str, ...]
+
+    def check(
+        self, attributes: Iterable[onnx.AttributeProto], inputs: Sequence[object | None]
+    ) -> None:
+        """Refuses what readers need not expect (ATTRIBUTE_INVALID, INPUT_COUNT_INVALID)."""
+        for each in attributes:
+            if each.type != self.kinds.get(each.name, each.type):
+                raise InvalidRequestError(
+                    "ATTRIBUTE_INVALID", f"attribute {each.name!r} is of another kind than in ONNX"
+                )
+        least, most = max(self.required, default=-1) + 1, self.most_inputs
+        if not least <= len(inputs) <= most:
+            bounds = str(least) if least == most else f"{least} to {most}"
+            if most > len(self.inputs):
+                bounds = f"{least} or more"
+            raise InvalidRequestError(
+                "INPUT_COUNT_INVALID",
+                f"takes {bounds} inputs ({', '.join(self.inputs)}) but is given {len(inputs)}",
+            )
+        for slot in sorted(self.required):
+            if inputs[slot] is None:
+                raise InvalidRequestError("INPUT_COUNT_INVALID", f"its input {slot} is left out")
+
+
 @cache
-def declared_kinds(operator: str, version: int, domain: str) -> Mapping[str, int]:
-    """The kind of each attribute of an operator, or none where ONNX has no such operator."""
-    if not onnx.defs.has(operator, domain):
-        return {}
-    try:
-        schema: Any = onnx.defs.get_schema(operator, version, domain)
-    except onnx.defs.SchemaError:  # it is younger
-        return {}
-    return {name: int(each.type.value) for name, each in schema.attributes.items()}
+def declaration_of(operator: str, version: int, domain: str) -> Declared | None:
+    """What ONNX says of an operator at a version, or at its first; None of one it does not know.
+
+    Attributes that it had or will have at other versions are of their kinds there.
+    """
+    schemas = _schemas().get((domain, operator), [])
+    if not schemas:
+        return None
+    own = [each for each in schemas if each.since_version <= version] or schemas[:1]
+    kinds = {
+        name: int(each.type.value)
+        for schema in (*schemas, own[-1])
+        for name, each in schema.attributes.items()
+    }
+    inputs, option = own[-1].inputs, onnx.defs.OpSchema.FormalParameterOption
+    required = {slot for slot, each in enumerate(inputs) if each.option == option.Single}
+    if inputs and inputs[-1].option == option.Variadic:
+        required |= {*range(len(inputs) - 1, own[-1].min_input)}
+    names = tuple(each.name for each in inputs)
+    return Declared(kinds, frozenset(required), own[-1].max_input, names)
+
+
+@cache
+def _schemas() -> Mapping[tuple[str, str], list[Any]]:
+    """All schemas of each operator, oldest first."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for each in onnx.defs.get_all_schemas_with_history():
+        found.setdefault((each.domain, each.name), []).append(each)
+    for schemas in found.values():
+        schemas.sort(key=lambda each: int(each.since_version))
+    return found
 
 
 def resolved(

@@ -69,7 +69,7 @@ def _linear_regressor(reader: Reader, call: Call) -> list[Value]:
 def _linear_scores(reader: Reader, call: Call, count: int) -> Value:
     x = _rows(reader, _as_float32(reader, call.required(0)))
     coefficients, intercepts = _numbers(call, "coefficients"), _numbers(call, "intercepts")
-    if count < 1 or coefficients.size % count:
+    if not 1 <= count <= max(coefficients.size, 1) or coefficients.size % count:
         raise InvalidRequestError(
             "ATTRIBUTE_INVALID",
             f"{coefficients.size} coefficients cannot be divided among {count} targets",

@@ -33,7 +33,7 @@ from gradwire.onnx.messages import (
     array_of,
     attribute_of,
     axes_of,
-    declared_kinds,
+    declaration_of,
     dense_array_of,
     domain_of,
     dtype_of,
@@ -507,12 +507,12 @@ class Reader:
         version = scope.versions.get(domain, 0)
         given = list(resolved(node, scope.attributes))
         attributes = {each.name: attribute_of(each) for each in given}
-        kinds = declared_kinds(node.op_type, version, domain)
-        for each in given:
-            if each.type != kinds.get(each.name, each.type):
-                raise InvalidRequestError(
-                    "ATTRIBUTE_INVALID", f"attribute {each.name!r} is of another kind than in ONNX"
-                )
+        is_function = (domain, node.op_type, node.overload) in self.functions
+        if not node.output and not is_function:
+            raise InvalidRequestError("OUTPUT_COUNT_INVALID", "has no output, but must have one")
+        of_onnx = None if is_function else declaration_of(node.op_type, version, domain)
+        if of_onnx is not None:
+            of_onnx.check(given, inputs)
         return Call(node, node.op_type, version, inputs, attributes, len(node.output))
 
     def _run(self, call: Call, scope: Scope) -> list[Value]:
@@ -549,7 +549,7 @@ class Reader:
         if call.operator not in SIGNATURES:
             return self._expand_of_domain(domain, call, scope)
         for name in _DATA_TYPE_ATTRIBUTES:
-            if call.attributes.get(name):
+            if isinstance(call.attributes.get(name), int) and call.attributes[name]:
                 dtype_of(call.attributes[name])
         if call.operator == "Identity" and _is_constant(call.input(0)):
             return call.inputs  # type: ignore[return-value]
