@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from wire import F64, field_of, gate, leaf, neuron, scalar, source
+from wire import F64, field_of, gate, leaf, module_neuron, neuron, scalar, source
 
 from gradwire.v1 import graph_pb2, service_pb2, service_pb2_grpc, tensor_pb2
 from gradwire_server.entry import EmbeddedServer
@@ -162,6 +162,11 @@ def broken_graphs() -> Iterator[tuple[str, graph_pb2.Graph]]:
     graph = neuron()
     graph.gates[0].output_count = 2
     yield "OUTPUT_COUNT_INVALID", graph
+    for made in (neuron(), module_neuron()):
+        for operator, inputs, outputs in (("Max", 1 << 27, 1), ("Split", 1, 1 << 27)):
+            graph = graph_pb2.Graph.FromString(made.SerializeToString())  # of a gate without nodes
+            graph.gates.add(operator=operator, input_count=inputs, output_count=outputs)
+            yield "INPUT_COUNT_INVALID", graph
     graph = neuron()
     graph.gates[0].attributes.add(name="alpha", float_value=1.0)
     yield "ATTRIBUTE_INVALID", graph

@@ -22,6 +22,7 @@ from gradwire_server.limits import Limits
 from gradwire_server.specs import EVERY, FLOATS, Shape, Tensor, TensorSpec
 
 _MOST_STEPS = 1000  # of a path, so that a name made of slashes alone takes no time
+_MOST_UNUSED = 64  # inputs or outputs of a gate that no node uses
 _LONGEST_PATH = 256  # that is written as a name
 
 Ids = npt.NDArray[np.int64]
@@ -420,6 +421,28 @@ def check_rows(rows: Rows) -> None:
                 _check_row(row)
 
 
+def check_unused(rows: Rows, circuits: Iterable[Graph]) -> None:
+    """Refuses rows of many inputs or outputs that no node has (INPUT_COUNT_INVALID).
+
+    Work on each row takes time and memory by its counts, which nodes pay for in node_inputs and
+    in `max_values`.
+    """
+    widths = np.maximum(rows.input_counts, rows.output_counts)
+    wide = np.flatnonzero((widths > _MOST_UNUSED) & (rows.modules < 0))
+    if not wide.size:
+        return
+    used = np.unique(np.concatenate([each.node_rows for each in circuits]))
+    for number in np.setdiff1d(wide, used):
+        row = rows[number]
+        raise Invalid(
+            "INPUT_COUNT_INVALID",
+            f"gate {row.operator}: {row.input_count} inputs and {row.output_count} outputs are "
+            "declared, but no node uses it; leave it out",
+            field=f"gates[{number}].input_count",
+            operator=row.operator,
+        )
+
+
 def check_circuit(graph: Graph, limits: Limits) -> None:
     """Nodes and names (NODE_INVALID, NAME_INVALID, LIMIT_EXCEEDED); fields are those of Circuit."""
     if graph.node_count > limits.max_nodes:
@@ -493,7 +516,7 @@ def _check_row(row: Row) -> None:
     least, most = row.gate.outputs
     place = f"gate {row.operator}"
     try:
-        row.gate.declared_inputs(row.input_count)
+        row.gate.check_input_count(row.input_count)
         row.gate.complete(row.attributes)
     except Invalid as refusal:
         raise refusal.at(place, operator=row.operator) from None

@@ -30,6 +30,7 @@ from gradwire_server.graph import (
     Row,
     Rows,
     check_structure,
+    check_unused,
     first_repeat,
 )
 from gradwire_server.limits import Limits
@@ -71,9 +72,13 @@ def decode_graph(data: bytes, limits: Limits) -> Graph:
         graph = _decode_circuit(message.circuit, rows, limits, beside)
     check_structure(graph, limits)
     if not modules:
+        check_unused(rows, [graph])
         return graph
     decoded = [*_each(modules, "modules", lambda module: _decode_module(module, rows, limits))]
     check_modules(rows, decoded, graph, limits)
+    bodies = [each.circuit for each in decoded]
+    gradients = [each.gradient for each in decoded if each.gradient is not None]
+    check_unused(rows, [graph, *bodies, *gradients])
     return flatten(graph, decoded, limits)
 
 

@@ -284,8 +284,8 @@ class Gate:
                     f"{given[0][0]} is {given[0][1]} but {name} is {dtype}; Cast one of them",
                 )
 
-    def declared_inputs(self, count: int) -> tuple[Input, ...]:
-        """The declaration of each of `count` inputs (INPUT_COUNT_INVALID)."""
+    def check_input_count(self, count: int) -> None:
+        """Refuses too few and too many inputs (INPUT_COUNT_INVALID)."""
         least = sum(not declared.optional for declared in self.inputs)
         variadic = bool(self.inputs) and self.inputs[-1].variadic
         if count < least or (count > len(self.inputs) and not variadic):
@@ -295,6 +295,10 @@ class Gate:
             raise Invalid(
                 "INPUT_COUNT_INVALID", f"takes {takes} inputs ({names}) but is given {count}"
             )
+
+    def declared_inputs(self, count: int) -> tuple[Input, ...]:
+        """The declaration of each of `count` inputs (INPUT_COUNT_INVALID)."""
+        self.check_input_count(count)
         return (*self.inputs, *self.inputs[-1:] * (count - len(self.inputs)))[:count]
 
     def complete(self, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
