@@ -77,3 +77,20 @@ def test_erf_of_float32_reaches_one_and_keeps_nan() -> None:
     assert arrays.erf(np.float32(1.0)) == pytest.approx(0.8427008)
     assert np.signbit(arrays.erf(x)[1])
     assert arrays.erf(np.ones((0, 3), np.float32)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "expected"),
+    [
+        ((0,), 0, ([], [], [])),
+        ((0, 3), 0, ([], [], [])),
+        ((0, 3), 1, ([0], [0, 0, 0], [3])),  # three columns of nothing are the same
+        ((3, 0), 1, ([], [], [])),
+    ],
+)
+@pytest.mark.parametrize("ascending", [True, False])
+def test_slices_of_empty_tensors_are_unique(
+    shape: tuple[int, ...], axis: int, ascending: bool, expected: tuple[list[int], ...]
+) -> None:
+    found = arrays.unique_slices(np.zeros(shape), axis, ascending)
+    assert tuple(each.tolist() for each in found) == expected

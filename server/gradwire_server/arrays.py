@@ -503,7 +503,8 @@ def nonzero_places(x: Array) -> Array:
 def unique_slices(x: Array, axis: int, ascending: bool) -> tuple[Array, Array, Array]:
     """The different slices along an axis: where each is first, which of them each slice is, and
     how often it is; ascending, or by first occurrence."""
-    slices = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+    moved = np.moveaxis(x, axis, 0)
+    slices = moved.reshape(len(moved), size_of(moved.shape[1:]))  # -1 cannot be told where one is 0
     _, first, inverse, counts = np.unique(
         slices, axis=0, return_index=True, return_inverse=True, return_counts=True, equal_nan=False
     )
