@@ -810,6 +810,23 @@ def test_what_fuzzing_found_is_refused(change: Any, message: str) -> None:
         gw.from_onnx(changed(change))
 
 
+def test_numbers_of_attributes_that_an_input_cannot_hold_are_refused() -> None:
+    given = model("g (int32[2] x) => (int32[n] y) { y = Pad<pads = [0, 1]>(x) }", version=10)
+    given.graph.node[0].attribute.append(helper.make_attribute("value", float("inf")))
+    with pytest.raises(
+        gw.InvalidRequestError, match=r"node 'y' \(Pad\): an attribute cannot be int"
+    ):
+        gw.from_onnx(given)
+
+
+def test_more_targets_than_coefficients_are_refused() -> None:
+    body = "g (float[1, 2] x) => (float[1, n] y) { y = ai.onnx.ml.LinearRegressor<targets = 4>(x) }"
+    given = model(body, imports=', "ai.onnx.ml" : 3')
+    given.graph.node[0].attribute[0].i = 1 << 62
+    with pytest.raises(gw.InvalidRequestError, match="0 coefficients cannot be divided among"):
+        gw.from_onnx(given)
+
+
 @pytest.mark.parametrize("equation", ["b.ij,bjk->bik", "bi\tj,bjk->bik", "bij>,bjk->", "b....,b"])
 def test_equations_that_onnx_would_read_forever_are_refused(equation: str) -> None:
     given = model("g (float[5, 2, 3] x, float[5, 3, 4] y) => (float[n] z) { z = Add(x, y) }")

@@ -458,8 +458,13 @@ class Reader:
         return self.emit(operator, inputs, attributes)[0]
 
     def constant(self, numbers: Any, dtype: str = "int64") -> Value:
-        """A value of numbers."""
-        return constant(np.asarray(numbers, dtype))
+        """A value of numbers (ATTRIBUTE_INVALID where the data type cannot hold them)."""
+        try:
+            return constant(np.asarray(numbers, dtype))
+        except (OverflowError, TypeError, ValueError) as failure:
+            raise InvalidRequestError(
+                "ATTRIBUTE_INVALID", f"an attribute cannot be {dtype}: {failure}"
+            ) from None
 
     def _constant(self, call: Call, scope: Scope) -> Value:
         """A constant of the model, or the parameter that it is: the same one in each trip."""
