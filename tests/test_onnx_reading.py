@@ -819,6 +819,19 @@ def test_numbers_of_attributes_that_an_input_cannot_hold_are_refused() -> None:
         gw.from_onnx(given)
 
 
+@pytest.mark.parametrize("count", [np.nan, np.inf, 1e30, 2.5])
+@pytest.mark.parametrize("operator", ["Loop", "Tile"])
+def test_counts_that_are_no_whole_numbers_are_refused(operator: str, count: float) -> None:
+    if operator == "Loop":
+        body = "{ y = Loop<body = b (int64 i, bool c) => (bool c) { }>(count, ) }"
+    else:
+        body = "{ y = Tile(x, count, axis) }"
+    given = model(f"g (float[2] x) => (float[n] y) <float[1] axis = {{0}}> {body}", version=1)
+    given.graph.initializer.append(numpy_helper.from_array(np.float32([count]), "count"))
+    with pytest.raises(gw.InvalidRequestError, match="must be one integer"):
+        gw.from_onnx(given)
+
+
 def test_more_targets_than_coefficients_are_refused() -> None:
     body = "g (float[1, 2] x) => (float[1, n] y) { y = ai.onnx.ml.LinearRegressor<targets = 4>(x) }"
     given = model(body, imports=', "ai.onnx.ml" : 3')

@@ -32,7 +32,7 @@ def _loop(reader: Reader, call: Call, scope: Scope) -> list[Value]:
     body = call.graph("body")
     most, going = None, True
     if call.input(0) is not None:
-        most = int(_elements(call, 0, "its trip count").reshape(-1)[0])
+        most = values.whole_number(_elements(call, 0, "its trip count"), "its trip count")
     if call.input(1) is not None:
         going = _truth(call, 1, "its condition")
     carried = [_given(each) for each in call.inputs[2:]]

@@ -322,7 +322,7 @@ class Declared(NamedTuple):
 
     #: The kind of each attribute.
     kinds: Mapping[str, int]
-    #: Slots of inputs that must be given.
+    #: Slots of inputs that must be given; of a variadic one, none.
     required: frozenset[int]
     most_inputs: int
     inputs: tuple[str, ...]
@@ -367,8 +367,6 @@ def declaration_of(operator: str, version: int, domain: str) -> Declared | None:
     }
     inputs, option = own[-1].inputs, onnx.defs.OpSchema.FormalParameterOption
     required = {slot for slot, each in enumerate(inputs) if each.option == option.Single}
-    if inputs and inputs[-1].option == option.Variadic:
-        required |= {*range(len(inputs) - 1, own[-1].min_input)}
     names = tuple(each.name for each in inputs)
     return Declared(kinds, frozenset(required), own[-1].max_input, names)
 

@@ -429,6 +429,10 @@ def _matmul_of_few_bits(reader: Reader, call: Call) -> list[Value]:
 
 def _unpacked(packed: Any, bits: int, rows: int, width: int) -> Any:
     """Numbers of a few bits, the first in the lowest; each row begins with a byte of its own."""
+    if packed.dtype != np.uint8:
+        raise InvalidRequestError(
+            "DATA_TYPE_MISMATCH", f"an input is {packed.dtype}, but must be uint8"
+        )
     in_byte = 8 // bits
     held = -(-width // in_byte)
     if packed.size != rows * held:

@@ -267,7 +267,12 @@ def _table(call: Call) -> tuple[Any, Any, Any]:
         default = call.attributes.get("default_float", -0.0)
     elif default is None:
         default = call.attributes.get("default_int64", -1)
-    return (*sides, np.asarray(default).reshape(-1)[0])
+    default = np.asarray(default)
+    if default.size != 1:
+        raise InvalidRequestError(
+            "ATTRIBUTE_INVALID", f"default_tensor has {default.size} elements, but must have one"
+        )
+    return (*sides, default.reshape(-1)[0])
 
 
 def _zip_map(reader: Reader, call: Call) -> list[Value]:

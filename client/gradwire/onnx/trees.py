@@ -342,7 +342,9 @@ def _weights(
     weights: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any]:
     """[nodes, targets]: what each leaf says; NaN where it says nothing."""
-    if length * max(count, 0) > MOST_ELEMENTS:
+    if count < 1:
+        raise _unfit(f"n_targets is {count}, but must be 1 or more")
+    if length * count > MOST_ELEMENTS:
         raise LimitError(
             "LIMIT_EXCEEDED",
             f"{length} nodes and {count} targets make a table over {MOST_ELEMENTS} elements",

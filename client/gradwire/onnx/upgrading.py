@@ -23,6 +23,7 @@ from gradwire.onnx.values import (
     require_elements,
     shape_of,
     taken_elements,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -272,11 +273,12 @@ def _repeats_of_one_axis(reader: Reader, call: Call) -> Call:
     """In 1 Tile repeated one axis."""
     x, tiles, axis = (call.required(slot) for slot in range(3))
     rank = _rank(call, x)
-    count, place = require_elements(tiles, "tiles"), require_elements(axis, "axis")
-    if count.size != 1 or place.size != 1 or not 0 <= place.item() < rank:
-        raise cannot(call, f"tiles {count.tolist()} along axis {place.tolist()}")
+    count = whole_number(require_elements(tiles, "tiles"), "tiles")
+    place = whole_number(require_elements(axis, "axis"), "axis")
+    if not 0 <= place < rank:
+        raise cannot(call, f"tiles {count} along axis {place}")
     repeats = np.ones(rank, np.int64)
-    repeats[int(place.item())] = int(count.item())
+    repeats[place] = count
     call.inputs = [x, reader.constant(repeats)]
     return call
 

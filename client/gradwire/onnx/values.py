@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: No more elements than these are computed while a model is read.
 MOST_ELEMENTS = 1 << 24
+_MOST_SHOWN = 8
 
 _OPSETS = [onnx.helper.make_opsetid("", OPERATOR_SET_VERSION)]
 #: Operators that yield sizes of an input.
@@ -144,6 +145,16 @@ def require_elements(value: Value, what: str) -> Array:
     if point is not None:
         return point.take(value, what)
     raise _not_known(what, value)
+
+
+def whole_number(elements: Array, what: str) -> int:
+    """The only element, which may be of floats but is a whole number (SHAPE_MISMATCH)."""
+    found: Any = elements.reshape(-1)[0].item() if elements.size == 1 else None
+    is_whole = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
+    if not is_whole or not -(1 << 63) <= found < 1 << 63:
+        shown = elements.tolist() if elements.size <= _MOST_SHOWN else f"of shape {elements.shape}"
+        raise InvalidRequestError("SHAPE_MISMATCH", f"{what} is {shown}, but must be one integer")
+    return int(found)
 
 
 def require_size(value: Value, axis: int, what: str) -> int:
