@@ -414,6 +414,24 @@ def test_kernels_older_than_the_gates_are_not_used(
     assert "NumPy's engine answers; install the package again" in caplog.text
 
 
+def test_a_processor_without_kernels_is_told_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "levels_of", lambda _: ["x86-64-v9"])
+    caches = kernels.loaded, kernels._extension
+    for each in caches:
+        each.cache_clear()
+    try:
+        assert kernels.level() == "numpy"
+        assert [each.getMessage() for each in caplog.records] == [
+            "no compiled kernels fit this processor, which runs those for x86-64-v9; NumPy's "
+            "engine answers"
+        ]
+    finally:
+        for each in caches:
+            each.cache_clear()
+
+
 def test_a_kernel_refuses_columns_that_do_not_fit() -> None:
     compiled = kernels.loaded("float64")
     x = np.zeros(3)

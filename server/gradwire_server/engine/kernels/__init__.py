@@ -67,8 +67,15 @@ def _extension() -> Any:
     if not CPU.exists():
         _log.warning("there are no compiled kernels for this machine; NumPy's engine answers")
         return None
-    files = map(file_of, levels_of(import_extension(CPU).LEVEL))
-    return next((import_extension(file) for file in files if file.exists()), None)
+    levels = levels_of(import_extension(CPU).LEVEL)
+    for file in map(file_of, levels):
+        if file.exists():
+            return import_extension(file)
+    _log.warning(
+        "no compiled kernels fit this processor, which runs those for %s; NumPy's engine answers",
+        " or ".join(levels) or "none of our levels",
+    )
+    return None
 
 
 def levels_of(processor: int) -> list[str]:
