@@ -162,7 +162,11 @@ EXPLICIT: Mapping[str, list[tuple[Inputs, dict[str, Any]]]] = {
         ((_floats(2, 8, 200, 200), _floats(64, 4), TensorSpec((64,), "int64")),
          {"sampling_ratio": 2, "output_height": 7, "output_width": 7}),
     ],
-    "STFT": [((_floats(8, 1 << 17, 1), _one(4096), _floats(8192)), {})],
+    "STFT": [((_floats(2, 1 << 17, 1), _one(4096), _floats(8192)), {})],
+    "Split": [
+        ((_floats(1024, 1024),), {"axis": 1, "num_outputs": 3}),
+        ((_floats(1024, 1024), _ints(300, 724)), {}),
+    ],
     "ScatterElements": [
         ((_floats(768, 768), TensorSpec((512, 512), "int64"), _floats(512, 512)),
          {"reduction": reduction})

@@ -1,14 +1,13 @@
 """The memory of one call of every gate, and of random graphs, is what was predicted, about.
 
 A server refuses by the prediction before anything runs. Measured is the peak of traced allocations,
-with what the caller holds: leaves and seeds. BLAS and LAPACK allocate untraced. Calls are in
-float64; in float32 gates that make indices take up to 1.7 times what is predicted.
+with what the caller holds: leaves and seeds. BLAS and LAPACK allocate untraced.
 """
 
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from gradwire_server.engine import evaluation as evaluate
 from gradwire_server.engine import runs
 from gradwire_server.engine.compiled import NOTHING
 from gradwire_server.engine.evaluation import Binding, Evaluation, Job
+from gradwire_server.errors import Invalid
 from gradwire_server.gates import GATES, Gate
 from gradwire_server.limits import Limits
 from gradwire_server.specs import FLOATS
@@ -91,9 +91,23 @@ def one_node(case: Case) -> tuple[gw.Graph, dict[str, Any], dict[str, Any]]:
     return graph, given, seeds
 
 
-def assert_predicted(gate: Gate, nbytes: int, convert: Callable[[Case], Case]) -> None:
+def converted(case: Case, dtype: str) -> Case | None:
+    """The same with its float64s in another data type, if its gate takes that."""
+    inputs = tuple(
+        each if each is None or each.dtype != np.float64 else each.astype(dtype)
+        for each in case.inputs
+    )
+    found = Case(case.operator, inputs, case.attributes)
+    try:
+        case.gate.check(found.specs(), found.attributes)
+    except Invalid:
+        return None
+    return found
+
+
+def assert_predicted(gate: Gate, cases: Iterable[Case]) -> None:
     least, most = FURTHER_OFF.get(gate.operator, (LEAST, MOST))
-    for case in map(convert, large_cases(gate, nbytes)):
+    for case in cases:
         graph, given, seeds = one_node(case)
         for passes in (None, seeds) if seeds else (None,):
             high, low = off_by(job(graph, given, passes))
@@ -112,7 +126,15 @@ def _warm() -> None:
 
 @pytest.mark.parametrize("gate", gates(), ids=lambda gate: gate.operator)
 def test_the_memory_of_a_call_is_predicted(gate: Gate) -> None:
-    assert_predicted(gate, 8 * MEBIBYTE, lambda case: case)
+    """In float64; and in float32 what has floats: where these are sampled, the first of them."""
+    cases = list(large_cases(gate, 8 * MEBIBYTE))
+    assert_predicted(gate, cases)
+    floating = [
+        case for case in cases if any(each is not None and each.dtype == np.float64
+                                      for each in case.inputs)
+    ]  # fmt: skip
+    chosen = floating if gate.operator in EXPLICIT else floating[:1]
+    assert_predicted(gate, filter(None, (converted(case, "float32") for case in chosen)))
 
 
 @pytest.mark.slow
@@ -122,7 +144,7 @@ def test_the_memory_of_a_call_is_predicted(gate: Gate) -> None:
     ids=lambda gate: gate.operator,
 )
 def test_the_memory_of_a_large_call_is_predicted(gate: Gate) -> None:
-    assert_predicted(gate, 100 * MEBIBYTE, lambda case: case)
+    assert_predicted(gate, large_cases(gate, 100 * MEBIBYTE))
 
 
 @pytest.mark.parametrize("case", list(all_cases()), ids=lambda case: case.operator)

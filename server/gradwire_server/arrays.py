@@ -467,7 +467,11 @@ def _bins(first: int, last: int, count: int, size: int) -> list[tuple[int, int]]
 
 def gather_nd(x: Array, indices: Array, batch_axes: int) -> Array:
     """x[b, indices[b, i, 0], indices[b, i, 1], ..] for all b of the batch axes, and all i."""
-    counted = np.indices(indices.shape[:-1], sparse=True)[:batch_axes]
+    ones = (1,) * (indices.ndim - 1 - batch_axes)
+    counted = [
+        each.reshape(*each.shape, *ones)
+        for each in np.indices(indices.shape[:batch_axes], sparse=True)
+    ]
     return x[(*counted, *np.moveaxis(indices, -1, 0))]
 
 

@@ -227,7 +227,7 @@ class PaddedNonMaxSuppression(Gate):
     def scratch(
         self, outs: Sequence[TensorSpec], boxes: TensorSpec, *_: Any, **attributes: Any
     ) -> Scratch:
-        return Scratch(int(3.05 * boxes.nbytes / max(boxes.shape[0], 1)), 0)
+        return Scratch(int((2.8 * boxes.nbytes + 2.25 * boxes.size) / max(boxes.shape[0], 1)), 0)
 
     def forward(
         self,

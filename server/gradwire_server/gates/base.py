@@ -189,6 +189,9 @@ class Gate:
     #: Arrays as large as its largest input or output that it makes on the way (`scratch`): to its
     #: output, and to the gradients.
     scratch_arrays: ClassVar[tuple[float, float]] = (0, 0)
+    #: Those of float32 where they are more: NumPy makes new arrays for what is added to such, or
+    #: multiplies them, as a number of Python's.
+    scratch_arrays_of_float32: ClassVar[tuple[float, float] | None] = None
     examples: ClassVar[tuple[Example, ...]] = ()
     samples: ClassVar[tuple[Sample, ...]] = ()
     rejections: ClassVar[tuple[Rejection, ...]] = ()
@@ -229,6 +232,8 @@ class Gate:
         """
         largest = max((each.nbytes for each in (*outs, *specs) if each is not None), default=0)
         forward, back = self.scratch_arrays
+        if self.scratch_arrays_of_float32 and outs[0].dtype == "float32":
+            forward, back = self.scratch_arrays_of_float32
         return Scratch(int(forward * largest), int(back * largest))
 
     def operations(self, outs: tuple[TensorSpec, ...], *specs: Any, **attributes: Any) -> int:

@@ -92,10 +92,12 @@ def _pulling_scatter(data: TensorSpec, updates: TensorSpec, places: int, reducti
     """Bytes held by what `_pull_scatter` makes on the way."""
     if reduction == "add":
         return updates.nbytes - data.nbytes  # whose gradient is that of the output
+    # positions are integers of eight bytes, whatever the elements are
     if reduction == "none":
-        return int(2.1 * data.nbytes) + places
+        finding = 16 * data.size + 8 * updates.size + places - updates.nbytes
+        return max(finding, 17 * updates.size + updates.nbytes)
     if reduction == "mul":
-        return int(1.1 * data.nbytes + 10.1 * updates.nbytes)
+        return 8 * data.size + int(41.1 * updates.size) + 5 * updates.nbytes
     return int(3 * data.nbytes + 1.05 * updates.nbytes)
 
 
@@ -949,7 +951,9 @@ class OneHot(Gate):
     def scratch(
         self, outs: Sequence[TensorSpec], indices: TensorSpec, *_: Any, axis: int
     ) -> Scratch:
-        return Scratch(9 * indices.size, int(2.15 * outs[0].nbytes))
+        out, finding = outs[0].nbytes, 25 * indices.size  # where it is on, by integers
+        back = max(2 * out + int(1.1 * outs[0].size), finding) if outs[0].is_floating else 0
+        return Scratch(max(finding - out, 9 * indices.size), back)
 
     def forward(
         self, xp: Namespace, indices: Array, depth: Ints, values: Array, axis: int

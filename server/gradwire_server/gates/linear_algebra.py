@@ -358,7 +358,7 @@ class Einsum(Gate):
     def scratch(self, outs: Sequence[TensorSpec], *operands: TensorSpec, equation: str) -> Scratch:
         largest = max(spec.nbytes for spec in (*outs, *operands))
         if len(operands) == 1:
-            return Scratch(0, largest // 10)
+            return Scratch(0, int(1.05 * max(spec.size for spec in operands)))  # a mask
         labels = _label(equation, tuple(spec.rank for spec in operands))
         if len(operands) > 2:
             sizes = _sizes(labels, [spec.shape for spec in operands])
@@ -759,13 +759,9 @@ class Cofactor(Gate):
     def scratch(
         self, outs: Sequence[TensorSpec], x: TensorSpec, *directions: TensorSpec
     ) -> Scratch:
-        held = self._held(x, *directions) * ITEM_SIZES[x.dtype]
-        forward = (
-            (4.3 if not directions else 9.5)
-            * prod(x.shape)
-            * x.shape[-1] ** max(len(directions) - 1, 0)
-        )
-        return Scratch(int(forward * ITEM_SIZES[x.dtype]), int(0.77 * held))
+        along = len(directions)
+        further = along + 1 if _is_computed(x.shape, along + 1) else along
+        return Scratch(self._held(x, along), max(self._held(x, along), self._held(x, further)))
 
     def forward(self, xp: Namespace, x: Array, *directions: Array) -> Array:
         return xp.cofactor(x, *directions)
@@ -797,12 +793,15 @@ class Cofactor(Gate):
         summed = prod((*x.shape[:-2], *(rows,) * (len(directions) + 2)))
         return 20 * x.size * (rows + 1) + terms * summed
 
-    def _held(self, x: TensorSpec, *directions: TensorSpec) -> int:
+    def _held(self, x: TensorSpec, directions: int) -> int:
+        """Bytes of the arrays that it takes along so many directions."""
+        if not directions:
+            return int(3.3 * x.nbytes + 7.2 * x.size)
         *batch, rows, _ = x.shape
-        axes = len(directions) + 1  # of the products, which the gradient has one more of
-        if _is_computed(x.shape, axes):
-            axes += 1
-        return 9 * prod((*batch, *(rows,) * axes))
+        places = prod((rows,) * (directions + 1))  # of rows that differ, an integer for each row
+        integers = 8 * (directions + 1) * places
+        products = 3 * prod(batch) * places * ITEM_SIZES[x.dtype]
+        return int((3.4 + directions) * x.nbytes) + integers + max(integers, products)
 
 
 #: Derivatives of order k take a power k of a matrix's size; so many numbers, and directions.

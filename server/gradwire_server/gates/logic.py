@@ -295,7 +295,6 @@ class IsInf(ElementwiseGate):
     """
 
     operator = "IsInf"
-    scratch_arrays = (0.2, 0)
     output_dtype = "bool"
     inputs = (Input("X", (*FLOATS, *FLOAT8S)),)
     attributes = (
@@ -310,6 +309,10 @@ class IsInf(ElementwiseGate):
             attributes={"detect_negative": 0},
         ),
     )
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        both = attributes["detect_negative"] and attributes["detect_positive"]
+        return Scratch(0 if both else 2 * outs[0].nbytes, 0)
 
     def forward(self, xp: Namespace, x: Array, detect_negative: int, detect_positive: int) -> Array:
         found = xp.isinf(x)

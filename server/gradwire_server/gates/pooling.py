@@ -553,7 +553,9 @@ class MaxUnpool(Gate):
         self, outs: Sequence[TensorSpec], x: TensorSpec, *_: Any, **attributes: Any
     ) -> Scratch:
         places = int(2.15 * 8 * x.size)
-        return Scratch(outs[0].nbytes + places, 2 * outs[0].nbytes + places)
+        # the last of equal places is found by integers
+        back = 16 * outs[0].size + int(25.1 * x.size) - x.nbytes
+        return Scratch(outs[0].nbytes + places, back)
 
     def forward(
         self,

@@ -202,10 +202,14 @@ class GridSample(Gate):
     def scratch(
         self, outs: Sequence[TensorSpec], x: TensorSpec, grid: TensorSpec, **attributes: Any
     ) -> Scratch:
-        held = self._held(x, grid, **attributes) * ITEM_SIZES[x.dtype]
+        item, channels = ITEM_SIZES[x.dtype], x.shape[1]
+        places = prod(grid.shape[:-1])
+        taps = places * len(_FILTERS[attributes["mode"]][0]) ** (x.rank - 2)
         return Scratch(
-            int(0.5 * held), int((1.2 if attributes["mode"] == "nearest" else 1.0) * held)
-        )
+            int(taps * ((2 * channels + 1.2) * item + 9.3)),
+            int(taps * ((2 * channels + 1) * item + 17 * channels + 9)
+                + 9.5 * places * (item + 1)),
+        )  # fmt: skip
 
     def forward(self, xp: Namespace, x: Array, grid: Array, **attributes: Any) -> Array:
         taps = self._taps(xp, x.shape[2:], grid, attributes)
@@ -536,7 +540,14 @@ class RoiAlign(Gate):
         held = self._held(x, rois, batch_indices, **attributes) * ITEM_SIZES[x.dtype]
         if not attributes["sampling_ratio"]:
             return Scratch(held, held)
-        return Scratch(int(x.nbytes + 0.55 * held), int(x.nbytes + 1.3 * held))
+        item, channels = ITEM_SIZES[x.dtype], x.shape[1]
+        parts = self._parts(**attributes)
+        taps = (self._held(x, rois, batch_indices, **attributes) - parts) // (4 * channels + 8)
+        return Scratch(
+            int(x.nbytes + parts * item + taps * ((2 * channels + 3) * item + 9.3)),
+            int(x.nbytes + parts * item
+                + taps * ((4 * channels + 2.5) * item + 17 * channels + 9.4)),
+        )  # fmt: skip
 
     def forward(
         self, xp: Namespace, x: Array, rois: Array, batch_indices: Array, **attributes: Any
@@ -607,9 +618,12 @@ class RoiAlign(Gate):
             places = rois.shape[0] * 2 * (height + width + bins)
             found: int = 2 * x.size + 3 * rows * channels * width + 4 * lines + 32 * places
             return found
-        ratio = attributes["sampling_ratio"]
-        parts: int = 8 * ratio * (attributes["output_height"] + attributes["output_width"])
-        return parts + _sampled(1, x.shape[1], 4, rois.shape[0] * bins * ratio**2)
+        places = rois.shape[0] * bins * attributes["sampling_ratio"] ** 2
+        return self._parts(**attributes) + _sampled(1, x.shape[1], 4, places)
+
+    def _parts(self, **attributes: Any) -> int:
+        bins: int = attributes["output_height"] + attributes["output_width"]
+        return 8 * bins * int(attributes["sampling_ratio"])
 
 
 def _images_last(xp: Namespace, x: Array) -> Array:

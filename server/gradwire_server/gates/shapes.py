@@ -91,7 +91,6 @@ class Cast(ElementwiseGate):
     """
 
     operator = "Cast"
-    scratch_arrays = (0.1, 0)
     takes_halves = True
     output_dtypes = ("attribute:to",)
     inputs = (Input("input", EVERY),)
@@ -122,6 +121,9 @@ class Cast(ElementwiseGate):
     def infer(self, *specs: Any, **attributes: Any) -> TensorSpec:
         return TensorSpec(specs[0].shape, dtype_numbered(attributes["to"]))
 
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        return _converting(specs[0], outs[0])
+
     def forward(self, xp: Namespace, x: Array, to: int, **attributes: Any) -> Array:
         return _converted(xp, x, dtype_numbered(to), **attributes)
 
@@ -144,7 +146,6 @@ class CastLike(Gate):
     """
 
     operator = "CastLike"
-    scratch_arrays = (0.1, 0)
     takes_halves = True
     output_dtypes = ("input:1",)
     inputs = (Input("input", EVERY), Input("target_type", EVERY, "U", elements=False))
@@ -161,6 +162,9 @@ class CastLike(Gate):
 
     def infer(self, x: TensorSpec, target: TensorSpec, **_: Any) -> TensorSpec:
         return TensorSpec(x.shape, target.dtype)
+
+    def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        return _converting(specs[0], outs[0])
 
     def forward(self, xp: Namespace, x: Array, target: Array, **attributes: Any) -> Array:
         return _converted(xp, x, str(target.dtype), **attributes)
@@ -181,6 +185,17 @@ def _converted(xp: Namespace, x: Array, dtype: str, saturate: int, round_mode: s
     if dtype in STORED:
         return xp.store(x, dtype, bool(saturate), round_mode)
     return xp.astype(x, dtype)
+
+
+#: Elements that are stored at once.
+_BLOCK = 1 << 15
+
+
+def _converting(x: TensorSpec, out: TensorSpec) -> Scratch:
+    if out.dtype not in STORED:
+        return Scratch(0, 0)
+    each = 9 if x.dtype == "float32" and out.dtype != "float8_e8m0fnu" else 36
+    return Scratch(each * min(x.size, _BLOCK), 0)
 
 
 class BitCast(ElementwiseGate):

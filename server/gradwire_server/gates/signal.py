@@ -34,6 +34,7 @@ from gradwire_server.gates.common import (
 from gradwire_server.specs import (
     FLOATS,
     INDICES,
+    ITEM_SIZES,
     LARGEST,
     NUMBERS,
     Shape,
@@ -56,6 +57,15 @@ def _number(name: str, spec: TensorSpec, least: float) -> float:
     if not (isfinite(value) and value >= least):
         raise Invalid("SHAPE_MISMATCH", f"{name} is {value} but must be {least} or more")
     return value
+
+
+def _transformed(x: TensorSpec, out: TensorSpec, onesided: int) -> int:
+    """Bytes of NumPy's copies of what a transform takes and yields: of twice the precision for
+    float32, and complex."""
+    wide = x.dtype != "float64"
+    if x.shape[-1] == 1 and not onesided:
+        return 16 * x.size + 8 * wide * out.size
+    return wide * 8 * (x.size + out.size)
 
 
 class DFT(Gate):
@@ -129,11 +139,13 @@ class DFT(Gate):
     ) -> Scratch:
         (out,) = outs
         whole = x.nbytes if x.shape[-1] == 2 else 0  # as complex numbers
+        copied = whole + _transformed(x, out, attributes["onesided"])
         if attributes["onesided"] and attributes["inverse"]:
-            return Scratch(whole + out.nbytes // 2, 2 * x.nbytes)
+            return Scratch(max(whole + out.nbytes // 2, copied), 2 * x.nbytes)
+        forward = max(whole + 2 * out.nbytes, copied)
         if attributes["onesided"]:
-            return Scratch(whole + 2 * out.nbytes, 9 * out.nbytes)
-        return Scratch(whole + 2 * out.nbytes, 3 * out.nbytes + (0 if whole else x.nbytes))
+            return Scratch(forward, 9 * out.nbytes)
+        return Scratch(forward, 3 * out.nbytes + (0 if whole else x.nbytes))
 
     def forward(self, xp: Namespace, x: Array, *known: Any, **attributes: int) -> Array:
         length, axis = self._length_and_axis(x.shape, *known, **attributes)
@@ -235,7 +247,6 @@ class STFT(Gate):
     """
 
     operator = "STFT"
-    scratch_arrays = (3, 9.5)
     inputs = (
         Input("signal"),
         Input("frame_step", INDICES, "I", known=True),
@@ -350,6 +361,29 @@ class STFT(Gate):
 
         entries = (to_signal, None, None if window is None else to_window, None)
         return entries[: 2 + len(rest)]
+
+    def scratch(
+        self,
+        outs: Sequence[TensorSpec],
+        signal: TensorSpec,
+        step: TensorSpec,
+        window: TensorSpec | None = None,
+        length: TensorSpec | None = None,
+        *,
+        onesided: int,
+    ) -> Scratch:
+        (out,) = outs
+        size = self._frame(signal, window, None if length is None else length.value)
+        batch, frames = out.shape[:2]
+        places = frames * size  # a list of Python's integers
+        framed = TensorSpec((batch, frames, size, signal.shape[2]), signal.dtype)
+        wide, item = out.dtype == "float64", ITEM_SIZES[out.dtype]
+        whole = framed.nbytes * signal.shape[2]  # and the complex numbers
+        forward = whole + max(2 * out.nbytes, _transformed(framed, out, onesided))
+        added = (24 + (2.5 if window is None else 3.5) * item) * framed.size
+        arrays = (9.5 if wide else 11.0) if onesided else (7.5 if wide else 9.5)
+        back = max(49 * places + added, arrays * framed.nbytes)
+        return Scratch(max(57 * places - out.nbytes, forward), int(back))
 
     def operations(
         self, outs: tuple[TensorSpec, ...], signal: TensorSpec, *_: Any, onesided: int

@@ -84,8 +84,13 @@ class Dropout(Gate):
         return data, TensorSpec(data.shape, "bool")
 
     def scratch(self, outs: Sequence[TensorSpec], *specs: Any, **attributes: Any) -> Scratch:
+        data, *known = specs
+        dropped = self._ratio(tuple(None if each is None else each.value for each in known))
+        unseen = data.size if len(outs) == 1 else 0  # a mask that nobody asked for
+        if dropped is None or attributes["seed"] is None:
+            return Scratch(unseen, 0)
         # a mask is drawn as float64s
-        return Scratch(8 * outs[0].size, 8 * outs[0].size)
+        return Scratch(8 * data.size + unseen, max(9 * data.size - data.nbytes, data.nbytes))
 
     def forward(
         self, xp: Namespace, data: Array, *known: Any, seed: int | None

@@ -97,6 +97,7 @@ class Tan(ElementwiseGate):
     """
 
     operator = "Tan"
+    scratch_arrays_of_float32 = (0, 1)
     inputs = (Input("X", domain=(-1.2, 1.2)),)
     examples = (Example((0.5,), 0.5463024898437905, gradients=(1.2984464104095248,)),)
 
