@@ -138,7 +138,12 @@ class _Timeline:
     def _seed_nbytes(self, value_ids: Ids) -> int:
         """Bytes of the gradients that an output is given, which are there from the beginning."""
         floating = value_ids[self.plan.floating[value_ids]]
-        return int(self._nbytes[floating].sum()) if len(value_ids) == 1 else 0
+        return int(self._wide_nbytes[floating].sum()) if len(value_ids) == 1 else 0
+
+    def _seeded(self, half: bool) -> list[Ids]:
+        """The values of each output, those of half precision or the others."""
+        every = [output.value_ids for output in self.plan.graph.outputs]
+        return [ids[self._is_half[ids] == half] for ids in every]
 
     @cached_property
     def _is_number(self) -> Flags:
@@ -183,15 +188,20 @@ class _Timeline:
         pulled = self._pulled[self._consumers] & self.kept.needed[ids]
         born = np.full(len(self._nbytes), -1)
         born[ids[pulled]] = self._consumers[pulled]
-        for output in graph.outputs:
-            born[output.value_ids] = nodes
-        parents = self._passed(pulled, born)
+        for seeded in self._seeded(half=False):
+            born[seeded] = nodes
+        for seeded in self._seeded(half=True):  # the caller's are float32; they are rounded in turn
+            left += int(self._wide_nbytes[seeded].sum())
+            own = seeded[born[seeded] < 0]
+            born[own] = np.where(own < first, 0, self._producers[np.maximum(own - first, 0)])
+        passes = self._passes(pulled)
+        parents = self._passed(passes & ~self._is_half[ids])
         held = np.where(parents == np.arange(len(born)), self._wide_nbytes, 0)
         # a node and its values are done with when it has been pulled; what is kept, never is
         died = np.full(len(born), -1)
         died[first:] = np.where(self.kept.gradients[first:], -1, self._producers)
-        for output in graph.outputs:  # whose gradients the caller holds
-            died[output.value_ids] = -1
+        for seeded in self._seeded(half=False):  # whose gradients the caller holds
+            died[seeded] = -1
         np.minimum.at(died, _shown(parents), died.copy())
         grown = np.bincount(born[born >= 0], held[born >= 0], nodes + 1)
         gone = (died >= 0) & (born >= 0)
@@ -209,6 +219,11 @@ class _Timeline:
         joins = pulled & (self._consumers < born[ids])
         made = np.bincount(self._consumers[joins], self._wide_nbytes[ids[joins]], nodes)
         made += np.where(self._pulled, self._scratch(1), 0)
+        # their gradients are the float32 copies; those that repeat numbers, until they are rounded
+        source = graph.first_ids[self._consumers]
+        copies = passes & self._is_half[ids]
+        copies &= self._wide_nbytes[ids] == self._wide_nbytes[source]
+        made = made - np.bincount(self._consumers[copies], self._wide_nbytes[ids[copies]], nodes)
         live = left + np.cumsum((grown - np.append(shrunk[1:], 0))[::-1])[::-1]
         during = live + np.append(made, 0)
         node = int(during.argmax())
@@ -344,11 +359,19 @@ class _Timeline:
                 turned[first] = any(turned[i] and spec_ids[i] == spec_ids[first] for i in given)
         return copied
 
-    def _passed(self, pulled: Flags, born: Ids) -> Ids:
+    def _passed(self, passes: Flags) -> Ids:
         """By id: the value whose gradient's memory its gradient shows, itself if it has its own."""
+        graph, shown = self.plan.graph, np.arange(len(self._nbytes))
+        shown[graph.node_inputs[passes]] = graph.first_ids[self._consumers[passes]]
+        return shown
+
+    def _passes(self, pulled: Flags) -> Flags:
+        """By entry of node_inputs: whether the gradient shows the memory of the output's."""
         graph, ids = self.plan.graph, self.plan.graph.node_inputs
         nodes = self._consumers
-        uses = np.bincount(ids[pulled], minlength=len(born)) + (born == graph.node_count)
+        uses = np.bincount(ids[pulled], minlength=len(self._nbytes))
+        for output in graph.outputs:
+            uses[output.value_ids] += 1
         is_first = np.zeros(len(ids), bool)
         is_first[graph.input_starts[:-1][np.diff(graph.input_starts) > 0]] = True
         source = graph.first_ids[nodes]
@@ -359,11 +382,10 @@ class _Timeline:
             pulled & (uses[ids] == 1) & self._marked(lambda gate: bool(gate.passes_grad))[nodes]
         )
         passes &= is_first | self._marked(lambda gate: gate.passes_grad == "to all")[nodes]
-        passes &= same | ~self._marked(lambda gate: isinstance(gate, ElementwiseGate))[nodes]
-        passes &= ~self._is_half[ids]  # which are rounded
-        shown = np.arange(len(born))
-        shown[ids[passes]] = source[passes]
-        return shown
+        found: Flags = passes & (
+            same | ~self._marked(lambda gate: isinstance(gate, ElementwiseGate))[nodes]
+        )
+        return found
 
     def _marked(self, says: Callable[[Gate], bool]) -> Flags:
         """By node: whether its gate says so."""
