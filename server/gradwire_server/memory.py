@@ -343,20 +343,22 @@ class _Timeline:
         if "reshaped" not in kinds or not {"turned", "in parts"} & {*kinds}:
             return copied
         # outputs have the order of inputs of their shape, as far as anybody knows, and no gaps
-        parts, turned = (bytearray(graph.value_count + 1) for _ in range(2))
-        inputs, starts = graph.node_inputs.tolist(), graph.input_starts.tolist()
-        first_ids, spec_ids = graph.first_ids.tolist(), self.plan.spec_ids.tolist()
-        for node, row in enumerate(graph.node_rows.tolist()):
-            first, given = first_ids[node], inputs[starts[node] : starts[node + 1]]
-            kind = kinds[row]
-            if kind == "reshaped":
-                copied[node] = parts[given[0]] or turned[given[0]]
-            elif kind:
-                for value_id in range(first, first_ids[node + 1]):
-                    turned[value_id] = kind == "turned" or turned[given[0]]
-                    parts[value_id] = kind == "in parts" or parts[given[0]]
-            else:
-                turned[first] = any(turned[i] and spec_ids[i] == spec_ids[first] for i in given)
+        kind = np.array(kinds)[graph.node_rows]
+        is_view = (kind != "") & (kind != "reshaped")
+        leaves, ids, to = graph.leaf_first_ids[-1], graph.node_inputs, self._consumers
+        is_first = np.zeros(len(ids), bool)
+        is_first[graph.input_starts[:-1][np.diff(graph.input_starts) > 0]] = True
+        entries = np.flatnonzero(ids >= leaves)
+        ids, to, is_first = ids[entries], to[entries], is_first[entries]
+        source = self._producers[ids - leaves]
+        shape_kept = self.plan.spec_ids[ids] == self.plan.spec_ids[graph.first_ids[to]]
+        shape_kept &= is_view[source] | (ids == graph.first_ids[source])
+        viewed = is_view[to] & is_first
+        ordered = viewed | ((kind[to] == "") & shape_kept)
+        odd = _reached(kind == "turned", source[ordered], to[ordered])
+        odd |= _reached(kind == "in parts", source[viewed], to[viewed])
+        asks = is_first & (kind[to] == "reshaped")
+        copied[to[asks]] = odd[source[asks]]
         return copied
 
     def _passed(self, passes: Flags) -> Ids:
@@ -445,6 +447,30 @@ def _at_node(refusal: OverLimit, plan: Plan, node: int) -> OverLimit:
         return refusal
     facts: dict[str, object] = {**plan.graph.facts_of(node)}
     return refusal.at(plan.graph.place_of(node), field="", **facts)
+
+
+#: Rounds in which `_reached` looks at all edges.
+_ROUNDS = 32
+
+
+def _reached(marked: Flags, source: Ids, to: Ids) -> Flags:
+    """What can be reached from the marked along edges; more, where paths are too winding."""
+    found, before = marked.copy(), np.arange(len(marked))
+    before[to] = source  # one for each: what is along a chain of these is found at once
+    for _ in range(_ROUNDS):
+        parents = before
+        while True:
+            found |= found[parents]
+            further = parents[parents]
+            if np.array_equal(further, parents):
+                break
+            parents = further
+        new = to[found[source] & ~found[to]]
+        if not len(new):
+            return found
+        found[new] = True
+    found[to] = True
+    return found
 
 
 def _shown(parents: Ids) -> Ids:
