@@ -353,3 +353,13 @@ def test_pieces_of_a_long_gate_are_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(arrays, "_MOST_SORTED", 100)
     for each, expected in zip(cases, whole, strict=True):
         np.testing.assert_allclose(each(), expected, rtol=1e-13)
+
+
+def test_elements_sorted_in_parts_are_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).integers(0, 9, (5, 6, 20))
+    for axis in range(-3, 3):
+        for largest in (False, True):
+            whole = arrays.top_indices(x, 3, axis, largest)
+            with monkeypatch.context() as patch:
+                patch.setattr(arrays, "_MOST_SORTED", 100)
+                assert (arrays.top_indices(x, 3, axis, largest) == whole).all()

@@ -490,7 +490,8 @@ def top_indices(x: Array, count: int, axis: int, largest: bool) -> Array:
         for first in range(0, len(rows), step):
             stop_if_asked()
             found.append(top_indices(rows[first : first + step], count, -1, largest))
-        lead = (*x.shape[:axis], *x.shape[axis:][1:]) if axis >= 0 else x.shape[:-1]
+        axis %= x.ndim
+        lead = (*x.shape[:axis], *x.shape[axis + 1 :])
         return np.moveaxis(np.concat(found).reshape(*lead, count), -1, axis)
     if largest:  # the order of the reversed tensor, read from its end, keeps equal ones in order
         order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)

@@ -815,6 +815,10 @@ def _true_places(condition: tuple[bool, ...]) -> Ints:
     return tuple(place for place, holds in enumerate(condition) if holds)
 
 
+#: Elements that are sorted at once, where an axis is no longer.
+_MOST_SORTED = 1 << 22
+
+
 class TopK(Gate):
     """The largest elements along an axis, and where they are.
 
@@ -868,7 +872,12 @@ class TopK(Gate):
     def scratch(
         self, outs: Sequence[TensorSpec], x: TensorSpec, k: TensorSpec, **attributes: Any
     ) -> Scratch:
-        return Scratch((2 if attributes["largest"] else 1) * 8 * x.size, x.nbytes)
+        along, sorted_at_once, copied = normalize_axis(attributes["axis"], x.rank), x.size, 0
+        if x.rank > 1 and x.size > max(_MOST_SORTED, x.shape[along]):
+            sorted_at_once = max(_MOST_SORTED, x.shape[along])
+            copied = x.nbytes if 2 < x.rank != along + 1 else 0
+        each = 16 if attributes["largest"] else 8
+        return Scratch(copied + each * sorted_at_once, x.nbytes)
 
     def forward(
         self, xp: Namespace, x: Array, k: Ints, axis: int, largest: int, **_: int
