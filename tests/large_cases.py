@@ -112,6 +112,8 @@ EXPLICIT: Mapping[str, list[tuple[Inputs, dict[str, Any]]]] = {
     "LSTM": [
         ((_floats(64, 32, 64), _floats(1, 256, 64), _floats(1, 256, 64)), {}),
         ((_floats(64, 32, 64), _floats(1, 256, 64), _floats(1, 256, 64)), {"clip": 3.0}),
+        ((_floats(64, 32, 64), _floats(2, 256, 64), _floats(2, 256, 64)),
+         {"direction": "bidirectional"}),
     ],
     "LinearAttention": [
         ((_floats(4, 128, 128),) * 3,

@@ -277,6 +277,8 @@ class _Recurrent(Gate):
     ) -> Scratch:
         held = self._held(x, *specs, **how) * ITEM_SIZES[x.dtype]
         forward, back = self.shares_held
+        if how["direction"] == "bidirectional":  # the first direction's stay
+            forward *= 1.8
         return Scratch(int(forward * held), int(back * held))
 
     def operations(
