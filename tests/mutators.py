@@ -251,4 +251,4 @@ def _bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def _is_repeated(field: FieldDescriptor) -> bool:
-    return field.label == FieldDescriptor.LABEL_REPEATED
+    return bool(field.is_repeated)

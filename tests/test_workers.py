@@ -28,14 +28,16 @@ class Running:
     """A server with two workers, and its log."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, "--listen", "127.0.0.1:0", "--workers", "2"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # whatever it is here: nohup has it ignored
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        )
+        here = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+        try:
+            self.process = subprocess.Popen(
+                [*COMMAND, "--listen", "127.0.0.1:0", "--workers", "2"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            signal.signal(signal.SIGHUP, here)
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().split()[-1]
 

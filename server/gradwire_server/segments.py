@@ -234,15 +234,16 @@ def _unusable(directory: str, failure: OSError) -> SharedMemoryError:
 
 def _listen(directory: str, folder: int) -> tuple[str, socket.socket]:
     """A socket of this process alone, in the directory."""
-    name = f"{token_hex(8)}.socket"
+    token = token_hex(8)
+    name, draft = f"{token}.socket", f"{token}.new"
     path = os.path.join(os.path.abspath(directory), name)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         # under its name only once it listens: until then another server would take it for dead
-        listener.bind(f"{path}.new")
+        listener.bind(os.path.join(os.path.dirname(path), draft))
         listener.listen()
         listener.setblocking(False)
-        os.rename(f"{name}.new", name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         listener.close()
         raise

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { close, find, labels, open, ready, repository, screenshot, site } from "./setup.mjs";
+import { close, find, open, ready, repository, screenshot, shows, site } from "./setup.mjs";
 
 const gradwire = site();
 const files = process.env.FILES;
@@ -53,7 +53,7 @@ test("a broken file's error is told, and the circuit before stays", async () => 
   bytes[40] ^= 1;
   await drop(page, "broken.gate", bytes);
   await page.locator("#failure", { hasText: "broken.gate" }).waitFor();
-  assert.deepEqual(await labels(page, "σ"), ["0.731", "∂ 1"]);
+  await shows(page, "σ", ["0.731", "∂ 1"]);
   await drop(page, "broken.onnx", Buffer.from("this is no model"));
   const failure = page.locator("#failure", {
     hasText: "broken.onnx: is no ONNX model: it is text",
@@ -165,12 +165,12 @@ test("a module with its own gradient is one box, and shows its inside when it is
   await page.setInputFiles("#file", repository("examples/sigmoid_neuron_module.gate"));
   await page.locator("#stage .group", { hasText: "own gradient" }).waitFor();
   await ready(page);
-  assert.deepEqual(await labels(page, "f · sigmoid"), ["0.731", "∂ 1"]);
+  await shows(page, "f · sigmoid", ["0.731", "∂ 1"]);
   await page.click("#open-groups");
   await page.locator("#stage .module").waitFor();
-  assert.deepEqual(await labels(page, "exp"), ["0.368", "∂ –"], "none is computed inside");
-  assert.deepEqual(await labels(page, "1/x"), ["0.731", "∂ 1"], "the module's own");
-  assert.deepEqual(await labels(page, "w1"), ["−3", "∂ −0.393"]);
+  await shows(page, "exp", ["0.368", "∂ –"], "none is computed inside");
+  await shows(page, "1/x", ["0.731", "∂ 1"], "the module's own");
+  await shows(page, "w1", ["−3", "∂ −0.393"]);
   await screenshot(page, "module-with-gradient");
   await close(page);
 });

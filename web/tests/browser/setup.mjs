@@ -157,14 +157,19 @@ export async function screenshot(page, name, options = {}) {
   await page.screenshot({ path: `${screenshots}/${name}.png`, ...options });
 }
 
-/** Labels on the wire behind an item, found by what is written in it, as soon as it is drawn. */
-export async function labels(page, text) {
-  const found = await page.waitForFunction((wanted) => {
+/** Waits until the labels on the wire behind an item, found by what is written in it, begin so. */
+export async function shows(page, text, expected, why) {
+  const labels = ([wanted, these]) => {
     const items = [...document.querySelectorAll("#stage .item")];
-    const item = items.find((each) => each.querySelector(".symbol, .name")?.textContent === wanted);
-    return item && [...item.querySelectorAll(".label")].map((label) => label.textContent);
-  }, text);
-  return found.jsonValue();
+    const item = items.find((it) => it.querySelector(".symbol, .name")?.textContent === wanted);
+    const found = [...(item?.querySelectorAll(".label") ?? [])].map((it) => it.textContent);
+    return these ? these.every((label, at) => label === found[at]) : found;
+  };
+  try {
+    await page.waitForFunction(labels, [text, expected]);
+  } catch {
+    assert.deepEqual(await page.evaluate(labels, [text]), expected, why);
+  }
 }
 
 export const number = (page, kind) => page.locator(`#details [data-number="${kind}"]`).first();
