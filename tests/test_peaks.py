@@ -159,7 +159,8 @@ def test_the_memory_of_a_call_in_half_precision_is_predicted(name: str, dtype: s
     ids=lambda gate: gate.operator,
 )
 def test_the_memory_of_a_large_call_is_predicted(gate: Gate) -> None:
-    assert_predicted(gate, large_cases(gate, 100 * MEBIBYTE))
+    """The first of its cases: the others differ from it as they do when they are small."""
+    assert_predicted(gate, [next(large_cases(gate, 100 * MEBIBYTE))])
 
 
 @pytest.mark.parametrize("case", list(all_cases()), ids=lambda case: case.operator)
