@@ -9,6 +9,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,11 @@ def test_the_memory_of_a_call_in_half_precision_is_predicted(name: str, dtype: s
     ids=lambda gate: gate.operator,
 )
 def test_the_memory_of_a_large_call_is_predicted(gate: Gate) -> None:
-    """The first of its cases: the others differ from it as they do when they are small."""
-    assert_predicted(gate, [next(large_cases(gate, 100 * MEBIBYTE))])
+    """The first of its cases: the others differ from it as they do when they are small.
+
+    QLinearConv has none of this size.
+    """
+    assert_predicted(gate, islice(large_cases(gate, 100 * MEBIBYTE), 1))
 
 
 @pytest.mark.parametrize("case", list(all_cases()), ids=lambda case: case.operator)
