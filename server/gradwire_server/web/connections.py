@@ -92,13 +92,18 @@ class Connections:
         connection.transport.abort()
 
 
-class _Connection:
+class _Connection(asyncio.Protocol):
     """What is known of a connection by either protocol."""
 
     transport: Any
     is_silent = False
+    _is_full = False  # of what the peer has not read
     _unread = 0  # bytes that the peer could have read
     _unread_since = inf  # when it began to read no more of them
+
+    def __init__(self, connections: Connections, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._all = connections
 
     def is_late(self, now: float) -> bool:
         """Whether the peer reads too slowly."""
@@ -116,15 +121,24 @@ class _Connection:
             return False
         return waited > WAIT_SECONDS
 
-    _is_full = False
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        super().resume_writing()
 
 
 class Http(_Connection, H11Protocol):
     """One that has time for its request, and for each answer."""
 
     def __init__(self, connections: Connections, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._all = connections
+        super().__init__(connections, *arguments, **named)
         self._began = connections.clock()  # to wait for a request, or for the body of one
         self._received = 0
         self._request: object = None
@@ -148,10 +162,6 @@ class Http(_Connection, H11Protocol):
         super().connection_made(transport)
         self._all.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._all.remove(self)
-        super().connection_lost(exc)
-
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not self._request:
@@ -169,34 +179,10 @@ class Http(_Connection, H11Protocol):
             return
         super().handle_websocket_upgrade(event)
 
-    def pause_writing(self) -> None:
-        self._is_full = True
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._is_full = False
-        super().resume_writing()
-
 
 class WebSocket(_Connection, WebSocketsSansIOProtocol):
     """One that has time for each answer; its session ends it where it is silent."""
 
-    def __init__(self, connections: Connections, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._all = connections
-
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._all.replace(transport.get_protocol(), self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._all.remove(self)
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._is_full = True
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._is_full = False
-        super().resume_writing()
