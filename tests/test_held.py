@@ -411,8 +411,15 @@ def test_streams_that_nobody_reads_hold_few_evaluations(
     with grpc.insecure_channel(started.address) as channel:
         stub = service_pb2_grpc.GradientServiceStub(channel)
         streams = [stub.EvaluateStream(asked, timeout=PATIENCE) for _ in range(8)]
-        started.wait(lambda: len(started.held._waiting) >= 5)
-        begun = sum(each.nbytes > 0 for each in started.held._holdings)
+        begun = 0
+
+        def others_wait() -> bool:
+            """None has begun for a moment, where one fitted into the connection's window."""
+            nonlocal begun
+            begun = sum(each.nbytes > 0 for each in [*started.held._holdings])
+            return begun > 0 and len(started.held._waiting) >= 5
+
+        started.wait(others_wait)
         assert 1 <= begun <= 3
         started.squares()
         expected = None
