@@ -38,7 +38,7 @@ _LOOK_SECONDS = 0.1  # at the peers that keep the server waiting, by the first w
 _ASK_SECONDS = 1.0  # whether the others' clients are still there
 
 
-def whole(answer_nbytes: int) -> int:
+def held_nbytes(answer_nbytes: int) -> int:
     """What an answer of this size holds: grpc keeps what it was given, beside a copy to send."""
     return 2 * answer_nbytes + CALL_BYTES
 

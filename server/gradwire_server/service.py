@@ -62,7 +62,15 @@ from gradwire_server.engine.runs import Found, Run, Slab
 from gradwire_server.engine.symbolic import gradient_graph
 from gradwire_server.errors import Invalid, OverLimit, Refusal, Stopped, within
 from gradwire_server.gates import GATES
-from gradwire_server.held import IDLE_SECONDS, SMALL_BYTES, UNHELD, Held, Holding, NeedsRoom, whole
+from gradwire_server.held import (
+    IDLE_SECONDS,
+    SMALL_BYTES,
+    UNHELD,
+    Held,
+    Holding,
+    NeedsRoom,
+    held_nbytes,
+)
 from gradwire_server.held import LIMIT as HELD
 from gradwire_server.limits import Limits
 from gradwire_server.saved import SavedGraphs
@@ -236,7 +244,7 @@ class GradientService(grpc.GenericRpcHandler):
                 holding = self.held.holding(context.cancel)
                 try:
                     found = answer(data, stopped, holding)
-                    holding.resize(whole(len(found)))
+                    holding.resize(held_nbytes(len(found)))
                     holding.offer(len(found))
                     if context.add_callback(holding.close):  # once it is sent, or nobody is there
                         return found
@@ -255,7 +263,7 @@ class GradientService(grpc.GenericRpcHandler):
         if job is None:
             return self._evaluate(data, stopped, holding)
         try:
-            holding.take(whole(job.choice.nbytes), stopped)
+            holding.take(held_nbytes(job.choice.nbytes), stopped)
             with self._turns, asked(stopped):
                 return encode_response(_complete(job, stopped))
         except Refusal as refusal:
@@ -292,7 +300,7 @@ class GradientService(grpc.GenericRpcHandler):
                 and entry.wants_mould(job, data)
             ):
                 self._cast(entry, job, data, wanted)
-            holding.take_now(whole(job.choice.nbytes))
+            holding.take_now(held_nbytes(job.choice.nbytes))
             return encode_response(_complete(job, stopped), sink, packed=packed)
 
     def _cast(self, entry: Entry, job: engine.Job, data: bytes, wanted: engine.Evaluation) -> None:
@@ -315,8 +323,9 @@ class GradientService(grpc.GenericRpcHandler):
             with graph_of(request.graph):
                 entry, job = self._streamed(request, payloads, stopped)
                 choice = job.choice
-                held = choice.lifetimes.total_nbytes + whole(choice.named_nbytes) + _STREAM_BYTES
-                holding.take(held, stopped)
+                answer_nbytes = held_nbytes(choice.named_nbytes)
+                total = choice.lifetimes.total_nbytes + answer_nbytes + _STREAM_BYTES
+                holding.take(total, stopped)
                 batches = self._batches(self._events(entry, job, sink), stopped)
                 began = monotonic()
                 for batch in batches:
@@ -332,8 +341,6 @@ class GradientService(grpc.GenericRpcHandler):
     ) -> tuple[Entry, engine.Job]:
         """The graph of a streamed evaluation, and all that can be refused of it."""
         with self._turns, asked(stopped), np.errstate(all="ignore"):
-            if stopped():
-                raise Stopped
             entry = self._saved.entry(request.graph, payloads, stopped)
             wanted = decode_evaluation(request.evaluation, payloads)
             chosen = request.evaluation.HasField("values"), request.evaluation.HasField("gradients")
@@ -456,7 +463,7 @@ class GradientService(grpc.GenericRpcHandler):
             wanted = decode_evaluation(request.evaluation, payloads)
 
             def hold(evaluation_nbytes: int, answer_nbytes: int) -> None:
-                holding.grow(evaluation_nbytes + whole(answer_nbytes))
+                holding.grow(evaluation_nbytes + held_nbytes(answer_nbytes))
 
             return OpenSession(entry.graph, wanted, self._limits, entry.job, hold)
 
@@ -518,7 +525,7 @@ class GradientService(grpc.GenericRpcHandler):
                     advice = "send fewer steps in one message"
                     what = "bytes of the results before this one"
                     raise OverLimit.of("max-memory-bytes", limit, held, what, advice)
-                holding.grow(kept + whole(held))
+                holding.grow(kept + held_nbytes(held))
                 found = run(message)
             except Refusal as refusal:
                 found = refusal
