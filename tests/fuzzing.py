@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from mutators import of_models, of_requests, of_words
+from mutators import Mutate, of_models, of_requests, of_words
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = 2
@@ -36,10 +36,6 @@ MOST_NODES = 2000
 MOST_KEPT = 120_000
 #: Longer inputs are not tried.
 MOST_BYTES = 4096
-
-
-#: Changes bytes; None where it cannot.
-Mutate = Callable[[bytes, random.Random], bytes | None]
 
 
 class Target(NamedTuple):

@@ -25,16 +25,17 @@ from typing import Any
 
 import grpc
 import numpy as np
-from test_hostile import mutate
+from patience import PATIENCE, comes_true
+from test_hostile import SERVICE, mutate
 from wire import chain, module_neuron, neuron, scalar, source
 
 import gradwire as gw
+from gradwire.v1 import graph_pb2
 from gradwire.v1 import service_pb2 as pb
 from gradwire_server.errors import Refusal
 from gradwire_server.limits import Limits
 from gradwire_server.service import GradientService
 
-PATIENCE = 600
 CLIENTS = 8
 #: A seeded one of so many answers is compared with that of a service that has seen nothing before.
 ONE_IN = 20
@@ -53,7 +54,6 @@ REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND,
 }  # fmt: skip
-SERVICE = "/gradwire.v1.GradientService/"
 #: The victim's slowest in a hundred beside these clients, over that beside honest ones.
 MOST_RATIO = 5
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
@@ -125,23 +125,17 @@ def _doubling(nodes: int) -> bytes:
     graph = gw.Graph()
     value = graph.parameter("x", np.ones(1))
     graph.output("f", gw.concat(value, value, axis=0))
-    message = _message(graph.to_bytes())
+    message = graph_pb2.Graph.FromString(graph.to_bytes())
     message.circuit.node_gates[:] = [0] * nodes
     message.circuit.node_inputs[:] = [each for at in range(1, nodes + 1) for each in (at, at)]
     message.circuit.outputs[0].value_ids[:] = [nodes + 1]
     return bytes(message.SerializeToString())
 
 
-def _message(data: bytes) -> Any:
-    from gradwire.v1 import graph_pb2
-
-    return graph_pb2.Graph.FromString(data)
-
-
 def nearly_equal(data: bytes, chance: random.Random) -> bytes:
     """The same request, but for one thing that a cache could overlook."""
     request = pb.EvaluateRequest.FromString(data)
-    graph = _message(request.graph.graph)
+    graph = graph_pb2.Graph.FromString(request.graph.graph)
     leaves = [*graph.circuit.inputs, *graph.circuit.parameters, *graph.circuit.constants]
     match chance.randrange(7):
         case 0:  # one bit of a stored number
@@ -423,16 +417,6 @@ def memory_bound() -> int:
     return LIMITS.max_cache_bytes + evaluations + CLIENTS * LIMITS.max_message_bytes
 
 
-def wait_until(condition: Callable[[], bool]) -> bool:
-    """Whether it came true in time."""
-    end = monotonic() + PATIENCE
-    while not condition():
-        if monotonic() > end:
-            return False
-        sleep(0.1)
-    return True
-
-
 def main() -> None:
     words = sys.argv[1:]
     if words[0] == "client":
@@ -459,8 +443,8 @@ def report_on(requests: int) -> int:
         found = attack(server, requests, KINDS, 1)
         seconds = server.processor_seconds() - before
         peak, bound = server.status("VmHWM") >> 10, start + (memory_bound() >> 20)
-        closed = wait_until(lambda: server.descriptors() <= descriptors)
-        rested = wait_until(lambda: server.status("Threads") <= threads)
+        closed = comes_true(lambda: server.descriptors() <= descriptors)
+        rested = comes_true(lambda: server.status("Threads") <= threads)
         ratio = found.victim["p99"] / honest_victim["p99"]
         for outcome, count in sorted(found.outcomes.items()):
             print(f"{count:9,}  {outcome}")

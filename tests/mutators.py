@@ -21,6 +21,7 @@ _SIZES = (0, 1, 2, 3, 4, 7, 8, 64, 1000, 2**24, 2**31 - 1, 2**31, 2**32, 2**53, 
 _NUMBERS = (0.0, 1.0, -1.0, 0.5, 2.0, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"))
 _MOST_CHANGES = 4
 
+#: Changes bytes; None where it cannot.
 Mutate = Callable[[bytes, random.Random], bytes | None]
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
+from time import monotonic
 from types import FrameType
 
 #: Seconds after which a test gives up on what must come: more than any busy machine needs.
 PATIENCE = 600
+
+
+def comes_true(condition: Callable[[], bool]) -> bool:
+    """Whether it does, while one waits."""
+    end = monotonic() + PATIENCE
+    while not condition():
+        if monotonic() > end:
+            return False
+        Event().wait(0.001)
+    return True
 
 
 class Clock:

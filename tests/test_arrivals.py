@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from patience import PATIENCE, Clock
+from patience import PATIENCE, Clock, comes_true
 from wire import neuron, source
 
 from gradwire.v1 import service_pb2, service_pb2_grpc
@@ -78,8 +78,7 @@ def serving(limits: Limits, folder: Any) -> Iterator[Serving]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        threading.Event().wait(0.001)
+    assert comes_true(condition)
 
 
 def test_grpc_is_a_version_whose_private_parts_are_known() -> None:

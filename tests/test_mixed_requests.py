@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from mixed_requests import KINDS, Server, attack, memory_bound, wait_until, warm_up
+from mixed_requests import KINDS, Server, attack, memory_bound, warm_up
+from patience import comes_true
 
 REQUESTS = 2000
 
@@ -22,6 +23,6 @@ def test_mixed_requests_are_answered_as_by_a_fresh_service() -> None:
         assert found.compared > REQUESTS // 40
         assert {outcome.partition(":")[0] for outcome in found.outcomes} == KINDS.keys()
         assert server.status("VmHWM") << 10 < before + memory_bound()
-        assert wait_until(lambda: server.descriptors() <= descriptors), server.descriptors()
+        assert comes_true(lambda: server.descriptors() <= descriptors), server.descriptors()
     finally:
         server.close()
